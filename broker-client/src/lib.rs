@@ -1,1 +1,23 @@
-//! Placeholder.
+//! What crosses the cluster and what it keeps: publish with history, interest, node registry and
+//! node-to-node messages — in memory for one process, in Redis for many.
+//!
+//! Backends use [`RedisBroker`] (or [`MemoryBroker`] in tests) without a gateway; gateway nodes
+//! use the same values through the [`Broker`] trait. One behaviour suite (`tests/behaviour.rs`)
+//! holds both implementations to the trait's words.
+//!
+//! What this crate must not know: connections' sockets, profiles, codecs, tokens, HTTP.
+
+mod broker;
+mod error;
+mod memory;
+mod node;
+mod redis;
+
+pub use broker::{
+    Admission, Broker, ConnectionRecord, Event, Events, Health, HistoryPage, HistoryQuery,
+    Idempotency, InboundEntry, Publish, RateCount, Receipt, Retention, Start, Target,
+};
+pub use error::BrokerError;
+pub use memory::{MemoryBroker, MemoryCluster};
+pub use node::{NodeId, NodeRecord};
+pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};

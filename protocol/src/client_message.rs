@@ -1,0 +1,94 @@
+//! What a client says, in any codec, before anybody acts on it. `protocol.md` 2, ruling R24.
+
+use crate::codec::strict;
+use crate::envelope::{Correlation, Refusal};
+use crate::ids::ID_BYTES_MAX;
+use crate::{Codec, ErrorCode, Payload};
+
+/// One message from a client. Only `type` is required; unknown fields are ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientMessage {
+    /// The message type, 1–256 bytes without control characters.
+    pub kind: Box<str>,
+    /// The sender's own id for the message: makes publishing it again harmless.
+    pub id: Option<Box<str>>,
+    /// Channel at top level; not yet checked against the alphabet.
+    pub channel: Option<Box<str>>,
+    /// Opaque payload; `null` when absent.
+    pub payload: Payload,
+    /// `ack_id` and `requestId`.
+    pub correlation: Correlation,
+}
+
+/// A message could not be read: the refusal, and the correlation if that much could be read, so
+/// that the error reaches the request that caused it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unreadable {
+    /// What is wrong and where.
+    pub refusal: Refusal,
+    /// What the sender may be waiting for.
+    pub correlation: Correlation,
+}
+
+impl ClientMessage {
+    /// Reads one message. For [`Codec::Ndjson`] the caller splits lines first.
+    ///
+    /// # Errors
+    /// `INVALID_MESSAGE` with the place in `details`.
+    pub fn parse(codec: Codec, bytes: &[u8]) -> Result<Self, Unreadable> {
+        let document = match codec {
+            Codec::Json | Codec::Ndjson => strict::read_json(bytes),
+            Codec::MessagePack => strict::read_msgpack(bytes),
+        };
+        let fields = match document {
+            Ok(fields) => fields,
+            Err(problem) => {
+                let refusal = Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
+                    .with("reason", problem.reason)
+                    .with("at", problem.at);
+                return Err(Unreadable { refusal, correlation: Correlation::default() });
+            }
+        };
+        Self::from_fields(fields)
+    }
+
+    fn from_fields(fields: strict::Fields) -> Result<Self, Unreadable> {
+        let correlation = Correlation {
+            ack_id: fields.ack_id.as_text().filter(|id| id.len() <= ID_BYTES_MAX).map(Into::into),
+            request_id: fields.request_id.as_text().filter(|id| id.len() <= ID_BYTES_MAX).map(Into::into),
+        };
+        let text = |field: &strict::Field, name: &'static str, bytes_max: usize| match field {
+            strict::Field::Absent | strict::Field::Null => Ok(None),
+            strict::Field::Text(text) if text.is_empty() || text.len() > bytes_max => {
+                Err(invalid("must be 1 to 256 bytes", name))
+            }
+            strict::Field::Text(text) if text.chars().any(char::is_control) => {
+                Err(invalid("must not hold control characters", name))
+            }
+            strict::Field::Text(text) => Ok(Some(Box::from(text.as_str()))),
+            strict::Field::Other => Err(invalid("must be a string", name)),
+        };
+        let read = || {
+            let kind = match text(&fields.kind, "type", ID_BYTES_MAX)? {
+                Some(kind) => kind,
+                None => return Err(invalid("Message type is required", "type")),
+            };
+            text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
+            text(&fields.request_id, "requestId", ID_BYTES_MAX)?;
+            let id = text(&fields.id, "id", ID_BYTES_MAX)?;
+            // Too long a channel is told by the channel's own rule; here only the shape counts.
+            let channel = text(&fields.channel, "channel", usize::MAX)?;
+            Ok((kind, id, channel))
+        };
+        match read() {
+            Ok((kind, id, channel)) => {
+                Ok(Self { kind, id, channel, payload: fields.payload.unwrap_or(Payload::NULL), correlation })
+            }
+            Err(refusal) => Err(Unreadable { refusal, correlation }),
+        }
+    }
+}
+
+fn invalid(message: &'static str, field: &'static str) -> Refusal {
+    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field)
+}

@@ -1,0 +1,50 @@
+//! Codecs: how an envelope becomes bytes, chosen by WebSocket subprotocol. `protocol.md` 1–2.
+
+mod json;
+mod msgpack;
+mod sse;
+pub(crate) mod strict;
+
+pub use json::{push_json_string, write_json};
+pub use msgpack::write_msgpack;
+pub use sse::{write_sse, write_sse_body};
+
+/// The codec of a WebSocket connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// One JSON document a text frame.
+    Json,
+    /// JSON documents a line, several may share a text frame.
+    Ndjson,
+    /// One MessagePack document a binary frame.
+    MessagePack,
+}
+
+impl Codec {
+    /// The codec for a requested subprotocol, if it is one of ours.
+    #[must_use]
+    pub fn from_subprotocol(name: &str) -> Option<Self> {
+        Some(match name {
+            "carillon.json" => Self::Json,
+            "carillon.ndjson" => Self::Ndjson,
+            "carillon.msgpack" => Self::MessagePack,
+            _ => return None,
+        })
+    }
+
+    /// The subprotocol's name.
+    #[must_use]
+    pub const fn subprotocol(self) -> &'static str {
+        match self {
+            Self::Json => "carillon.json",
+            Self::Ndjson => "carillon.ndjson",
+            Self::MessagePack => "carillon.msgpack",
+        }
+    }
+
+    /// Whether messages travel in binary frames.
+    #[must_use]
+    pub const fn is_binary(self) -> bool {
+        matches!(self, Self::MessagePack)
+    }
+}

@@ -1,0 +1,429 @@
+//! One connection's session under a virtual clock: what each client message means, whether it is
+//! allowed as such (reserved types, rate), and when silence or the token ends it.
+//!
+//! The session decides meaning; it never performs anything. Who executes a [`Request`] answers it
+//! with [`Session::own_reply`], [`Session::done`] or [`Session::refused`], which keep the rule that
+//! a request with `ack_id` gets exactly one `ack` or `error` (R20).
+//!
+//! It must not know: sockets, the hub, Redis, configuration files.
+
+mod rate;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use crate::envelope::{Correlation, Refusal, ServerMessage};
+use crate::{ChannelName, ClientMessage, CloseCode, ErrorCode, Payload, Since};
+
+pub use rate::{Rate, Verdict};
+pub use routes::{InvalidRoute, Route, Routes};
+
+/// A subscribe request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subscribe {
+    /// What to hear.
+    pub channel: ChannelName,
+    /// Where the client stopped; `None` for a fresh subscription.
+    pub since: Option<Since>,
+    /// Page size with `since`, the last N messages without (R21).
+    pub limit: Option<u32>,
+    /// Payload filter document.
+    pub filter: Option<serde_json::Value>,
+}
+
+/// A client's publish, after routing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientPublish {
+    /// Where it goes.
+    pub channel: ChannelName,
+    /// The type it is published as.
+    pub kind: Box<str>,
+    /// Payload; where the server's word on the sender belongs into it, it is already there (R4).
+    pub payload: Payload,
+    /// The sender's id for it: idempotency.
+    pub id: Option<Box<str>>,
+    /// A relay (typing, receipts): never back to the sending connection (R9).
+    pub relay: bool,
+    /// Whether it is kept in history where the channel has one (typing never is, R10).
+    pub history: bool,
+}
+
+/// What a client asks the gateway to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Hear a channel.
+    Subscribe(Subscribe),
+    /// Hear it no more.
+    Unsubscribe(ChannelName),
+    /// Publish.
+    Publish(ClientPublish),
+    /// Announce presence on `presence:{resource}`.
+    PresenceJoin {
+        /// The presence channel.
+        channel: ChannelName,
+        /// Display name; the token's beats it (R25).
+        name: Option<Box<str>>,
+        /// Anything the application wants listed.
+        metadata: Option<serde_json::Value>,
+    },
+    /// Take presence back.
+    PresenceLeave(ChannelName),
+    /// Keep presence alive.
+    PresenceHeartbeat(ChannelName),
+    /// Set the user's own status.
+    SetStatus(Status),
+    /// Mark one notification read.
+    NotificationRead(Box<str>),
+    /// Mark all of the user's notifications read.
+    NotificationReadAll,
+    /// Replace the token.
+    Authenticate(Box<str>),
+    /// A call to the application.
+    Inbound {
+        /// Message type.
+        kind: Box<str>,
+        /// Payload.
+        payload: Payload,
+        /// The sender's id.
+        id: Option<Box<str>>,
+    },
+}
+
+/// A user's status as they may set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Present.
+    Online,
+    /// Idle.
+    Away,
+    /// Not to be disturbed.
+    Busy,
+}
+
+/// What to do next after a client message.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Send these, in order.
+    Reply(Vec<ServerMessage>),
+    /// Perform this, then answer it.
+    Perform(Request, Correlation),
+    /// Send an error, then close with the code (abuse).
+    Close(CloseCode),
+    /// The client said goodbye: close with 1000.
+    Goodbye,
+}
+
+/// Session limits. Zero switches a limit off.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionLimits {
+    /// Client messages a second: bucket size and refill (R27).
+    pub messages_per_second: u32,
+    /// Silence after which the session ends, milliseconds.
+    pub heartbeat_timeout_ms: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    rate: Rate,
+    heard_at_ms: u64,
+    heartbeat_timeout_ms: u64,
+}
+
+impl Session {
+    /// A session that begins now (`now_ms`: any monotonic milliseconds).
+    #[must_use]
+    pub fn new(limits: SessionLimits, now_ms: u64) -> Self {
+        Self {
+            rate: Rate::new(limits.messages_per_second, now_ms),
+            heard_at_ms: now_ms,
+            heartbeat_timeout_ms: limits.heartbeat_timeout_ms,
+        }
+    }
+
+    /// Anything at all came from the peer.
+    pub fn handle_bytes(&mut self, now_ms: u64) {
+        self.heard_at_ms = now_ms;
+    }
+
+    /// When silence ends the session, if nothing is heard before; `None` when switched off.
+    #[must_use]
+    pub fn silence_deadline_ms(&self) -> Option<u64> {
+        (self.heartbeat_timeout_ms > 0).then(|| self.heard_at_ms + self.heartbeat_timeout_ms)
+    }
+
+    /// When anything was last heard.
+    #[must_use]
+    pub fn heard_at_ms(&self) -> u64 {
+        self.heard_at_ms
+    }
+
+    /// Counts one client message against the rate; `Some` when it is refused.
+    pub fn charge(&mut self, now_ms: u64) -> Option<Verdict> {
+        match self.rate.take(now_ms) {
+            Verdict::Admit => None,
+            refused => Some(refused),
+        }
+    }
+
+    /// One message from the client. `user` is the authenticated user, `unix_ms` the wall clock.
+    pub fn handle_message(
+        &mut self,
+        now_ms: u64,
+        unix_ms: i64,
+        user: Option<&str>,
+        routes: &Routes,
+        message: Result<ClientMessage, crate::client_message::Unreadable>,
+    ) -> Step {
+        self.heard_at_ms = now_ms;
+        let correlation = match &message {
+            Ok(message) => message.correlation.clone(),
+            Err(unreadable) => unreadable.correlation.clone(),
+        };
+        match self.charge(now_ms) {
+            Some(Verdict::Abuse) => return Step::Close(CloseCode::Abuse),
+            Some(Verdict::Refuse { retry_after_ms }) => {
+                let refusal = Refusal::new(ErrorCode::RateLimited, "Too many messages")
+                    .with("retry_after_ms", retry_after_ms);
+                return Step::Reply(vec![ServerMessage::error(correlation, &refusal)]);
+            }
+            Some(Verdict::Admit) | None => {}
+        }
+        let message = match message {
+            Ok(message) => message,
+            Err(unreadable) => {
+                return Step::Reply(vec![ServerMessage::error(correlation, &unreadable.refusal)]);
+            }
+        };
+        match meaning(message, unix_ms, user, routes) {
+            Ok(Meaning::Own(reply)) => Step::Reply(own_reply(reply, &correlation)),
+            Ok(Meaning::Request(request)) => Step::Perform(request, correlation),
+            Ok(Meaning::Goodbye) => Step::Goodbye,
+            Err(refusal) => Step::Reply(vec![ServerMessage::error(correlation, &refusal)]),
+        }
+    }
+
+    /// A request succeeded and has a reply of its own (`subscribed`, `presence:sync`, …).
+    #[must_use]
+    pub fn own_reply(reply: ServerMessage, correlation: &Correlation) -> Vec<ServerMessage> {
+        own_reply(reply, correlation)
+    }
+
+    /// A request succeeded and has no reply of its own: an `ack` if the client asked for one.
+    #[must_use]
+    pub fn done(correlation: Correlation, data: &impl serde::Serialize) -> Option<ServerMessage> {
+        (!correlation.is_empty()).then(|| ServerMessage::ack(correlation, data))
+    }
+
+    /// A request was refused.
+    #[must_use]
+    pub fn refused(correlation: Correlation, refusal: &Refusal) -> ServerMessage {
+        ServerMessage::error(correlation, refusal)
+    }
+}
+
+fn own_reply(reply: ServerMessage, correlation: &Correlation) -> Vec<ServerMessage> {
+    let data = reply.payload.to_value();
+    let mut replies = vec![reply.answering(correlation.for_own_reply())];
+    if correlation.ack_id.is_some() {
+        replies.push(ServerMessage::ack(correlation.clone(), &data));
+    }
+    replies
+}
+
+enum Meaning {
+    Own(ServerMessage),
+    Request(Request),
+    Goodbye,
+}
+
+fn meaning(
+    message: ClientMessage,
+    unix_ms: i64,
+    user: Option<&str>,
+    routes: &Routes,
+) -> Result<Meaning, Refusal> {
+    let body = Body::of(&message);
+    Ok(match &*message.kind {
+        "ping" => Meaning::Own(ServerMessage::new("pong", &timestamp(unix_ms))),
+        "heartbeat" => Meaning::Own(ServerMessage::new("heartbeat", &timestamp(unix_ms))),
+        "disconnect" => Meaning::Goodbye,
+        "subscribe" => Meaning::Request(Request::Subscribe(Subscribe {
+            channel: body.channel()?,
+            since: body.since()?,
+            limit: body.limit()?,
+            filter: body.object("filter")?,
+        })),
+        "unsubscribe" => Meaning::Request(Request::Unsubscribe(body.channel()?)),
+        "presence:join" => Meaning::Request(Request::PresenceJoin {
+            channel: body.presence_channel()?,
+            name: body.text("name")?,
+            metadata: body.object("metadata")?,
+        }),
+        "presence:leave" => Meaning::Request(Request::PresenceLeave(body.presence_channel()?)),
+        "presence:heartbeat" => Meaning::Request(Request::PresenceHeartbeat(body.presence_channel()?)),
+        "presence" => {
+            let status = match body.required_text("status")?.as_ref() {
+                "online" => Status::Online,
+                "away" => Status::Away,
+                "busy" => Status::Busy,
+                _ => return Err(wrong("status is one of online, away, busy", "payload.status")),
+            };
+            Meaning::Request(Request::SetStatus(status))
+        }
+        "notification_read" => {
+            Meaning::Request(Request::NotificationRead(body.required_text("notification_id")?))
+        }
+        "notification_read_all" => Meaning::Request(Request::NotificationReadAll),
+        "auth" => Meaning::Request(Request::Authenticate(body.required_text("token")?)),
+        kind if is_reserved(kind) => {
+            return Err(Refusal::new(ErrorCode::Forbidden, "This type is the server's")
+                .with("type", kind.to_owned()));
+        }
+        kind => {
+            let sender = routes::Sender { user, unix_ms };
+            if let Some(route) = routes.find(kind) {
+                Meaning::Request(Request::Publish(route.apply(&message, &body.value, sender)?))
+            } else if let Some(channel) = &message.channel {
+                let channel = channel_name(channel)?;
+                Meaning::Request(Request::Publish(ClientPublish {
+                    channel,
+                    kind: message.kind.clone(),
+                    payload: message.payload.clone(),
+                    id: message.id.clone(),
+                    relay: false,
+                    history: true,
+                }))
+            } else {
+                Meaning::Request(Request::Inbound {
+                    kind: message.kind.clone(),
+                    payload: message.payload.clone(),
+                    id: message.id.clone(),
+                })
+            }
+        }
+    })
+}
+
+/// Types that only the server may publish (R1).
+#[must_use]
+pub fn is_reserved(kind: &str) -> bool {
+    matches!(
+        kind,
+        "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect" | "feed_update" | "count_update"
+    ) || ["connect", "notification", "presence:", "entity:"].iter().any(|prefix| kind.starts_with(prefix))
+}
+
+/// Types that not even a backend may publish (R1): the control messages of a connection.
+#[must_use]
+pub fn is_control(kind: &str) -> bool {
+    matches!(
+        kind,
+        "connect" | "connection" | "connected" | "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect"
+    )
+}
+
+fn timestamp(unix_ms: i64) -> serde_json::Value {
+    serde_json::json!({"timestamp": crate::time::rfc3339(unix_ms)})
+}
+
+fn wrong(message: &'static str, field: &'static str) -> Refusal {
+    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field)
+}
+
+fn channel_name(text: &str) -> Result<ChannelName, Refusal> {
+    ChannelName::new(text).map_err(|invalid| {
+        Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "channel")
+    })
+}
+
+/// A request's payload, parsed: only requests to the server itself are looked into.
+struct Body<'a> {
+    message: &'a ClientMessage,
+    value: serde_json::Value,
+}
+
+impl<'a> Body<'a> {
+    fn of(message: &'a ClientMessage) -> Self {
+        // Publications stay opaque; requests and routed types are small.
+        let value = if message.channel.is_some()
+            && !is_reserved(&message.kind)
+            && !matches!(&*message.kind, "subscribe" | "unsubscribe" | "presence")
+            && !message.kind.starts_with("typing")
+            && &*message.kind != "read_receipt"
+            && &*message.kind != "auth"
+        {
+            serde_json::Value::Null
+        } else {
+            message.payload.to_value()
+        };
+        Self { message, value }
+    }
+
+    fn channel(&self) -> Result<ChannelName, Refusal> {
+        match (&self.message.channel, self.value.get("channel")) {
+            (Some(channel), _) => channel_name(channel),
+            (None, Some(serde_json::Value::String(channel))) => channel_name(channel),
+            (None, Some(_)) => Err(wrong("channel must be a string", "payload.channel")),
+            (None, None) => Err(wrong("channel is required", "channel")),
+        }
+    }
+
+    fn presence_channel(&self) -> Result<ChannelName, Refusal> {
+        let channel = self.channel()?;
+        if channel.as_str().strip_prefix("presence:").is_some_and(|resource| !resource.is_empty()) {
+            Ok(channel)
+        } else {
+            Err(wrong("presence is announced on presence:{resource}", "channel"))
+        }
+    }
+
+    fn text(&self, field: &'static str) -> Result<Option<Box<str>>, Refusal> {
+        match self.value.get(field) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::String(text)) => Ok(Some(text.as_str().into())),
+            Some(_) => Err(wrong("must be a string", field)),
+        }
+    }
+
+    fn required_text(&self, field: &'static str) -> Result<Box<str>, Refusal> {
+        self.text(field)?.filter(|text| !text.is_empty()).ok_or_else(|| wrong("is required", field))
+    }
+
+    fn object(&self, field: &'static str) -> Result<Option<serde_json::Value>, Refusal> {
+        match self.value.get(field) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(value @ serde_json::Value::Object(_)) => Ok(Some(value.clone())),
+            Some(_) => Err(wrong("must be an object", field)),
+        }
+    }
+
+    fn limit(&self) -> Result<Option<u32>, Refusal> {
+        match self.value.get("limit") {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(value) => match value.as_u64().and_then(|limit| u32::try_from(limit).ok()) {
+                Some(limit) => Ok(Some(limit)),
+                None => Err(wrong("must be a whole number", "payload.limit")),
+            },
+        }
+    }
+
+    fn since(&self) -> Result<Option<Since>, Refusal> {
+        let since = match self.value.get("since") {
+            None | Some(serde_json::Value::Null) => return Ok(None),
+            Some(since) => since,
+        };
+        let offset = since.get("offset").and_then(serde_json::Value::as_u64);
+        let epoch = since.get("epoch").and_then(serde_json::Value::as_str);
+        let tag = match since.get("tag") {
+            None | Some(serde_json::Value::Null) => None,
+            Some(serde_json::Value::String(tag)) => Some(tag.as_str()),
+            Some(_) => return Err(wrong("tag must be a string", "payload.since.tag")),
+        };
+        match (offset, epoch) {
+            (Some(offset), Some(epoch)) => Ok(Some(Since::new(epoch, offset, tag))),
+            (None, _) => Err(wrong("offset must be a whole number", "payload.since.offset")),
+            (_, None) => Err(wrong("epoch must be a string", "payload.since.epoch")),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Session tests under a virtual clock.
