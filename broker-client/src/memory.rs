@@ -164,7 +164,8 @@ impl Node {
             match self.available()?.channels.publish(&mut attempt) {
                 Ok(receipt) => return Ok(receipt),
                 Err(full) => {
-                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + COMMAND_TIMEOUT);
+                    let deadline =
+                        *deadline.get_or_insert_with(|| Instant::now() + COMMAND_TIMEOUT);
                     full.wait_until(deadline, &mut attempt.kept).await;
                 }
             }

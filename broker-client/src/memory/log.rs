@@ -81,7 +81,8 @@ impl Log {
             Start::Last => (visible.saturating_sub(limit), None),
             Start::After(offset) => {
                 let first = self.top.offset - visible as u64 + 1;
-                let skipped = offset.saturating_add(1).saturating_sub(first).min(visible as u64) as usize;
+                let skipped =
+                    offset.saturating_add(1).saturating_sub(first).min(visible as u64) as usize;
                 (skipped, self.tag_at(offset, hidden))
             }
         };

@@ -188,7 +188,9 @@ pub(crate) async fn one_call_of_many_at_once_is_counted_once(make: &impl Fixture
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let broker = node.broker.clone();
-        calls.spawn(async move { broker.count("busy", Duration::from_secs(60)).await.unwrap().count });
+        calls.spawn(
+            async move { broker.count("busy", Duration::from_secs(60)).await.unwrap().count },
+        );
     }
     let mut counts = calls.join_all().await;
     counts.sort_unstable();

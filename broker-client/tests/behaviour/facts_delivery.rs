@@ -226,7 +226,8 @@ pub(crate) async fn a_payload_of_one_mebibyte_crosses(make: &impl Fixture) {
 }
 
 pub(crate) async fn every_field_of_a_publication_crosses(make: &impl Fixture) {
-    let mut sent = kept(&channel("room:Full;a%20b/@=+~!$"), "id with ünicode \u{1F514}").publication;
+    let mut sent =
+        kept(&channel("room:Full;a%20b/@=+~!$"), "id with ünicode \u{1F514}").publication;
     sent.kind = "order.shipped".into();
     sent.user_id = Some(UserId::new("ada@example.org").unwrap());
     sent.meta = Some(Bytes::from_static(b"{\"conflate_key\":\"a\",\"n\":[1,null]}"));

@@ -104,3 +104,10 @@ fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
     listener.local_addr().expect("a bound socket").port()
 }
+
+#[test]
+fn the_server_for_the_facts_starts_and_is_shared() {
+    let server = RedisServer::shared();
+    assert_eq!(RedisServer::shared().url(), server.url());
+    assert_ne!(RedisServer::prefix(), RedisServer::prefix());
+}
