@@ -128,7 +128,7 @@ async fn a_slow_node_does_not_take_another_nodes_events() {
         assert_eq!(offset(&broker, &format!("m{index}")).await, index);
         match quick.try_recv() {
             Ok(Event::Publication(heard)) => {
-                assert_eq!(heard.position.expect("kept").offset, index)
+                assert_eq!(heard.position.expect("kept").offset, index);
             }
             other => panic!("expected a publication, heard {other:?}"),
         }
