@@ -144,29 +144,33 @@ impl Assembler {
             (header, header.bytes - put_aside)
         };
         *rest = &mut std::mem::take(rest)[taken..];
-        let begun = self.partial.as_ref().and_then(|partial| partial.message.as_ref());
-        match (header.kind, begun) {
-            (Kind::Continuation, None) => Err(Violation::protocol("a continuation of nothing")),
-            (Kind::Text | Kind::Binary, Some(_)) => {
-                Err(Violation::protocol("a new message inside a fragmented one"))
-            }
-            (kind, begun) if !kind.is_control() => {
-                let so_far = begun.map_or(0, |message| message.bytes.len()) as u64;
-                if header.payload_bytes > (self.message_bytes_max as u64).saturating_sub(so_far) {
-                    return Err(Violation { code: CloseCode::TooLarge, problem: "a message over the limit" });
-                }
-                Ok(Some(Frame { header, taken: 0 }))
-            }
-            _ => Ok(Some(Frame { header, taken: 0 })),
-        }
+        self.check_place(&header)?;
+        let frame = Frame { header, taken: 0 };
         // An empty payload is complete already, even where no byte follows.
-        .and_then(|frame| match frame {
-            Some(frame) if rest.is_empty() && frame.header.payload_bytes > 0 => {
-                self.keep(frame, &[])?;
-                Ok(None)
-            }
-            frame => Ok(frame),
-        })
+        if rest.is_empty() && header.payload_bytes > 0 {
+            self.partial.get_or_insert_default().frame = Some(frame);
+            return Ok(None);
+        }
+        Ok(Some(frame))
+    }
+
+    /// Whether a frame may stand here, and its message still fits.
+    fn check_place(&self, header: &Header) -> Result<(), Violation> {
+        if header.kind.is_control() {
+            return Ok(());
+        }
+        let begun = self.partial.as_ref().and_then(|partial| partial.message.as_ref());
+        if begun.is_none() && header.kind == Kind::Continuation {
+            return Err(Violation::protocol("a continuation of nothing"));
+        }
+        if begun.is_some() && header.kind != Kind::Continuation {
+            return Err(Violation::protocol("a new message inside a fragmented one"));
+        }
+        let room = self.message_bytes_max - begun.map_or(0, |message| message.bytes.len());
+        if header.payload_bytes > room as u64 {
+            return Err(Violation { code: CloseCode::TooLarge, problem: "a message over the limit" });
+        }
+        Ok(())
     }
 
     /// Takes an unmasked piece of a frame; `false` ends the connection's reading.

@@ -136,6 +136,13 @@ fn control_frames_may_stand_between_fragments() {
 }
 
 #[test]
+fn a_cut_right_after_a_header_begins_no_message() {
+    let stream = [client_frame(0x81, b"one"), client_frame(0x81, b"two")].concat();
+    let expected = vec!["Text(\"one\")".to_owned(), "Text(\"two\")".to_owned()];
+    assert_eq!(hear(&stream, &[6], 10), (expected, None));
+}
+
+#[test]
 fn a_listener_that_has_enough_hears_no_more() {
     let mut stream = [client_frame(0x81, b"1"), client_frame(0x81, b"2")].concat();
     let mut count = 0;
