@@ -51,9 +51,8 @@ impl ClientMessage {
     }
 
     fn from_fields(fields: strict::Fields<'_>, correlation: Correlation) -> Result<Self, Refusal> {
-        let kind = match text(&fields.kind, "type", ID_BYTES_MAX)? {
-            Some(kind) => kind,
-            None => return Err(invalid("Message type is required", "type")),
+        let Some(kind) = text(&fields.kind, "type", ID_BYTES_MAX)? else {
+            return Err(invalid("Message type is required", "type"));
         };
         text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
         text(&fields.request_id, "requestId", ID_BYTES_MAX)?;

@@ -51,15 +51,6 @@ pub(crate) enum Field<'a> {
     Other,
 }
 
-impl Field<'_> {
-    pub(crate) fn as_text(&self) -> Option<&str> {
-        match self {
-            Field::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
 /// A document as far as it could be read.
 #[derive(Debug)]
 pub(crate) struct Document<'a> {

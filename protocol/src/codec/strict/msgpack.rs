@@ -147,16 +147,12 @@ impl<'a> Reader<'a> {
         let first_key = self.keys.len();
         for _ in 0..pairs {
             let from = self.at;
-            let key = match self.token()? {
-                Token::Text(key) => key,
-                _ => {
-                    let problem = Problem { reason: "a key that is no string", byte: from };
-                    self.objection.get_or_insert(problem);
-                    self.at = from;
-                    self.pass_over()?;
-                    self.pass_over()?;
-                    continue;
-                }
+            let Token::Text(key) = self.token()? else {
+                self.objection.get_or_insert(Problem { reason: "a key that is no string", byte: from });
+                self.at = from;
+                self.pass_over()?;
+                self.pass_over()?;
+                continue;
             };
             member(self, key)?;
             self.keys.push(Cow::Borrowed(key), from);
