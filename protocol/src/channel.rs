@@ -77,6 +77,8 @@ pub fn unescape_segment(text: &str) -> String {
         let escaped = (bytes[at] == b'%')
             .then(|| text.get(at + 1..at + 3))
             .flatten()
+            // `from_str_radix` alone would take a sign.
+            .filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()))
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         if let Some(byte) = escaped {
             plain.push(byte);
@@ -247,6 +249,9 @@ mod tests {
     fn escaping_round_trips() {
         for name in ["plain", "a:b.c/d", "ü%", "100%"] {
             assert_eq!(unescape_segment(&escape_segment(name)), name);
+        }
+        for malformed in ["%", "%4", "%+A", "%zz", "%ü"] {
+            assert_eq!(unescape_segment(malformed), malformed);
         }
     }
 }

@@ -14,6 +14,7 @@ const HAS_META: u8 = 2;
 const HAS_EXCLUDE: u8 = 4;
 const HAS_MSGPACK: u8 = 8;
 const HAS_TRACE: u8 = 16;
+const FLAGS_KNOWN: u8 = HAS_USER | HAS_META | HAS_EXCLUDE | HAS_MSGPACK | HAS_TRACE;
 
 /// Who must not hear a publication, live or on recovery (R17).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,6 +153,10 @@ impl Publication {
             return Err(InvalidBody);
         }
         let flags = reader.byte()?;
+        // A field we do not know would be read as the payload.
+        if flags & !FLAGS_KNOWN != 0 {
+            return Err(InvalidBody);
+        }
         let id = MessageId::new(reader.text()?).map_err(|_| InvalidBody)?;
         let kind = reader.text()?.into();
         let timestamp_ms = i64::try_from(reader.varint()?).map_err(|_| InvalidBody)?;
