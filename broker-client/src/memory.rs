@@ -1,7 +1,327 @@
-//! The embedded broker: same behaviour as Redis, one process. See `broker.rs` for the words it keeps.
-/// Several nodes over one embedded broker (tests, simulation).
-#[derive(Clone, Debug, Default)]
-pub struct MemoryCluster;
-/// One node's handle.
-#[derive(Clone, Debug)]
-pub struct MemoryBroker;
+//! The embedded broker: the words of `broker.rs` kept within one process, for `redis.mode = memory`,
+//! tests and simulation. Several nodes join one [`MemoryCluster`]; faults are injected there.
+//!
+//! * One lock of a channel's shard covers append and delivery, so order is the same everywhere.
+//! * A node's queue is bounded: publishers wait for room up to the command time-out, then the node is behind:
+//!   its events are dropped and it is told to audit, as after a lost Redis connection.
+//! * No task and no timer: what expires is judged when it is looked at and swept in passing.
+//!
+//! What it must not know: Redis, sockets, what a payload says.
+
+mod channels;
+mod counters;
+mod ear;
+mod log;
+mod registry;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use carillon_protocol::{ChannelName, ConnectionId, Position, UserId};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::channels::{Attempt, Channels};
+use self::counters::{Inbound, Windows};
+use self::ear::{Ear, Kept};
+use self::registry::Registry;
+use crate::{
+    Admission, Broker, BrokerError, ConnectionRecord, Event, Events, Health, HistoryPage,
+    HistoryQuery, InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
+};
+
+/// How long a publisher waits for a node that does not drain its events.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The state that all nodes of one embedded cluster share. Cheap to clone.
+#[derive(Clone)]
+pub struct MemoryCluster(Arc<Shared>);
+
+struct Shared {
+    channels: Channels,
+    ears: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
+    registry: Mutex<Registry>,
+    windows: Mutex<Windows>,
+    inbound: Mutex<Inbound>,
+    health: watch::Sender<Health>,
+}
+
+/// One node's handle. Cheap to clone.
+#[derive(Clone)]
+pub struct MemoryBroker(Arc<Node>);
+
+struct Node {
+    id: NodeId,
+    cluster: MemoryCluster,
+    ear: Arc<Ear>,
+    /// What this node registered, to restore it after the cluster lost it (R43).
+    registered: Mutex<HashMap<ConnectionId, UserId>>,
+}
+
+impl Default for MemoryCluster {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryCluster {
+    /// An empty, available cluster.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Shared {
+            channels: Channels::default(),
+            ears: RwLock::default(),
+            registry: Mutex::default(),
+            windows: Mutex::default(),
+            inbound: Mutex::default(),
+            health: watch::Sender::new(Health::Up),
+        }))
+    }
+
+    /// Adds a node. Dropping the [`Events`] makes it deaf for good, as a crash does; its lease stays
+    /// until it is swept.
+    #[must_use]
+    pub fn join(&self, node: NodeId) -> (MemoryBroker, Events) {
+        let (ear, events) = Ear::new();
+        let mut ears = self.0.ears.write();
+        ears.retain(|_, ear| !ear.is_closed());
+        ears.insert(node.clone(), ear.clone());
+        drop(ears);
+        let registered = Mutex::default();
+        (MemoryBroker(Arc::new(Node { id: node, cluster: self.clone(), ear, registered })), events)
+    }
+
+    /// Fault: events to this node are dropped until [`MemoryCluster::restore`]. Its commands work.
+    pub fn interrupt(&self, node: &NodeId) {
+        if let Some(ear) = self.0.ears.read().get(node) {
+            ear.interrupt();
+        }
+    }
+
+    /// Ends [`MemoryCluster::interrupt`]: the node hears `Interrupted` and `Restored`, then events.
+    pub fn restore(&self, node: &NodeId) {
+        if let Some(ear) = self.0.ears.read().get(node) {
+            ear.restore();
+        }
+    }
+
+    /// Fault: while `false`, health is down and every command answers
+    /// [`BrokerError::Unavailable`]. Interest stays, and nothing is said on the event queues.
+    pub fn set_available(&self, available: bool) {
+        let health =
+            if available { Health::Up } else { Health::Down("simulated outage".to_owned()) };
+        self.0.health.send_if_modified(|present| {
+            let modified = *present != health;
+            *present = health;
+            modified
+        });
+    }
+
+    /// Fault: all history, receipts, leases, registrations, windows and inbound entries are gone;
+    /// epochs begin anew. Interest stays. Nodes are told nothing: combine with
+    /// [`MemoryCluster::interrupt`] and [`MemoryCluster::restore`].
+    pub fn lose_data(&self) {
+        self.0.channels.lose_data();
+        *self.0.registry.lock() = Registry::default();
+        *self.0.windows.lock() = Windows::default();
+        *self.0.inbound.lock() = Inbound::default();
+    }
+
+    /// Fault: the channel's history ends at `keep_offset`, in the same epoch, as after the promotion
+    /// of a replica that had not seen the rest. The next publication reuses the offset with another tag.
+    pub fn fork(&self, channel: &ChannelName, keep_offset: u64) {
+        self.0.channels.fork(channel, keep_offset);
+    }
+
+    /// The newest entries of the `inbound` stream with their ids, oldest first.
+    #[must_use]
+    pub fn inbound(&self) -> Vec<(String, InboundEntry)> {
+        self.0.inbound.lock().entries()
+    }
+}
+
+impl Node {
+    fn available(&self) -> Result<&Shared, BrokerError> {
+        let shared = &*self.cluster.0;
+        match &*shared.health.borrow() {
+            Health::Up => Ok(shared),
+            Health::Starting => Err(BrokerError::unavailable("starting")),
+            Health::Down(reason) => Err(BrokerError::unavailable(reason)),
+        }
+    }
+
+    async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
+        let mut attempt = Attempt::new(request);
+        let mut deadline = None;
+        loop {
+            match self.available()?.channels.publish(&mut attempt) {
+                Ok(receipt) => return Ok(receipt),
+                Err(full) => {
+                    let deadline =
+                        *deadline.get_or_insert_with(|| Instant::now() + COMMAND_TIMEOUT);
+                    full.wait_until(deadline, &mut attempt.kept).await;
+                }
+            }
+        }
+    }
+}
+
+async fn tell_one(ear: &Arc<Ear>, message: &Bytes, deadline: Instant) {
+    let mut kept = Kept::new();
+    while !ear.is_closed() {
+        if let Ok(room) = ear.room(&mut kept) {
+            return ear.deliver(room, || Event::Told(message.clone()));
+        }
+        ear.wait_until(deadline, &mut kept).await;
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
+        self.0.publish(request).await
+    }
+
+    async fn publish_batch(&self, requests: Vec<Publish>) -> Vec<Result<Receipt, BrokerError>> {
+        let mut results = Vec::with_capacity(requests.len());
+        for request in requests {
+            results.push(self.0.publish(request).await);
+        }
+        results
+    }
+
+    async fn subscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
+        let shared = self.0.available()?;
+        for channel in channels {
+            shared.channels.subscribe(channel, &self.0.ear);
+        }
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
+        let shared = self.0.available()?;
+        for channel in channels {
+            shared.channels.unsubscribe(channel, &self.0.ear);
+        }
+        Ok(())
+    }
+
+    async fn tops(&self, channels: &[ChannelName]) -> Result<Vec<Position>, BrokerError> {
+        let shared = self.0.available()?;
+        Ok(channels.iter().map(|channel| shared.channels.top(channel)).collect())
+    }
+
+    async fn history(
+        &self,
+        channel: &ChannelName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage, BrokerError> {
+        Ok(self.0.available()?.channels.history(channel, query))
+    }
+
+    async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
+        Ok(self.0.available()?.channels.clear(channel))
+    }
+
+    async fn register(
+        &self,
+        record: &ConnectionRecord,
+        limit: u64,
+    ) -> Result<Admission, BrokerError> {
+        let shared = self.0.available()?;
+        let mut registry = shared.registry.lock();
+        let admission = registry.register(&self.0.id, record, limit, Instant::now());
+        if admission == Admission::Admitted {
+            self.0.registered.lock().insert(record.id.clone(), record.user.clone());
+        }
+        Ok(admission)
+    }
+
+    async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
+        // Known even when the answer is no: a restored registry must not hold what has ended.
+        self.0.registered.lock().remove(&record.id);
+        self.0.available()?.registry.lock().deregister(record);
+        Ok(())
+    }
+
+    async fn connections_of(&self, user: &UserId) -> Result<Vec<ConnectionId>, BrokerError> {
+        Ok(self.0.available()?.registry.lock().connections_of(user, Instant::now()))
+    }
+
+    async fn beat(&self, record: &NodeRecord) -> Result<Vec<NodeRecord>, BrokerError> {
+        let shared = self.0.available()?;
+        self.0.ear.settle();
+        let now = Instant::now();
+        let mut registry = shared.registry.lock();
+        let (living, lease_is_new) = registry.beat(record, now);
+        if lease_is_new {
+            for (id, user) in self.0.registered.lock().iter() {
+                let record = ConnectionRecord { id: id.clone(), user: user.clone() };
+                registry.restore(&self.0.id, &record, now);
+            }
+        }
+        Ok(living)
+    }
+
+    async fn retire(&self) -> Result<(), BrokerError> {
+        let shared = self.0.available()?;
+        self.0.registered.lock().clear();
+        shared.registry.lock().retire(&self.0.id);
+        Ok(())
+    }
+
+    async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {
+        let ears: Vec<Arc<Ear>> = {
+            let ears = self.0.available()?.ears.read();
+            match target {
+                Target::Node(node) => ears.get(node).into_iter().cloned().collect(),
+                Target::All => ears.values().cloned().collect(),
+            }
+        };
+        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        let mut listening = 0;
+        for ear in ears.iter().filter(|ear| ear.is_listening()) {
+            tell_one(ear, &message, deadline).await;
+            listening += 1;
+        }
+        Ok(listening)
+    }
+
+    async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
+        let unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        Ok(self.0.available()?.inbound.lock().append(entry.clone(), unix_ms))
+    }
+
+    async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {
+        Ok(self.0.available()?.windows.lock().count(key, window, Instant::now()))
+    }
+
+    fn node(&self) -> &NodeId {
+        &self.0.id
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.0.cluster.0.health.subscribe()
+    }
+}
+
+impl fmt::Debug for MemoryCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryCluster").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryBroker").field(&self.0.id).finish()
+    }
+}

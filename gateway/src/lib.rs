@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The Carillon gateway node. `ARCHITECTURE.md` tells a message's journey; read it first.
+
+pub mod app;
+pub mod auth;
+pub mod cli;
+pub mod clock;
+pub mod cluster;
+pub mod config;
+pub mod connection;
+pub mod dispatch;
+pub mod heartbeat;
+pub mod hub;
+pub mod ids;
+pub mod metrics;
+pub mod node;
+pub mod operator;
+pub mod policy;
+pub mod relay;
+pub mod rest;
+pub mod transport;

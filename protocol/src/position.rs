@@ -59,6 +59,11 @@ token! {
     Tag
 }
 
+impl Epoch {
+    /// An epoch that no history has.
+    pub const NONE: Epoch = Epoch(*b"--------");
+}
+
 /// Where a publication stands in its channel's history. `offset` 0 with [`Position::START_TAG`] is
 /// the place before the first publication.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]

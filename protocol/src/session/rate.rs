@@ -43,15 +43,21 @@ impl Rate {
         }
     }
 
+    /// Lets time flow in without taking anything.
+    pub fn refill(&mut self, now_ms: u64) {
+        let rate = u64::from(self.per_second);
+        let elapsed_ms = now_ms.saturating_sub(self.filled_at_ms);
+        self.level_milli = (self.level_milli + elapsed_ms.saturating_mul(rate)).min(rate * 1_000);
+        self.filled_at_ms = now_ms.max(self.filled_at_ms);
+    }
+
     /// Takes one message out.
     pub fn take(&mut self, now_ms: u64) -> Verdict {
         if self.per_second == 0 {
             return Verdict::Admit;
         }
+        self.refill(now_ms);
         let rate = u64::from(self.per_second);
-        let elapsed_ms = now_ms.saturating_sub(self.filled_at_ms);
-        self.level_milli = (self.level_milli + elapsed_ms.saturating_mul(rate)).min(rate * 1_000);
-        self.filled_at_ms = now_ms.max(self.filled_at_ms);
         if self.level_milli >= 1_000 {
             self.level_milli -= 1_000;
             return Verdict::Admit;

@@ -1,0 +1,209 @@
+//! Facts about history: offsets, tags, epochs, retention, reads.
+
+use std::time::Duration;
+
+use carillon_broker_client::{HistoryQuery, Publish, Retention, Start};
+use carillon_protocol::Position;
+
+use crate::fixture::{Fixture, HOUR, after, channel, fleeting, ids, kept, last};
+
+fn sized(publish: Publish, size: u32) -> Publish {
+    Publish { retention: Some(Retention { size, age: HOUR }), ..publish }
+}
+
+pub(crate) async fn offsets_grow_by_one_and_tags_chain(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:order");
+    let mut before = node.broker.tops(std::slice::from_ref(&name)).await.unwrap()[0];
+    assert_eq!((before.offset, before.tag), (0, Position::START_TAG));
+    for index in 1..=20 {
+        let receipt = node.broker.publish(kept(&name, &format!("m{index}"))).await.unwrap();
+        let position = receipt.position.unwrap();
+        assert_eq!(position.offset, index);
+        assert_eq!(position.epoch, before.epoch);
+        assert_ne!(position.tag, before.tag);
+        assert!(!receipt.duplicate);
+        assert_eq!(receipt.id.as_str(), format!("m{index}"));
+        before = position;
+    }
+    let page = node.broker.history(&name, after(0, 100)).await.unwrap();
+    assert_eq!(page.top, before);
+    let mut previous = Position::START_TAG;
+    for (index, publication) in page.publications.iter().enumerate() {
+        let position = publication.position.unwrap();
+        assert_eq!(position.offset, index as u64 + 1);
+        assert_eq!(publication.previous_tag, Some(previous));
+        previous = position.tag;
+    }
+    assert_eq!(previous, before.tag);
+}
+
+pub(crate) async fn an_acknowledged_publication_is_in_history_as_it_was_heard(make: &impl Fixture) {
+    let mut node = make.join().await;
+    let name = channel("room:same");
+    node.subscribe(&name).await;
+    let receipt = node.broker.publish(kept(&name, "m1")).await.unwrap();
+    let heard = node.heard_publication().await;
+    assert_eq!(heard.position, receipt.position);
+    let page = node.broker.history(&name, last(10)).await.unwrap();
+    assert_eq!(page.publications, [heard]);
+}
+
+pub(crate) async fn history_keeps_the_newest_by_size(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:size");
+    for index in 1..=12 {
+        node.broker.publish(sized(kept(&name, &format!("m{index}")), 5)).await.unwrap();
+    }
+    let page = node.broker.history(&name, after(0, 100)).await.unwrap();
+    assert_eq!(ids(&page.publications), ["m8", "m9", "m10", "m11", "m12"]);
+    assert_eq!(page.top.offset, 12);
+}
+
+pub(crate) async fn history_forgets_by_age(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:age");
+    let age = Duration::from_millis(1_500);
+    let short = |id| Publish { retention: Some(Retention { size: 100, age }), ..kept(&name, id) };
+    let query = HistoryQuery { start: Start::After(0), limit: 100, age };
+    let first = node.broker.publish(short("m1")).await.unwrap().position.unwrap();
+    assert_eq!(ids(&node.broker.history(&name, query).await.unwrap().publications), ["m1"]);
+    make.pass(age + Duration::from_millis(200)).await;
+
+    let aged = node.broker.history(&name, query).await.unwrap();
+    assert_eq!(ids(&aged.publications), [""; 0]);
+    assert_eq!(aged.top, first, "the epoch outlives its history");
+
+    let second = node.broker.publish(short("m2")).await.unwrap().position.unwrap();
+    assert_eq!((second.epoch, second.offset), (first.epoch, 2));
+    let page = node.broker.history(&name, query).await.unwrap();
+    assert_eq!(ids(&page.publications), ["m2"]);
+    assert_eq!(page.publications[0].previous_tag, Some(first.tag));
+}
+
+pub(crate) async fn tops_create_an_epoch_and_keep_it(make: &impl Fixture) {
+    let node = make.join().await;
+    let names = [channel("room:a"), channel("room:b"), channel("room:c")];
+    let published = node.broker.publish(kept(&names[1], "m1")).await.unwrap().position.unwrap();
+    let tops = node.broker.tops(&names).await.unwrap();
+    assert_eq!(tops.len(), 3);
+    assert_eq!((tops[0].offset, tops[0].tag), (0, Position::START_TAG));
+    assert_eq!(tops[1], published);
+    assert_ne!(tops[0].epoch, tops[2].epoch);
+    assert_eq!(node.broker.tops(&names).await.unwrap(), tops);
+    assert_eq!(make.join().await.broker.tops(&names).await.unwrap(), tops);
+    let first = node.broker.publish(kept(&names[0], "m1")).await.unwrap().position.unwrap();
+    assert_eq!((first.epoch, first.offset), (tops[0].epoch, 1));
+    assert_eq!(node.broker.tops(&[]).await.unwrap(), []);
+}
+
+pub(crate) async fn history_after_an_offset_tells_the_tag_there(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:tags");
+    let mut tags = vec![Position::START_TAG];
+    for index in 1..=5 {
+        let receipt = node.broker.publish(kept(&name, &format!("m{index}"))).await.unwrap();
+        tags.push(receipt.position.unwrap().tag);
+    }
+    for (offset, tag) in tags.iter().enumerate() {
+        for limit in [0, 1, 100] {
+            let page = node.broker.history(&name, after(offset as u64, limit)).await.unwrap();
+            assert_eq!(page.tag_at_start, Some(*tag), "offset {offset}, limit {limit}");
+            assert_eq!(page.publications.len(), (5 - offset).min(limit as usize));
+        }
+    }
+    let beyond = node.broker.history(&name, after(6, 100)).await.unwrap();
+    assert_eq!((beyond.tag_at_start, beyond.publications.len()), (None, 0));
+    let far = node.broker.history(&name, after(u64::from(u32::MAX) * 1_000, 100)).await.unwrap();
+    assert_eq!((far.tag_at_start, far.top.offset), (None, 5));
+}
+
+pub(crate) async fn history_after_a_trimmed_offset_shows_the_hole(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:trimmed");
+    let mut tags = vec![Position::START_TAG];
+    for index in 1..=6 {
+        let publish = sized(kept(&name, &format!("m{index}")), 3);
+        tags.push(node.broker.publish(publish).await.unwrap().position.unwrap().tag);
+    }
+    // 4, 5 and 6 are left; 3 is known by its successor.
+    let whole = node.broker.history(&name, after(3, 100)).await.unwrap();
+    assert_eq!(whole.tag_at_start, Some(tags[3]));
+    assert_eq!(ids(&whole.publications), ["m4", "m5", "m6"]);
+    let holed = node.broker.history(&name, after(2, 100)).await.unwrap();
+    assert_eq!(holed.tag_at_start, None);
+    assert_eq!(ids(&holed.publications), ["m4", "m5", "m6"]);
+    assert_eq!(holed.publications[0].position.unwrap().offset, 4);
+}
+
+pub(crate) async fn history_last_answers_the_newest(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:last");
+    for index in 1..=5 {
+        node.broker.publish(kept(&name, &format!("m{index}"))).await.unwrap();
+    }
+    let newest = node.broker.history(&name, last(2)).await.unwrap();
+    assert_eq!(ids(&newest.publications), ["m4", "m5"]);
+    assert_eq!(newest.top.offset, 5);
+    let all = node.broker.history(&name, last(100)).await.unwrap();
+    assert_eq!(ids(&all.publications), ["m1", "m2", "m3", "m4", "m5"]);
+    let none = node.broker.history(&name, last(0)).await.unwrap();
+    assert_eq!((none.publications.len(), none.top), (0, newest.top));
+}
+
+pub(crate) async fn history_of_nothing_is_the_top_alone(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:nothing");
+    let page = node.broker.history(&name, after(0, 100)).await.unwrap();
+    assert_eq!((page.top.offset, page.top.tag), (0, Position::START_TAG));
+    assert_eq!(page.tag_at_start, Some(Position::START_TAG));
+    assert!(page.publications.is_empty());
+    assert_eq!(node.broker.tops(&[name]).await.unwrap(), [page.top]);
+}
+
+pub(crate) async fn history_is_paged(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:pages");
+    for index in 1..=10 {
+        node.broker.publish(kept(&name, &format!("m{index}"))).await.unwrap();
+    }
+    let mut seen = Vec::new();
+    loop {
+        let page = node.broker.history(&name, after(seen.len() as u64, 4)).await.unwrap();
+        if page.publications.is_empty() {
+            break;
+        }
+        assert!(page.publications.len() <= 4);
+        seen.extend(page.publications);
+    }
+    let offsets: Vec<u64> = seen.iter().map(|p| p.position.unwrap().offset).collect();
+    assert_eq!(offsets, (1..=10).collect::<Vec<u64>>());
+}
+
+pub(crate) async fn clearing_history_begins_a_new_epoch(make: &impl Fixture) {
+    let mut node = make.join().await;
+    let name = channel("room:cleared");
+    node.subscribe(&name).await;
+    let old = node.broker.publish(kept(&name, "m1")).await.unwrap().position.unwrap();
+    let top = node.broker.clear_history(&name).await.unwrap();
+    assert_eq!((top.offset, top.tag), (0, Position::START_TAG));
+    assert_ne!(top.epoch, old.epoch);
+    assert_eq!(node.broker.tops(std::slice::from_ref(&name)).await.unwrap(), [top]);
+    assert!(node.broker.history(&name, after(0, 10)).await.unwrap().publications.is_empty());
+    let new = node.broker.publish(kept(&name, "m2")).await.unwrap().position.unwrap();
+    assert_eq!((new.epoch, new.offset), (top.epoch, 1));
+    assert_eq!(node.heard_publication().await.id.as_str(), "m1");
+    assert_eq!(node.heard_publication().await.position, Some(new));
+}
+
+pub(crate) async fn publishing_without_retention_keeps_nothing(make: &impl Fixture) {
+    let mut node = make.join().await;
+    let name = channel("room:fleeting");
+    node.subscribe(&name).await;
+    let receipt = node.broker.publish(fleeting(&name, "m1")).await.unwrap();
+    assert_eq!((receipt.position, receipt.duplicate), (None, false));
+    let heard = node.heard_publication().await;
+    assert_eq!((heard.id.as_str(), heard.position, heard.previous_tag), ("m1", None, None));
+    let page = node.broker.history(&name, after(0, 10)).await.unwrap();
+    assert_eq!((page.top.offset, page.publications.len()), (0, 0));
+}

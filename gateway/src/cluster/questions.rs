@@ -1,0 +1,118 @@
+//! What nodes ask each other, and the shapes of the answers. Plain data.
+
+use carillon_protocol::publication::Exclude;
+use carillon_protocol::{ConnectionId, UserId};
+
+/// A message for connections rather than a channel.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Announcement {
+    /// Message id, the same on every connection.
+    pub id: String,
+    /// Message type.
+    pub kind: String,
+    /// Payload, JSON text.
+    pub payload: String,
+    /// Unix milliseconds.
+    pub timestamp_ms: i64,
+    /// `meta`, JSON text (`retry` and `comment` of an event).
+    pub meta: Option<String>,
+}
+
+/// Who hears an announcement.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Audience {
+    /// These connections only; `None` for all.
+    pub connections: Option<Vec<ConnectionId>>,
+    /// Not these connections.
+    pub exclude_connections: Vec<ConnectionId>,
+    /// Not these users.
+    pub exclude_users: Vec<UserId>,
+    /// Event streams only.
+    pub sse_only: bool,
+}
+
+impl Audience {
+    /// Everybody but the excluded.
+    #[must_use]
+    pub fn all_but(exclude: Exclude) -> Self {
+        Self { exclude_connections: exclude.connections, exclude_users: exclude.users, ..Self::default() }
+    }
+
+    /// One connection.
+    #[must_use]
+    pub fn one(connection: ConnectionId) -> Self {
+        Self { connections: Some(vec![connection]), ..Self::default() }
+    }
+}
+
+/// Which connections a list wants.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct ConnectionFilter {
+    /// Of this user.
+    pub user: Option<String>,
+    /// Of this transport.
+    pub transport: Option<String>,
+    /// Subscribed to this channel.
+    pub channel: Option<String>,
+    /// Ids greater than this.
+    pub after: Option<String>,
+    /// At most so many, in order of id.
+    pub limit: usize,
+}
+
+/// A connection as lists show it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ConnectionView {
+    /// Its id.
+    pub id: String,
+    /// Its user; null when anonymous.
+    pub user_id: Option<String>,
+    /// `websocket`, `sse` or `poll`.
+    pub transport: String,
+    /// The profile's name.
+    pub profile: String,
+    /// The node's name.
+    pub node: String,
+    /// RFC 3339.
+    pub connected_at: String,
+    /// Channels it is subscribed to.
+    pub channels: Vec<String>,
+}
+
+/// A channel and its listeners.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct ChannelCount {
+    /// The channel.
+    pub channel: String,
+    /// Connections that listen.
+    pub subscribers: u64,
+}
+
+/// What one node asks another. The answer's type is named with each.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub enum Question {
+    /// Deliver this: `u64`, connections reached.
+    Announce(Announcement, Audience),
+    /// Close these with 4403: `u64`, connections closed.
+    Disconnect {
+        /// This connection, or
+        connection: Option<ConnectionId>,
+        /// all of this user's.
+        user: Option<UserId>,
+    },
+    /// Channels in order of name: `Vec<ChannelCount>`.
+    Channels {
+        /// Names that begin with it.
+        prefix: String,
+        /// Names greater than this.
+        after: Option<String>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Listeners of one channel: `u64`.
+    Listeners(String),
+    /// Connections in order of id: `Vec<ConnectionView>`.
+    Connections(ConnectionFilter),
+    /// One connection: `Option<ConnectionView>`.
+    Connection(ConnectionId),
+}

@@ -1,0 +1,346 @@
+//! Subscribing, and joining history to live messages without a gap or a duplicate.
+//!
+//! A subscription that has something to catch up with is registered first, as "behind"; nothing is
+//! delivered to it while history is read and queued page by page, as the socket drains. Then the
+//! hub makes it live under its lock, from its hot tail where that suffices. The same walk serves a
+//! slow reader whose queue was full. Source: `protocol.md` 6, rulings R3, R7, R17, R21.
+
+use std::sync::Arc;
+
+use carillon_broker_client::Start;
+use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
+use carillon_protocol::session::{Session, Subscribe};
+use carillon_protocol::{ChannelName, Epoch, ErrorCode, Filter, Position, Since};
+use tokio::time::Instant;
+
+use super::driver::{Driver, RETRY};
+use super::outbox::Pushed;
+use super::requests::{Named, Own};
+use crate::dispatch::Dispatch;
+use crate::hub::{Behind, Labels, Next, Subscription};
+use crate::policy::Action;
+use crate::relay::{Bridge, ChannelTraits, PAGE};
+
+/// Most messages that `limit` without `since` may ask for.
+const LAST_MAX: u32 = 1_000;
+
+/// Where a subscription begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Beginning {
+    /// Now.
+    Now,
+    /// With the last N messages.
+    Last(u32),
+    /// After a position.
+    Since(Since, u32),
+}
+
+impl Beginning {
+    fn of(request: &Subscribe) -> Self {
+        match (request.since, request.limit) {
+            (Some(since), limit) => Self::Since(since, limit.unwrap_or(PAGE).clamp(1, PAGE)),
+            (None, Some(limit)) if limit > 0 => Self::Last(limit.min(LAST_MAX)),
+            (None, _) => Self::Now,
+        }
+    }
+}
+
+impl Driver {
+    /// A client's subscribe request: checked, performed, answered.
+    pub(super) async fn subscribe(&mut self, request: Subscribe, correlation: &Correlation) -> Result<(), Refusal> {
+        let named = self.resolve(&request.channel)?;
+        let (traits, conflate) = self.allowed(Action::Subscribe, &request.channel).await?;
+        let filter = match &request.filter {
+            Some(document) => Some(Arc::new(Filter::new(document).map_err(|invalid| {
+                Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "payload.filter")
+            })?)),
+            None => None,
+        };
+        let beginning = Beginning::of(&request);
+        if self.subscriptions.contains_key(&named.channel) {
+            return self.subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation).await;
+        }
+        let limit = self.node.config.limits.subscriptions_per_connection as usize;
+        if limit > 0 && self.subscriptions.values().filter(|own| !own.automatic).count() >= limit {
+            return Err(Refusal::new(ErrorCode::SubscriptionLimit, "Too many subscriptions on this connection")
+                .with("limit", limit));
+        }
+        if let Err(error) = self.node.relay.join(&named.channel, traits).await {
+            self.node.relay.leave(&named.channel);
+            return Err(self.node.broker_refusal(&error));
+        }
+        if named.channel.as_str().starts_with("entity:") {
+            self.connection.outbox.watch_twins();
+        }
+        let own = self.register(&named, traits, conflate, filter, beginning, correlation, false);
+        self.subscriptions.insert(named.channel.clone(), own);
+        self.begin(&named, beginning, correlation).await
+    }
+
+    /// Puts the subscription into the hub. A fresh one is live, and answered, at once; one with
+    /// something to catch up with is behind.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one subscription")]
+    pub(super) fn register(
+        &self,
+        named: &Named,
+        traits: ChannelTraits,
+        conflate: bool,
+        filter: Option<Arc<Filter>>,
+        beginning: Beginning,
+        correlation: &Correlation,
+        automatic: bool,
+    ) -> Own {
+        let fresh = matches!(beginning, Beginning::Now) || traits.history_age.is_none();
+        let subscription = Subscription {
+            connection: Arc::clone(&self.connection),
+            behind: (!fresh).then(|| Behind::at(NOWHERE)),
+            labels: if automatic { Labels::ALL } else { named.labels },
+            filter: filter.clone(),
+            conflate,
+        };
+        let labels = subscription.labels;
+        let reason = match beginning {
+            Beginning::Since(..) => "no_history",
+            _ => "fresh",
+        };
+        let key = self.node.hub.subscribe(
+            &named.channel,
+            subscription,
+            || self.node.relay.position(&named.channel),
+            |position| {
+                if fresh && !automatic {
+                    self.say_subscribed(named, traits, position, Err(reason), 0, correlation);
+                }
+            },
+        );
+        Own { key, labels, filter, traits, automatic }
+    }
+
+    /// Leads a new subscription from its beginning to live.
+    async fn begin(&mut self, named: &Named, beginning: Beginning, correlation: &Correlation) -> Result<(), Refusal> {
+        let Some(own) = self.subscriptions.get(&named.channel) else { return Ok(()) };
+        let Some(age) = own.traits.history_age else { return Ok(()) };
+        let (traits, key) = (own.traits, own.key);
+        let (start, limit) = match beginning {
+            Beginning::Now => return Ok(()),
+            Beginning::Last(count) => (Start::Last, count),
+            Beginning::Since(since, limit) => (Start::After(since.offset), limit),
+        };
+        let page = match self.node.relay.history(&named.channel, start, limit, age).await {
+            Ok(page) => page,
+            Err(error) => {
+                self.drop_subscription(&named.channel);
+                return Err(self.node.broker_refusal(&error));
+            }
+        };
+        let from = match beginning {
+            Beginning::Since(since, _) => {
+                let bridge = Bridge::judge(&since, &page);
+                self.node.metrics.recovered(bridge == Bridge::Whole);
+                if bridge != Bridge::Whole {
+                    let hub = self.node.hub.clone();
+                    hub.go_live(&self.connection.id, &named.channel, key, |position| {
+                        self.say_subscribed(named, traits, position, Err(bridge.reason()), 0, correlation);
+                    });
+                    return Ok(());
+                }
+                let tag = since.tag.or(page.tag_at_start).unwrap_or(Position::START_TAG);
+                let from = Position { epoch: page.top.epoch, offset: since.offset, tag };
+                let missed = page.top.offset - since.offset;
+                self.say_subscribed(named, traits, Some(from), Ok(()), missed, correlation);
+                from
+            }
+            Beginning::Last(_) | Beginning::Now => {
+                let count = page.publications.len() as u64;
+                self.say_subscribed(named, traits, Some(page.top), Err("fresh"), count, correlation);
+                page.top
+            }
+        };
+        let mut last = from;
+        for publication in &page.publications {
+            last = publication.position.unwrap_or(last);
+            let dispatch = Dispatch::new(publication.clone());
+            if !self.replay(&named.channel, &dispatch).await {
+                return Ok(());
+            }
+        }
+        let read_all = last.offset >= page.top.offset;
+        self.catch_up(&named.channel, last, read_all).await;
+        Ok(())
+    }
+
+    /// A second subscribe to a channel: no error, delivers once; with a position it replays first.
+    async fn subscribe_again(
+        &mut self,
+        named: &Named,
+        beginning: Beginning,
+        replaces_filter: bool,
+        filter: Option<Arc<Filter>>,
+        correlation: &Correlation,
+    ) -> Result<(), Refusal> {
+        let Some(own) = self.subscriptions.get_mut(&named.channel) else { return Ok(()) };
+        own.labels = Labels {
+            notifications: own.labels.notifications || named.labels.notifications,
+            others: own.labels.others || named.labels.others,
+        };
+        let (key, labels, traits) = (own.key, own.labels, own.traits);
+        self.node.hub.relabel(&self.connection.id, &named.channel, key, labels);
+        if replaces_filter {
+            own.filter.clone_from(&filter);
+            self.node.hub.refilter(&self.connection.id, &named.channel, key, filter);
+        }
+        if matches!(beginning, Beginning::Now) || traits.history_age.is_none() {
+            let hub = self.node.hub.clone();
+            let mut said = false;
+            hub.at_position(&self.connection.id, &named.channel, key, |position| {
+                said = true;
+                self.say_subscribed(named, traits, position, Err("fresh"), 0, correlation);
+            });
+            if !said {
+                self.say_subscribed(named, traits, None, Err("fresh"), 0, correlation);
+            }
+            return Ok(());
+        }
+        self.node.hub.fall_behind(&self.connection.id, &named.channel, key, NOWHERE);
+        self.begin(named, beginning, correlation).await
+    }
+
+    /// `subscribed`, with the request's correlation.
+    fn say_subscribed(
+        &self,
+        named: &Named,
+        traits: ChannelTraits,
+        position: Option<Position>,
+        recovered: Result<(), &'static str>,
+        count: u64,
+        correlation: &Correlation,
+    ) {
+        if let Some(position) = position {
+            self.connection.outbox.set_position(&named.channel, position);
+        }
+        let reply = subscribed(&named.label, traits, position, recovered, count);
+        for message in Session::own_reply(reply, correlation) {
+            self.connection.push(&message);
+        }
+    }
+
+    /// Leads every subscription that fell behind back to live.
+    pub(super) async fn catch_up_all(&mut self) {
+        let channels: Vec<(ChannelName, Own)> =
+            self.subscriptions.iter().map(|(channel, own)| (channel.clone(), own.clone())).collect();
+        for (channel, own) in channels {
+            if let Some(from) = self.node.hub.behind_at(&self.connection.id, &channel, own.key)
+                && from != NOWHERE
+            {
+                self.catch_up(&channel, from, false).await;
+            }
+        }
+        self.connection.outbox.flush();
+    }
+
+    /// Leads one subscription from `from` to live; what it sees on the way is queued as there is room.
+    async fn catch_up(&mut self, channel: &ChannelName, mut from: Position, mut read_all: bool) {
+        let Some(own) = self.subscriptions.get(channel).cloned() else { return };
+        let Some(age) = own.traits.history_age else { return };
+        loop {
+            match self.node.hub.next(&self.connection.id, channel, own.key, from, read_all) {
+                Next::Live | Next::Gone => return,
+                Next::Tail(dispatches) => {
+                    for dispatch in dispatches {
+                        from = dispatch.publication.position.unwrap_or(from);
+                        if !self.replay(channel, &dispatch).await {
+                            return;
+                        }
+                    }
+                    read_all = false;
+                }
+                Next::History => {
+                    let page = match self.node.relay.history(channel, Start::After(from.offset), PAGE, age).await {
+                        Ok(page) => page,
+                        Err(error) => {
+                            tracing::debug!(%error, %channel, "catching up waits for the broker");
+                            self.retry_at = Some(Instant::now() + RETRY);
+                            return;
+                        }
+                    };
+                    let bridge = Bridge::judge(&from.into(), &page);
+                    if bridge != Bridge::Whole {
+                        self.resync(channel, own.key, bridge.reason());
+                        return;
+                    }
+                    for publication in &page.publications {
+                        from = publication.position.unwrap_or(from);
+                        if !self.replay(channel, &Dispatch::new(publication.clone())).await {
+                            return;
+                        }
+                    }
+                    read_all = from.offset >= page.top.offset;
+                }
+            }
+        }
+    }
+
+    /// Tells the client that a channel goes on elsewhere, and makes the subscription live there.
+    pub(super) fn resync(&self, channel: &ChannelName, key: crate::hub::SubscriptionKey, reason: &str) {
+        self.node.metrics.resync();
+        self.node.hub.go_live(&self.connection.id, channel, key, |position| {
+            if let Some(position) = position {
+                self.connection.outbox.set_position(channel, position);
+            }
+            self.connection.push(&crate::hub::resync_message(channel, reason, position));
+        });
+        self.connection.outbox.flush();
+    }
+
+    /// Queues one publication from history if this subscription hears it, waiting for room. `false`
+    /// when the connection ends.
+    async fn replay(&mut self, channel: &ChannelName, dispatch: &Dispatch) -> bool {
+        let Some(own) = self.subscriptions.get(channel) else { return false };
+        let publication = &dispatch.publication;
+        let heard = own.labels.admit(dispatch)
+            && !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref())
+            && own.filter.as_ref().is_none_or(|filter| filter.matches(&publication.payload.to_value()));
+        if !heard {
+            return true;
+        }
+        loop {
+            match self.connection.outbox.push(dispatch, self.connection.dress, 0) {
+                Pushed::First | Pushed::Queued => return true,
+                Pushed::Closed => return false,
+                Pushed::Full => {
+                    if !self.drained().await {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Placeholder of a subscription whose position is not known yet: no history is called so.
+const NOWHERE: Position = Position { epoch: NO_EPOCH, offset: u64::MAX, tag: Position::START_TAG };
+const NO_EPOCH: Epoch = Epoch::NONE;
+
+/// `subscribed` with its payload: where delivery begins, and whether what was missed follows.
+#[must_use]
+pub(super) fn subscribed(
+    label: &str,
+    traits: ChannelTraits,
+    position: Option<Position>,
+    recovered: Result<(), &'static str>,
+    count: u64,
+) -> ServerMessage {
+    let mut payload = serde_json::json!({
+        "channel": label,
+        "offset": position.map(|position| position.offset),
+        "epoch": position.map(|position| position.epoch),
+        "tag": position.map(|position| position.tag),
+        "recoverable": traits.history_age.is_some(),
+        "recovered": recovered.is_ok(),
+        "count": count,
+    });
+    if let Err(reason) = recovered {
+        payload["reason"] = reason.into();
+    }
+    ServerMessage::new("subscribed", &payload).on(label)
+}

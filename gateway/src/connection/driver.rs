@@ -1,0 +1,402 @@
+//! The task that drives one connection: reads its socket, executes what the session asks for,
+//! catches subscriptions up with history, and ends it with the right words.
+//!
+//! Deliveries do not pass through here: the fan-out writes to the socket itself. This task sleeps
+//! until its peer says something, the socket has room again, or somebody asks it to close.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carillon_protocol::envelope::{Correlation, ServerMessage};
+use carillon_protocol::session::{Request, Session, SessionLimits, Step};
+use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
+use carillon_protocol::{ClientMessage, CloseCode, Codec};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Connection;
+use super::requests::Subscriptions;
+use crate::auth::Claims;
+use crate::clock;
+use crate::dispatch::Medium;
+use crate::node::{Admitted, Node};
+
+/// Bytes read from a socket in one go, into a buffer that the thread's connections share.
+const READ_BYTES: usize = 16 * 1024;
+/// How long a closing connection waits for its last bytes to leave.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Pause before a failed catch-up is tried again.
+pub(super) const RETRY: Duration = Duration::from_millis(500);
+
+thread_local! {
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// See the module.
+pub struct Driver {
+    pub(crate) node: Arc<Node>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) claims: Option<Claims>,
+    pub(crate) subscriptions: Subscriptions,
+    pub(super) retry_at: Option<Instant>,
+    socket: Option<Arc<TcpStream>>,
+    session: Session,
+    _admitted: Admitted,
+}
+
+/// Why a connection ended: a label of `connections_closed_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Peer,
+    Failed,
+    Said(CloseCode),
+}
+
+/// One thing that happened on the socket.
+enum Happening {
+    Step(Step),
+    Pong(Vec<u8>),
+    PeerClosed(Option<u16>),
+}
+
+impl Driver {
+    /// A driver for a connection that was admitted. It is attached to the hub and watched.
+    #[must_use]
+    pub fn new(
+        node: Arc<Node>,
+        connection: Arc<Connection>,
+        claims: Option<Claims>,
+        admitted: Admitted,
+        socket: Option<Arc<TcpStream>>,
+    ) -> Self {
+        let limits = SessionLimits {
+            messages_per_second: node.config.limits.messages_per_second,
+            heartbeat_timeout_ms: node.config.heartbeat.timeout.as_millis() as u64,
+        };
+        node.hub.attach(&connection);
+        node.metrics.opened(connection.transport);
+        node.heartbeat.watch(&connection);
+        if let Some(claims) = &claims {
+            node.heartbeat.expire(&connection, claims.expires_at, 0);
+        }
+        Self {
+            session: Session::new(limits, clock::monotonic_ms()),
+            node,
+            connection,
+            claims,
+            subscriptions: Subscriptions::default(),
+            retry_at: None,
+            socket,
+            _admitted: admitted,
+        }
+    }
+
+    /// Drives a WebSocket until it ends. `early` are bytes that came with the handshake.
+    pub async fn run_websocket(mut self, mut early: Vec<u8>) {
+        let Some(socket) = self.socket.clone() else { return };
+        let mut assembler = Assembler::new(self.node.config.limits.max_message_size);
+        if !early.is_empty() {
+            let mut happenings = Vec::new();
+            let heard = self.hear(&mut assembler, &mut early, &mut happenings);
+            if let Some(ending) = self.perform_all(happenings, heard).await {
+                return self.end(ending).await;
+            }
+            drop(early);
+        }
+        let ending = loop {
+            let signals = self.connection.outbox.signals();
+            if let Some(code) = signals.close {
+                break Ending::Said(code);
+            }
+            if signals.failed {
+                break Ending::Failed;
+            }
+            if signals.behind {
+                Box::pin(self.catch_up_all()).await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = self.connection.outbox.woken() => {}
+                ready = socket.writable(), if signals.blocked => match ready {
+                    Ok(()) => self.connection.outbox.flush(),
+                    Err(_) => break Ending::Failed,
+                },
+                ready = socket.readable() => {
+                    if ready.is_err() {
+                        break Ending::Failed;
+                    }
+                    if let Some(ending) = self.read(&socket, &mut assembler).await {
+                        break ending;
+                    }
+                }
+                () = sleep_until(self.retry_at), if self.retry_at.is_some() => {
+                    self.retry_at = None;
+                    self.connection.outbox.mark_behind();
+                }
+            }
+        };
+        self.end(ending).await;
+    }
+
+    /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
+    /// somebody closes it. With a socket, the outbox writes to it.
+    pub async fn run_listener(mut self, gone: impl Future<Output = ()>) {
+        let socket = self.socket.clone();
+        let mut gone = std::pin::pin!(gone);
+        let ending = loop {
+            let signals = self.connection.outbox.signals();
+            if let Some(code) = signals.close {
+                break Ending::Said(code);
+            }
+            if signals.failed {
+                break Ending::Failed;
+            }
+            if signals.behind {
+                Box::pin(self.catch_up_all()).await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = &mut gone => break Ending::Peer,
+                () = self.connection.outbox.woken() => {}
+                () = writable(socket.as_deref()), if signals.blocked => self.connection.outbox.flush(),
+                () = sleep_until(self.retry_at), if self.retry_at.is_some() => {
+                    self.retry_at = None;
+                    self.connection.outbox.mark_behind();
+                }
+            }
+        };
+        self.end(ending).await;
+    }
+
+    /// Reads what the socket has, and performs it.
+    async fn read(&mut self, socket: &TcpStream, assembler: &mut Assembler) -> Option<Ending> {
+        let mut happenings = Vec::new();
+        let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
+            Ok(0) => Some(Err(Ending::Peer)),
+            Ok(bytes) => Some(self.hear(assembler, &mut buffer[..bytes], &mut happenings)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(_) => Some(Err(Ending::Failed)),
+        })?;
+        if happenings.is_empty() && heard.is_ok() {
+            return None;
+        }
+        // Boxed, so that an idle connection's task does not carry the room for every request.
+        Box::pin(self.perform_all(happenings, heard)).await
+    }
+
+    /// Turns bytes into happenings; pure but for the session's clock.
+    fn hear(
+        &mut self,
+        assembler: &mut Assembler,
+        bytes: &mut [u8],
+        happenings: &mut Vec<Happening>,
+    ) -> Result<(), Ending> {
+        let now = clock::monotonic_ms();
+        self.connection.heard(now);
+        self.session.handle_bytes(now);
+        let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
+        let user = self.connection.user.clone();
+        let routes = self.node.routes.load();
+        let session = &mut self.session;
+        let mut unsupported = false;
+        let mut messages = 0;
+        let fed = assembler.feed(bytes, &mut |incoming| {
+            let mut say = |bytes: &[u8]| {
+                messages += 1;
+                let message = ClientMessage::parse(codec, bytes);
+                let user = user.as_ref().map(carillon_protocol::UserId::as_str);
+                happenings.push(Happening::Step(session.handle_message(now, clock::unix_ms(), user, &routes, message)));
+            };
+            match incoming {
+                Incoming::Text(text) if codec == Codec::Ndjson => {
+                    text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| say(line.as_bytes()));
+                }
+                Incoming::Text(text) if !codec.is_binary() => say(text.as_bytes()),
+                Incoming::Binary(bytes) if codec.is_binary() => say(bytes),
+                Incoming::Text(_) | Incoming::Binary(_) => {
+                    unsupported = true;
+                    return false;
+                }
+                Incoming::Ping(bytes) => happenings.push(Happening::Pong(bytes.to_vec())),
+                Incoming::Pong => {}
+                Incoming::Close(code) => {
+                    happenings.push(Happening::PeerClosed(code));
+                    return false;
+                }
+            }
+            true
+        });
+        self.node.metrics.heard(messages);
+        match fed {
+            Ok(()) if unsupported => Err(Ending::Said(CloseCode::Unsupported)),
+            Ok(()) => Ok(()),
+            Err(violation) => {
+                tracing::debug!(connection = %self.connection.id, problem = violation.problem, "protocol violation");
+                Err(Ending::Said(violation.code))
+            }
+        }
+    }
+
+    async fn perform_all(&mut self, happenings: Vec<Happening>, heard: Result<(), Ending>) -> Option<Ending> {
+        for happening in happenings {
+            match happening {
+                Happening::Pong(bytes) => {
+                    self.connection.outbox.push_raw(frame(Opcode::Pong, &bytes));
+                }
+                Happening::PeerClosed(code) => {
+                    self.connection.outbox.push_raw(close_frame(code.unwrap_or(1000), ""));
+                    self.connection.outbox.flush();
+                    return Some(Ending::Peer);
+                }
+                Happening::Step(step) => {
+                    if let Some(ending) = self.perform_step(step).await {
+                        return Some(ending);
+                    }
+                }
+            }
+            if self.connection.outbox.is_closing() {
+                break;
+            }
+        }
+        self.connection.outbox.flush();
+        heard.err()
+    }
+
+    async fn perform_step(&mut self, step: Step) -> Option<Ending> {
+        match step {
+            Step::Reply(messages) => messages.iter().for_each(|message| self.connection.push(message)),
+            Step::Perform(request, correlation) => self.perform(request, correlation).await,
+            Step::Close(code) => return Some(Ending::Said(code)),
+            Step::Goodbye => return Some(Ending::Said(CloseCode::Normal)),
+        }
+        None
+    }
+
+    /// Performs requests that did not come over this connection's socket (a long poll's messages).
+    pub async fn perform_message(&mut self, message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>) {
+        let routes = self.node.routes.load_full();
+        let user = self.connection.user.clone();
+        let user = user.as_ref().map(carillon_protocol::UserId::as_str);
+        let step = self.session.handle_message(clock::monotonic_ms(), clock::unix_ms(), user, &routes, message);
+        if let Step::Perform(request, correlation) = step {
+            self.perform(request, correlation).await;
+        } else if let Step::Reply(messages) = step {
+            messages.iter().for_each(|message| self.connection.push(message));
+        }
+    }
+
+    async fn perform(&mut self, request: Request, correlation: Correlation) {
+        super::requests::perform(self, request, correlation).await;
+    }
+
+    /// Waits until the outbox has room for a page of history. `false` when the connection ends.
+    pub(super) async fn drained(&mut self) -> bool {
+        let socket = self.socket.as_deref();
+        loop {
+            self.connection.outbox.flush();
+            if self.connection.outbox.is_closing() {
+                return false;
+            }
+            if self.connection.outbox.has_room() {
+                return true;
+            }
+            tokio::select! {
+                () = self.connection.outbox.woken() => {}
+                () = writable(socket), if socket.is_some() && self.connection.outbox.signals_blocked() => {}
+            }
+        }
+    }
+
+    /// Says goodbye where that is due, and takes everything back.
+    async fn end(mut self, ending: Ending) {
+        let socket = self.socket.clone();
+        let socket = socket.as_deref();
+        let connection = Arc::clone(&self.connection);
+        let outbox = &connection.outbox;
+        if let Ending::Said(code) = ending {
+            if code.announced() {
+                connection.push(&disconnect(code));
+            }
+            if connection.transport == crate::connection::Transport::WebSocket {
+                outbox.push_raw(close_frame(code.number(), code.reason()));
+            } else {
+                outbox.push_sse_end();
+            }
+            outbox.flush();
+        }
+        self.release_subscriptions();
+        self.node.hub.detach(&connection.id);
+        let reason = match ending {
+            Ending::Peer => "client",
+            Ending::Failed => "error",
+            Ending::Said(code) => code.reason(),
+        };
+        self.node.metrics.closed(connection.transport, reason);
+        if let (Ending::Said(_), Some(socket)) = (ending, socket) {
+            // Let the last bytes out, and wait for the peer to close first: a reset would take the
+            // close frame with it.
+            let _ = tokio::time::timeout(GOODBYE, linger(outbox, socket)).await;
+        }
+        outbox.fail();
+        if let Some(socket) = socket {
+            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+        }
+        tracing::debug!(connection = %connection.id, reason, "connection ended");
+    }
+}
+
+/// The last message before the server closes.
+#[must_use]
+pub fn disconnect(code: CloseCode) -> ServerMessage {
+    let retry_after_ms = match code {
+        CloseCode::Draining => rand::random::<u64>() % 2_000,
+        CloseCode::Abuse => 5_000,
+        _ => 0,
+    };
+    let payload = serde_json::json!({
+        "reason": code.reason(),
+        "code": code.number(),
+        "reconnect": code.reconnect(),
+        "retry_after_ms": retry_after_ms,
+    });
+    ServerMessage::new("disconnect", &payload)
+}
+
+async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
+    while outbox.queued_bytes() > 0 && !outbox.signals().failed {
+        if socket.writable().await.is_err() {
+            return;
+        }
+        outbox.flush();
+    }
+    let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+    let mut rest = [0; 512];
+    while socket.readable().await.is_ok() {
+        match socket.try_read(&mut rest) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+async fn writable(socket: Option<&TcpStream>) {
+    match socket {
+        Some(socket) => {
+            // An error shows in the flush that follows.
+            let _ = socket.writable().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

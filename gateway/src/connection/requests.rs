@@ -1,0 +1,251 @@
+//! What a client may ask of the gateway, performed and answered. One function a request; the
+//! session decided what it means, the policy decides whether it may.
+
+use std::sync::Arc;
+
+use carillon_broker_client::{InboundEntry, Receipt};
+use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
+use carillon_protocol::publication::Exclude;
+use carillon_protocol::session::{ClientPublish, Request, Session};
+use carillon_protocol::{ChannelName, ErrorCode, Filter, Payload, UserId};
+use foldhash::HashMap;
+
+use super::driver::Driver;
+use crate::dispatch::NOTIFICATIONS;
+use crate::hub::{Labels, SubscriptionKey};
+use crate::node::Outgoing;
+use crate::policy::{Action, Decision};
+use crate::relay::ChannelTraits;
+
+/// One of a connection's own subscriptions.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// Its place in the hub.
+    pub key: SubscriptionKey,
+    /// Labels heard.
+    pub labels: Labels,
+    /// Payload filter.
+    pub filter: Option<Arc<Filter>>,
+    /// Namespace traits.
+    pub traits: ChannelTraits,
+    /// Made by the server (R16): not counted against the client's limit.
+    pub automatic: bool,
+}
+
+/// A connection's subscriptions by the channel that the hub knows.
+pub type Subscriptions = HashMap<ChannelName, Own>;
+
+/// A channel as a client names it, resolved: the hub's channel and which labels are meant.
+#[derive(Clone, Debug)]
+pub(super) struct Named {
+    pub(super) channel: ChannelName,
+    pub(super) label: Box<str>,
+    pub(super) labels: Labels,
+}
+
+/// Performs one request and answers it; the answer is queued, not yet flushed.
+pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: Correlation) {
+    let outcome = match request {
+        Request::Subscribe(subscribe) => driver.subscribe(subscribe, &correlation).await,
+        Request::Unsubscribe(channel) => Ok(driver.unsubscribe(&channel, &correlation)),
+        Request::Publish(publish) => driver.publish(publish).await.map(|receipt| {
+            let data = receipt_data(&receipt);
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::Authenticate(token) => driver.authenticate(&token).await.map(|expires_at| {
+            driver.answer(Session::done(correlation.clone(), &serde_json::json!({"expires_at": expires_at})));
+        }),
+        Request::Inbound { kind, payload, id } => driver.inbound(&kind, &payload, id).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::PresenceJoin { .. }
+        | Request::PresenceLeave(_)
+        | Request::PresenceHeartbeat(_)
+        | Request::SetStatus(_)
+        | Request::NotificationRead(_)
+        | Request::NotificationReadAll => {
+            Err(Refusal::new(ErrorCode::Unavailable, "This node does not serve this request"))
+        }
+    };
+    if let Err(refusal) = outcome {
+        driver.connection.push(&Session::refused(correlation, &refusal));
+    }
+}
+
+impl Driver {
+    fn answer(&self, message: Option<ServerMessage>) {
+        if let Some(message) = message {
+            self.connection.push(&message);
+        }
+    }
+
+    /// Resolves `notifications` and the user's own stream (R7).
+    pub(super) fn resolve(&self, name: &ChannelName) -> Result<Named, Refusal> {
+        let stream = self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
+        if name.as_str() == NOTIFICATIONS {
+            let channel = stream.ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own"))?;
+            return Ok(Named {
+                channel,
+                label: NOTIFICATIONS.into(),
+                labels: Labels { notifications: true, others: false },
+            });
+        }
+        let own = stream.is_some_and(|stream| stream == *name);
+        let labels = if own { Labels { notifications: false, others: true } } else { Labels::ALL };
+        Ok(Named { channel: name.clone(), label: name.as_str().into(), labels })
+    }
+
+    /// Whether the policy lets this connection act on a channel; the channel's traits.
+    pub(crate) async fn allowed(&self, action: Action, channel: &ChannelName) -> Result<(ChannelTraits, bool), Refusal> {
+        let policy = self.node.policy.load_full();
+        match policy.decide(action, self.claims.as_ref(), channel) {
+            Decision::Allow => {}
+            Decision::Refuse(refusal) => return Err(refusal),
+            Decision::Ask => self.ask_application(action, channel).await?,
+        }
+        let namespace = policy.find(channel).map(|found| found.namespace);
+        let traits =
+            ChannelTraits { history_age: namespace.and_then(|namespace| namespace.retention).map(|kept| kept.age) };
+        Ok((traits, namespace.is_some_and(|namespace| namespace.conflate)))
+    }
+
+    async fn ask_application(&self, action: Action, channel: &ChannelName) -> Result<(), Refusal> {
+        // Refused when the application cannot be asked (`channels.md` 2).
+        tracing::debug!(?action, %channel, "no authorisation webhook is configured");
+        Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it").with("channel", channel.as_str()))
+    }
+
+    fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
+        if let Ok(named) = self.resolve(name) {
+            if let Some(own) = self.subscriptions.get(&named.channel).cloned() {
+                let labels = Labels {
+                    notifications: own.labels.notifications && !named.labels.notifications,
+                    others: own.labels.others && !named.labels.others,
+                };
+                if labels == Labels::NONE {
+                    self.drop_subscription(&named.channel);
+                } else {
+                    self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
+                    if let Some(own) = self.subscriptions.get_mut(&named.channel) {
+                        own.labels = labels;
+                    }
+                }
+            }
+        }
+        let reply = ServerMessage::new("unsubscribed", &serde_json::json!({"channel": name})).on(name.as_str());
+        for message in Session::own_reply(reply, correlation) {
+            self.connection.push(&message);
+        }
+    }
+
+    /// Ends one subscription, silently.
+    pub(crate) fn drop_subscription(&mut self, channel: &ChannelName) {
+        if let Some(own) = self.subscriptions.remove(channel) {
+            self.node.hub.unsubscribe(&self.connection.id, channel, own.key);
+            self.node.relay.leave(channel);
+            self.connection.outbox.forget_position(channel.as_str());
+        }
+    }
+
+    /// Ends all subscriptions, silently.
+    pub(super) fn release_subscriptions(&mut self) {
+        let channels: Vec<ChannelName> = self.subscriptions.keys().cloned().collect();
+        for channel in channels {
+            self.drop_subscription(&channel);
+        }
+    }
+
+    /// Whom idempotency is scoped to (R2).
+    fn sender(&self) -> String {
+        match &self.connection.user {
+            Some(user) => format!("u:{user}"),
+            None => format!("c:{}", self.connection.id),
+        }
+    }
+
+    async fn publish(&self, publish: ClientPublish) -> Result<Receipt, Refusal> {
+        if publish.channel.as_str() == NOTIFICATIONS {
+            return Err(Refusal::new(ErrorCode::Forbidden, "Notifications are published by backends"));
+        }
+        self.allowed(Action::Publish, &publish.channel).await?;
+        let mut exclude = Exclude::default();
+        if publish.relay {
+            exclude.connections.push(self.connection.id.clone());
+        }
+        let outgoing = Outgoing {
+            channel: publish.channel,
+            kind: publish.kind,
+            payload: publish.payload,
+            id: publish.id,
+            idempotency_key: None,
+            user_id: self.connection.user.clone(),
+            exclude,
+            meta: None,
+            sender: self.sender(),
+            history: publish.history,
+            traceparent: None,
+        };
+        self.node.publish(outgoing).await
+    }
+
+    /// Replaces the token; the new expiry, Unix seconds. A different user is refused, and
+    /// subscriptions that the new token does not allow end (R18).
+    async fn authenticate(&mut self, token: &str) -> Result<i64, Refusal> {
+        let verifier = self.node.verifier.load_full();
+        let claims = verifier.verify(token).await?;
+        if Some(&claims.user) != self.connection.user.as_ref() {
+            return Err(Refusal::new(ErrorCode::Forbidden, "The token is another user's"));
+        }
+        let expires_at = claims.expires_at;
+        self.claims = Some(claims);
+        let generation = self.connection.renew_token();
+        self.node.heartbeat.expire(&self.connection, expires_at, generation);
+        self.recheck_subscriptions().await;
+        Ok(expires_at)
+    }
+
+    /// Ends subscriptions that are no longer allowed, each with an `error`.
+    pub(crate) async fn recheck_subscriptions(&mut self) {
+        let channels: Vec<ChannelName> = self
+            .subscriptions
+            .iter()
+            .filter(|(_, own)| !own.automatic)
+            .map(|(channel, _)| channel.clone())
+            .collect();
+        for channel in channels {
+            if let Err(refusal) = self.allowed(Action::Subscribe, &channel).await {
+                self.drop_subscription(&channel);
+                let error = ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
+                self.connection.push(&error);
+            }
+        }
+    }
+
+    /// A call to the application: queued on the `inbound` stream (`channels.md` 6).
+    async fn inbound(&self, kind: &str, payload: &Payload, id: Option<Box<str>>) -> Result<serde_json::Value, Refusal> {
+        let fields = serde_json::json!({
+            "type": kind,
+            "id": id,
+            "user_id": self.connection.user.as_ref().map(UserId::as_str),
+            "connection_id": self.connection.id,
+            "payload": payload.to_value(),
+            "timestamp": carillon_protocol::time::rfc3339(crate::clock::unix_ms()),
+        });
+        let entry = InboundEntry { kind: kind.to_owned(), json: fields.to_string() };
+        let queued = self.node.broker.append_inbound(&entry).await;
+        let entry_id = queued.map_err(|error| self.node.broker_refusal(&error))?;
+        Ok(serde_json::json!({"queued": true, "id": entry_id}))
+    }
+}
+
+/// What an ack to a publish holds.
+#[must_use]
+pub fn receipt_data(receipt: &Receipt) -> serde_json::Value {
+    serde_json::json!({
+        "id": receipt.id,
+        "offset": receipt.position.map(|position| position.offset),
+        "epoch": receipt.position.map(|position| position.epoch),
+        "tag": receipt.position.map(|position| position.tag),
+        "duplicate": receipt.duplicate,
+    })
+}

@@ -1,0 +1,115 @@
+//! A publication on its way to sockets, with the frames that its listeners share.
+//!
+//! Each combination of codec and profile is encoded at most once, by the first listener that needs
+//! it; all others clone a reference to the same bytes. Knows nothing of who listens.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use carillon_protocol::codec::{write_json, write_msgpack, write_sse_body};
+use carillon_protocol::websocket::{Opcode, frame};
+use carillon_protocol::{ChannelName, Codec, Envelope, Profile, Publication};
+
+/// How a connection's messages are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// WebSocket frames in a codec.
+    WebSocket(Codec),
+    /// Server-sent events; the `id:` line differs a connection and is not part of the shared bytes.
+    Sse,
+    /// A long poll: JSON documents collected for an answer.
+    Poll,
+}
+
+/// Medium and profile of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dress {
+    /// How messages are written.
+    pub medium: Medium,
+    /// For whom they are dressed.
+    pub profile: Profile,
+}
+
+/// The user stream's label for its notifications (R7).
+pub const NOTIFICATIONS: &str = "notifications";
+
+/// A publication and the bytes made from it. Shared by reference among all listeners of the node.
+#[derive(Debug)]
+pub struct Dispatch {
+    /// The message.
+    pub publication: Publication,
+    frames: [OnceLock<Bytes>; 8],
+}
+
+impl Dispatch {
+    /// Nothing is encoded yet.
+    #[must_use]
+    pub fn new(publication: Publication) -> Self {
+        Self { publication, frames: Default::default() }
+    }
+
+    /// Whether this belongs under the label `notifications` of a user stream (R7).
+    #[must_use]
+    pub fn is_notification(&self) -> bool {
+        self.publication.kind.starts_with("notification")
+    }
+
+    /// The channel as listeners know it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        if self.is_notification() && is_user_stream(&self.publication.channel) {
+            NOTIFICATIONS
+        } else {
+            self.publication.channel.as_str()
+        }
+    }
+
+    /// The bytes for a dress: a whole frame, or for SSE the event without its `id:` line.
+    #[must_use]
+    pub fn frame(&self, dress: Dress) -> &Bytes {
+        self.frames[variant(dress)].get_or_init(|| encode(&self.publication.envelope(self.label()), dress))
+    }
+}
+
+/// Whether a channel is a user's own stream: `user:{id}` and nothing more.
+#[must_use]
+pub fn is_user_stream(channel: &ChannelName) -> bool {
+    channel.as_str().strip_prefix("user:").is_some_and(|user| !user.contains([':', '.']))
+}
+
+/// Which of the shared encodings a dress reads. Profiles differ on the wire only in how time is
+/// written and, on SSE, in whether the envelope is there.
+const fn variant(dress: Dress) -> usize {
+    let integer_time = dress.profile.integer_time() as usize;
+    match dress.medium {
+        Medium::WebSocket(Codec::Json | Codec::Ndjson) => integer_time,
+        Medium::WebSocket(Codec::MessagePack) => 2 + integer_time,
+        Medium::Sse if dress.profile.sse_payload_only() => 4,
+        Medium::Sse => 5 + integer_time,
+        Medium::Poll => 7,
+    }
+}
+
+/// Encodes one envelope for one dress (also used for a connection's own replies).
+#[must_use]
+pub fn encode(envelope: &Envelope<'_>, dress: Dress) -> Bytes {
+    let mut document = Vec::with_capacity(192 + envelope.payload.json().len());
+    match dress.medium {
+        Medium::WebSocket(Codec::MessagePack) => {
+            write_msgpack(envelope, dress.profile, &mut document);
+            frame(Opcode::Binary, &document)
+        }
+        Medium::WebSocket(Codec::Json | Codec::Ndjson) => {
+            write_json(envelope, dress.profile, &mut document);
+            frame(Opcode::Text, &document)
+        }
+        Medium::Sse => {
+            write_sse_body(envelope, dress.profile, &mut document);
+            document.into()
+        }
+        Medium::Poll => {
+            write_json(envelope, dress.profile, &mut document);
+            document.into()
+        }
+    }
+}

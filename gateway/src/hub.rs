@@ -1,0 +1,246 @@
+//! Who on this node hears what. A cloneable handle over private shards; a connection lives in one
+//! shard with all its subscriptions, so a delivery touches one lock for a thousand listeners.
+//!
+//! The hub does not know the broker, and the relay does not know connections: the relay hands over
+//! publications in order, the hub remembers per channel the last one it delivered and a short hot
+//! tail, and that is all that recovery needs to join history to live messages without a gap.
+
+mod channel;
+mod shard;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use carillon_protocol::{ChannelName, ConnectionId, Filter, Position};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::Connection;
+use crate::dispatch::Dispatch;
+use crate::metrics::Metrics;
+
+pub use channel::{Behind, Labels, Next, Subscription, SubscriptionKey};
+pub(crate) use shard::resync_message;
+use shard::Shard;
+
+/// Batches waiting for a shard before the relay waits.
+const INGRESS_BATCHES_MAX: usize = 64;
+
+/// What the relay tells the hub, in a channel's order.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A publication, next in order.
+    Dispatch(Arc<Dispatch>),
+    /// Messages were lost or history forked: listeners must be told, and go on from here.
+    Resync(ChannelName, &'static str, Option<Position>),
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    shards: Arc<[Arc<Shard>]>,
+    ingress: Arc<[mpsc::Sender<Arc<[Notice]>>]>,
+}
+
+impl Hub {
+    /// A hub of `shards` shards. With more than one, each is driven by a task under `tasks`.
+    #[must_use]
+    pub fn new(shards: usize, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+        let shards: Arc<[Arc<Shard>]> =
+            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics)))).collect();
+        let mut ingress = Vec::new();
+        if shards.len() > 1 {
+            for shard in shards.iter() {
+                let (sender, receiver) = mpsc::channel(INGRESS_BATCHES_MAX);
+                ingress.push(sender);
+                tasks.spawn(drive(Arc::clone(shard), receiver, stop.clone()));
+            }
+        }
+        Self { shards, ingress: ingress.into() }
+    }
+
+    fn shard(&self, connection: &ConnectionId) -> &Arc<Shard> {
+        use std::hash::BuildHasher;
+        let hash = foldhash::fast::FixedState::default().hash_one(connection);
+        &self.shards[hash as usize % self.shards.len()]
+    }
+
+    /// Takes notices in order. Waits while a shard is behind.
+    pub async fn notify(&self, notices: Vec<Notice>) {
+        if self.ingress.is_empty() {
+            self.shards[0].handle(&notices);
+            return;
+        }
+        let notices: Arc<[Notice]> = notices.into();
+        for sender in self.ingress.iter() {
+            // A closed ingress means that the node is stopping.
+            let _ = sender.send(Arc::clone(&notices)).await;
+        }
+    }
+
+    /// Adds a connection.
+    pub fn attach(&self, connection: &Arc<Connection>) {
+        self.shard(&connection.id).attach(connection);
+    }
+
+    /// Removes a connection; its subscriptions must be removed before.
+    pub fn detach(&self, connection: &ConnectionId) {
+        self.shard(connection).detach(connection);
+    }
+
+    /// A live connection of this node.
+    #[must_use]
+    pub fn find(&self, connection: &str) -> Option<Arc<Connection>> {
+        let id = ConnectionId::new(connection).ok()?;
+        self.shard(&id).find(&id)
+    }
+
+    /// All live connections of this node, in no order.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        self.shards.iter().flat_map(|shard| shard.connections()).collect()
+    }
+
+    /// Adds a subscription. `begun` runs under the shard's lock with the position at which live
+    /// delivery begins (`None` without history), before anything is delivered: what it pushes to the
+    /// connection's outbox comes first. `relay_position` is asked, under the same lock, only when the
+    /// channel is new to the shard: publications up to it that are still on their way are dropped by offset.
+    ///
+    /// With `behind`, nothing is delivered until [`Hub::next`] has led the connection up to live.
+    pub fn subscribe(
+        &self,
+        channel: &ChannelName,
+        subscription: Subscription,
+        relay_position: impl FnOnce() -> Option<Position>,
+        begun: impl FnOnce(Option<Position>),
+    ) -> SubscriptionKey {
+        let shard = Arc::clone(self.shard(&subscription.connection.id));
+        shard.subscribe(channel, subscription, relay_position, begun)
+    }
+
+    /// Removes a subscription.
+    pub fn unsubscribe(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) {
+        self.shard(connection).unsubscribe(channel, key);
+    }
+
+    /// Changes which labels of a user stream a subscription hears.
+    pub fn relabel(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey, labels: Labels) {
+        self.shard(connection).with_subscription(channel, key, |subscription| subscription.labels = labels);
+    }
+
+    /// Replaces a subscription's filter.
+    pub fn refilter(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        filter: Option<Arc<Filter>>,
+    ) {
+        self.shard(connection).with_subscription(channel, key, |subscription| subscription.filter = filter);
+    }
+
+    /// The next step of a subscription that is behind: see [`Next`]. `from_is_top` says that history
+    /// was just read and holds nothing after `from`; if publications up to `from` are still on their
+    /// way to this shard, they are dropped and the first one after it makes the subscription live.
+    #[must_use]
+    pub fn next(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        from: Position,
+        from_is_top: bool,
+    ) -> Next {
+        self.shard(connection).next(channel, key, from, from_is_top)
+    }
+
+    /// Where a subscription stands that fell behind; `None` when it is live.
+    #[must_use]
+    pub fn behind_at(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) -> Option<Position> {
+        self.shard(connection).behind_at(channel, key)
+    }
+
+    /// Sets a subscription live where the channel stands now; `begun` as in [`Hub::subscribe`].
+    pub fn go_live(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        begun: impl FnOnce(Option<Position>),
+    ) {
+        self.shard(connection).go_live(channel, key, begun);
+    }
+
+    /// Runs `now` under the shard's lock with the channel's position, if the subscription lives.
+    pub fn at_position(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        now: impl FnOnce(Option<Position>),
+    ) {
+        self.shard(connection).at_position(channel, key, now);
+    }
+
+    /// Stops live delivery to a subscription until [`Hub::next`] has led it up again.
+    pub fn fall_behind(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey, from: Position) {
+        self.shard(connection)
+            .with_subscription(channel, key, |subscription| subscription.behind = Some(Behind::at(from)));
+    }
+
+    /// Channels with listeners on this node and how many connections listen.
+    #[must_use]
+    pub fn channels(&self, prefix: &str) -> Vec<(ChannelName, u64)> {
+        let mut all: std::collections::BTreeMap<ChannelName, u64> = std::collections::BTreeMap::new();
+        for shard in self.shards.iter() {
+            shard.count_channels(prefix, &mut all);
+        }
+        all.into_iter().collect()
+    }
+
+    /// Channels that one connection listens to, as it knows them, in order of name.
+    #[must_use]
+    pub fn channels_of(&self, connection: &ConnectionId) -> Vec<String> {
+        self.shard(connection).channels_of(connection)
+    }
+
+    /// Live subscriptions on this node.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.shards.iter().map(|shard| shard.subscriptions()).sum()
+    }
+
+    /// Connections that listen to one channel on this node.
+    #[must_use]
+    pub fn listeners(&self, channel: &str) -> Vec<Arc<Connection>> {
+        let mut seen = HashSet::new();
+        let mut listeners = Vec::new();
+        for shard in self.shards.iter() {
+            shard.listeners(channel, &mut |connection| {
+                if seen.insert(connection.id.clone()) {
+                    listeners.push(Arc::clone(connection));
+                }
+            });
+        }
+        listeners
+    }
+}
+
+async fn drive(shard: Arc<Shard>, mut ingress: mpsc::Receiver<Arc<[Notice]>>, stop: CancellationToken) {
+    let mut batches = Vec::with_capacity(8);
+    loop {
+        let received = tokio::select! {
+            received = ingress.recv_many(&mut batches, 8) => received,
+            () = stop.cancelled() => 0,
+        };
+        if received == 0 {
+            return;
+        }
+        // One lock and one flush for everything that waits: several messages to one connection
+        // leave in one write.
+        let notices: Vec<Notice> = batches.drain(..).flat_map(|batch| batch.to_vec()).collect();
+        shard.handle(&notices);
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,158 @@
+//! One channel as a shard knows it: its listeners, the last position delivered, a hot tail.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use carillon_protocol::{Filter, Position};
+use slab::Slab;
+
+use crate::connection::Connection;
+use crate::dispatch::Dispatch;
+
+/// Publications kept for joining history to live messages.
+const TAIL_MAX: usize = 64;
+/// Bytes of publications kept for the same.
+const TAIL_BYTES_MAX: usize = 64 * 1024;
+
+/// Which messages of a channel a subscription hears: on a user stream notifications and the rest
+/// are two labels (R7); on other channels always both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// Messages of type `notification*`.
+    pub notifications: bool,
+    /// All others.
+    pub others: bool,
+}
+
+impl Labels {
+    /// Everything.
+    pub const ALL: Labels = Labels { notifications: true, others: true };
+    /// Nothing.
+    pub const NONE: Labels = Labels { notifications: false, others: false };
+
+    /// Whether a message stands under one of these labels.
+    #[must_use]
+    pub fn admit(self, dispatch: &Dispatch) -> bool {
+        if self == Self::ALL {
+            return true;
+        }
+        if dispatch.is_notification() { self.notifications } else { self.others }
+    }
+}
+
+/// One connection's interest in one channel.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Who listens.
+    pub connection: Arc<Connection>,
+    /// `Some`: not live.
+    pub behind: Option<Behind>,
+    /// Labels heard.
+    pub labels: Labels,
+    /// Payload filter.
+    pub filter: Option<Arc<Filter>>,
+    /// The channel keeps only the newest message for slow readers.
+    pub conflate: bool,
+}
+
+impl Subscription {
+    /// Whether this listener hears the publication at all.
+    #[must_use]
+    pub fn admits(&self, dispatch: &Dispatch) -> bool {
+        let publication = &dispatch.publication;
+        self.labels.admit(dispatch)
+            && (publication.exclude.is_empty()
+                || !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref()))
+    }
+}
+
+/// A subscription that is not live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// The last position that the connection has seen (or has queued).
+    pub from: Position,
+    /// Everything up to `from` is queued: the publication after it makes the subscription live.
+    pub joining: bool,
+}
+
+impl Behind {
+    /// Behind, with history still to be read.
+    #[must_use]
+    pub fn at(from: Position) -> Self {
+        Self { from, joining: false }
+    }
+}
+
+/// Names a subscription within its channel and shard; stale keys are recognised by generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriptionKey {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+/// What to do for a subscription that is behind.
+#[derive(Debug)]
+pub enum Next {
+    /// It is live now: nothing was missing.
+    Live,
+    /// These came after its position; push them, then ask again.
+    Tail(Vec<Arc<Dispatch>>),
+    /// The tail does not reach back: read history.
+    History,
+    /// The subscription is gone.
+    Gone,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    /// Last position delivered; `None` without history or before the relay opened it.
+    pub(super) position: Option<Position>,
+    pub(super) subscriptions: Slab<(u32, Subscription)>,
+    tail: VecDeque<Arc<Dispatch>>,
+    tail_bytes: usize,
+}
+
+impl Channel {
+    pub(super) fn at(position: Option<Position>) -> Self {
+        Self { position, ..Self::default() }
+    }
+
+    pub(super) fn get(&mut self, key: SubscriptionKey) -> Option<&mut Subscription> {
+        self.subscriptions
+            .get_mut(key.slot as usize)
+            .filter(|(generation, _)| *generation == key.generation)
+            .map(|(_, subscription)| subscription)
+    }
+
+    pub(super) fn reset(&mut self, position: Option<Position>) {
+        self.position = position;
+        self.tail = VecDeque::new();
+        self.tail_bytes = 0;
+    }
+
+    pub(super) fn remember(&mut self, dispatch: &Arc<Dispatch>) {
+        if dispatch.publication.position.is_none() {
+            return;
+        }
+        self.position = dispatch.publication.position;
+        self.tail_bytes += dispatch.publication.weight_bytes();
+        self.tail.push_back(Arc::clone(dispatch));
+        while self.tail.len() > TAIL_MAX || (self.tail_bytes > TAIL_BYTES_MAX && self.tail.len() > 1) {
+            if let Some(oldest) = self.tail.pop_front() {
+                self.tail_bytes -= oldest.publication.weight_bytes();
+            }
+        }
+    }
+
+    /// The publications after `from`, if the tail reaches back to it on the same history.
+    pub(super) fn after(&self, from: Position) -> Option<Vec<Arc<Dispatch>>> {
+        let first = self.tail.front()?.publication.position?;
+        let top = self.position?;
+        if from.epoch != top.epoch || from.offset + 1 < first.offset || from.offset >= top.offset {
+            return None;
+        }
+        let skip = (from.offset + 1 - first.offset) as usize;
+        let next = self.tail.get(skip)?;
+        (next.publication.previous_tag == Some(from.tag)).then(|| self.tail.iter().skip(skip).cloned().collect())
+    }
+}

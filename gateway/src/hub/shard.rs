@@ -1,0 +1,336 @@
+//! A shard of the hub: some connections and all their subscriptions, behind one short lock.
+//! The lock is held while frames are queued, never while they are written to sockets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use carillon_protocol::envelope::ServerMessage;
+use carillon_protocol::{ChannelName, CloseCode, ConnectionId, Position};
+use foldhash::{HashMap, HashMapExt};
+use parking_lot::Mutex;
+
+use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
+use super::Notice;
+use crate::connection::Connection;
+use crate::connection::outbox::Pushed;
+use crate::dispatch::Dispatch;
+use crate::metrics::Metrics;
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct State {
+    channels: HashMap<ChannelName, Channel>,
+    connections: HashMap<ConnectionId, Arc<Connection>>,
+    generation: u32,
+    /// Connections that a batch queued something for, flushed after the lock is released.
+    dirty: Vec<Arc<Connection>>,
+}
+
+impl Shard {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        let state = State {
+            channels: HashMap::new(),
+            connections: HashMap::new(),
+            generation: 0,
+            dirty: Vec::new(),
+        };
+        Self { state: Mutex::new(state), metrics }
+    }
+
+    /// Queues a batch for its listeners, then writes once a connection.
+    pub(super) fn handle(&self, notices: &[Notice]) {
+        let mut deliveries = 0;
+        let mut dirty = {
+            let mut state = self.state.lock();
+            let mut dirty = std::mem::take(&mut state.dirty);
+            for notice in notices {
+                match notice {
+                    Notice::Dispatch(dispatch) => {
+                        let Some(channel) = state.channels.get_mut(&dispatch.publication.channel) else {
+                            continue;
+                        };
+                        deliveries += deliver(channel, dispatch, &mut dirty, &self.metrics);
+                    }
+                    Notice::Resync(channel_name, reason, position) => {
+                        if let Some(channel) = state.channels.get_mut(channel_name) {
+                            resync(channel, channel_name, reason, *position, &mut dirty);
+                        }
+                    }
+                }
+            }
+            dirty
+        };
+        for connection in &dirty {
+            connection.outbox.flush();
+        }
+        if deliveries > 0 {
+            self.metrics.delivered(deliveries, notices);
+        }
+        dirty.clear();
+        if dirty.capacity() < 65_536 {
+            self.state.lock().dirty = dirty;
+        }
+    }
+
+    pub(super) fn attach(&self, connection: &Arc<Connection>) {
+        self.state.lock().connections.insert(connection.id.clone(), Arc::clone(connection));
+    }
+
+    pub(super) fn detach(&self, connection: &ConnectionId) {
+        self.state.lock().connections.remove(connection);
+    }
+
+    pub(super) fn find(&self, connection: &ConnectionId) -> Option<Arc<Connection>> {
+        self.state.lock().connections.get(connection).cloned()
+    }
+
+    pub(super) fn connections(&self) -> Vec<Arc<Connection>> {
+        self.state.lock().connections.values().cloned().collect()
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        name: &ChannelName,
+        subscription: Subscription,
+        relay_position: impl FnOnce() -> Option<Position>,
+        begun: impl FnOnce(Option<Position>),
+    ) -> SubscriptionKey {
+        let mut state = self.state.lock();
+        state.generation = state.generation.wrapping_add(1);
+        let generation = state.generation;
+        // The relay's lock is taken inside the shard's, never the other way round.
+        let channel =
+            state.channels.entry(name.clone()).or_insert_with(|| Channel::at(relay_position()));
+        begun(channel.position);
+        let slot = channel.subscriptions.insert((generation, subscription)) as u32;
+        SubscriptionKey { slot, generation }
+    }
+
+    pub(super) fn unsubscribe(&self, name: &ChannelName, key: SubscriptionKey) {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return };
+        if channel.get(key).is_some() {
+            channel.subscriptions.remove(key.slot as usize);
+        }
+        if channel.subscriptions.is_empty() {
+            state.channels.remove(name);
+        }
+    }
+
+    pub(super) fn with_subscription(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        change: impl FnOnce(&mut Subscription),
+    ) {
+        let mut state = self.state.lock();
+        if let Some(subscription) = state.channels.get_mut(name).and_then(|channel| channel.get(key)) {
+            change(subscription);
+        }
+    }
+
+    pub(super) fn behind_at(&self, name: &ChannelName, key: SubscriptionKey) -> Option<Position> {
+        self.state.lock().channels.get_mut(name)?.get(key)?.behind.map(|behind| behind.from)
+    }
+
+    pub(super) fn next(&self, name: &ChannelName, key: SubscriptionKey, from: Position, from_is_top: bool) -> Next {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return Next::Gone };
+        let top = channel.position;
+        let tail = channel.after(from);
+        let Some(subscription) = channel.get(key) else { return Next::Gone };
+        subscription.behind = Some(Behind::at(from));
+        match top {
+            // Equal offsets of one epoch with another tag are a fork, which only history can tell.
+            Some(top) if top == from => {
+                subscription.behind = None;
+                Next::Live
+            }
+            Some(top) if from_is_top && top.epoch == from.epoch && top.offset < from.offset => {
+                subscription.behind = Some(Behind { from, joining: true });
+                Next::Live
+            }
+            _ => tail.map_or(Next::History, Next::Tail),
+        }
+    }
+
+    pub(super) fn go_live(&self, name: &ChannelName, key: SubscriptionKey, begun: impl FnOnce(Option<Position>)) {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return };
+        let position = channel.position;
+        if let Some(subscription) = channel.get(key) {
+            subscription.behind = None;
+            begun(position);
+        }
+    }
+
+    pub(super) fn at_position(&self, name: &ChannelName, key: SubscriptionKey, now: impl FnOnce(Option<Position>)) {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return };
+        let position = channel.position;
+        if channel.get(key).is_some() {
+            now(position);
+        }
+    }
+
+    pub(super) fn count_channels(&self, prefix: &str, all: &mut BTreeMap<ChannelName, u64>) {
+        let state = self.state.lock();
+        for (name, channel) in &state.channels {
+            if name.as_str().starts_with(prefix) {
+                *all.entry(name.clone()).or_default() += channel.subscriptions.len() as u64;
+            }
+        }
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        self.state.lock().channels.values().map(|channel| channel.subscriptions.len()).sum()
+    }
+
+    /// Walks all channels: for the few lists that show one connection.
+    pub(super) fn channels_of(&self, connection: &ConnectionId) -> Vec<String> {
+        let state = self.state.lock();
+        let mut names = Vec::new();
+        for (name, channel) in &state.channels {
+            for (_, (_, subscription)) in &channel.subscriptions {
+                if subscription.connection.id != *connection {
+                    continue;
+                }
+                if crate::dispatch::is_user_stream(name) && subscription.labels.notifications {
+                    names.push(crate::dispatch::NOTIFICATIONS.to_owned());
+                }
+                if !crate::dispatch::is_user_stream(name) || subscription.labels.others {
+                    names.push(name.as_str().to_owned());
+                }
+            }
+        }
+        names.sort_unstable();
+        names
+    }
+
+    pub(super) fn listeners(&self, channel: &str, each: &mut dyn FnMut(&Arc<Connection>)) {
+        let state = self.state.lock();
+        if let Some(channel) = state.channels.get(channel) {
+            for (_, (_, subscription)) in &channel.subscriptions {
+                each(&subscription.connection);
+            }
+        }
+    }
+}
+
+/// Queues one publication for everyone who hears it; how many.
+fn deliver(
+    channel: &mut Channel,
+    dispatch: &Arc<Dispatch>,
+    dirty: &mut Vec<Arc<Connection>>,
+    metrics: &Metrics,
+) -> u64 {
+    let before = channel.position;
+    let here = dispatch.publication.position;
+    if let (Some(here), Some(before)) = (here, before)
+        && here.epoch == before.epoch
+        && here.offset <= before.offset
+    {
+        return 0;
+    }
+    channel.remember(dispatch);
+    let mut deliveries = 0;
+    // A filter shared by many listeners is evaluated once a publication.
+    let mut verdicts: Vec<(*const carillon_protocol::Filter, bool)> = Vec::new();
+    let mut payload = None;
+    let mut conflate_hash = None;
+    for (_, (_, subscription)) in &mut channel.subscriptions {
+        if let Some(behind) = subscription.behind {
+            let joins = behind.joining
+                && here.is_some_and(|here| here.epoch == behind.from.epoch && here.offset == behind.from.offset + 1);
+            if !joins {
+                continue;
+            }
+            subscription.behind = None;
+        }
+        if !subscription.admits(dispatch) {
+            continue;
+        }
+        if let Some(filter) = &subscription.filter {
+            let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
+            let passes = known.map(|(_, passes)| *passes).unwrap_or_else(|| {
+                let payload = payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
+                let passes = filter.matches(payload);
+                verdicts.push((Arc::as_ptr(filter), passes));
+                passes
+            });
+            if !passes {
+                continue;
+            }
+        }
+        let connection = &subscription.connection;
+        let conflate = if subscription.conflate {
+            *conflate_hash.get_or_insert_with(|| conflation(dispatch))
+        } else {
+            0
+        };
+        match connection.outbox.push(dispatch, connection.dress, conflate) {
+            Pushed::First => {
+                dirty.push(Arc::clone(connection));
+                deliveries += 1;
+            }
+            Pushed::Queued => deliveries += 1,
+            Pushed::Closed => {}
+            Pushed::Full => {
+                metrics.slow_consumer();
+                match before {
+                    Some(position) => {
+                        subscription.behind = Some(Behind::at(position));
+                        connection.outbox.mark_behind();
+                    }
+                    None => connection.outbox.close(CloseCode::SlowConsumer),
+                }
+            }
+        }
+    }
+    deliveries
+}
+
+/// What a conflated message replaces in a slow reader's queue: never 0.
+fn conflation(dispatch: &Dispatch) -> u64 {
+    use std::hash::BuildHasher;
+    let key = dispatch.publication.conflate_key();
+    foldhash::fast::FixedState::default().hash_one((&dispatch.publication.channel, key)) | 1
+}
+
+/// Tells every listener that the channel cannot go on from where it stood.
+fn resync(
+    channel: &mut Channel,
+    name: &ChannelName,
+    reason: &'static str,
+    position: Option<Position>,
+    dirty: &mut Vec<Arc<Connection>>,
+) {
+    channel.reset(position);
+    for (_, (_, subscription)) in &mut channel.subscriptions {
+        let connection = &subscription.connection;
+        subscription.behind = None;
+        if let Some(position) = position {
+            connection.outbox.set_position(name, position);
+        }
+        connection.push(&resync_message(name, reason, position));
+        dirty.push(Arc::clone(connection));
+    }
+}
+
+/// `resync`; a user stream is known to its listeners as their notifications.
+#[must_use]
+pub(crate) fn resync_message(name: &ChannelName, reason: &str, position: Option<Position>) -> ServerMessage {
+    let label = if crate::dispatch::is_user_stream(name) { crate::dispatch::NOTIFICATIONS } else { name.as_str() };
+    let payload = serde_json::json!({
+        "reason": reason,
+        "offset": position.map(|position| position.offset),
+        "epoch": position.map(|position| position.epoch),
+        "tag": position.map(|position| position.tag),
+    });
+    ServerMessage::new("resync", &payload).on(label)
+}

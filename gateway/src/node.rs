@@ -1,0 +1,94 @@
+//! One gateway node: the services that every transport and every REST call share.
+//!
+//! It owns no state of its own beyond handles: connections are the hub's, interest the relay's,
+//! everything durable the broker's.
+
+mod admission;
+mod banished;
+mod publish;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use carillon_broker_client::{Broker, Health, NodeId};
+use carillon_protocol::session::Routes;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{ApiKeys, TokenVerifier};
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::heartbeat::Heartbeat;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::relay::Relay;
+
+pub use admission::Admitted;
+pub use banished::Banished;
+pub use publish::{Outgoing, PublishLimits};
+
+/// See the module. Shared by reference.
+pub struct Node {
+    /// This life of the process.
+    pub id: NodeId,
+    /// What operators call it.
+    pub name: String,
+    /// Unix milliseconds.
+    pub started_at_ms: i64,
+    /// Settings as started with.
+    pub config: Arc<Config>,
+    /// History, registry, node-to-node.
+    pub broker: Arc<dyn Broker>,
+    /// Who on this node hears what.
+    pub hub: Hub,
+    /// Interest and order.
+    pub relay: Relay,
+    /// Namespaces; replaced on reload.
+    pub policy: ArcSwap<Policy>,
+    /// Token keys; replaced on reload.
+    pub verifier: ArcSwap<TokenVerifier>,
+    /// Backends' keys; replaced on reload.
+    pub api_keys: ArcSwap<ApiKeys>,
+    /// Re-typing table; replaced on reload.
+    pub routes: ArcSwap<Routes>,
+    /// Pings, silence and token expiry.
+    pub heartbeat: Heartbeat,
+    /// The other nodes.
+    pub cluster: Cluster,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Publish rates of channels.
+    pub publish_limits: PublishLimits,
+    /// Users that an operator disconnected a moment ago.
+    pub banished: Banished,
+    /// Every task of the node runs under it.
+    pub tasks: TaskTracker,
+    /// Ends every task.
+    pub stop: CancellationToken,
+    /// The node ends soon: not ready, but still accepting for the balancer's sake.
+    pub draining: AtomicBool,
+    /// New clients are refused.
+    pub closing: AtomicBool,
+}
+
+impl Node {
+    /// Whether the broker answers.
+    #[must_use]
+    pub fn broker_is_up(&self) -> bool {
+        *self.broker.health().borrow() == Health::Up
+    }
+
+    /// Whether the node ends soon.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the node takes no new clients.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,85 @@
+//! Whether a client may connect, and where it is counted. `protocol.md` 5, rulings R41 and R42.
+
+use std::sync::Arc;
+
+use carillon_broker_client::{Admission, ConnectionRecord};
+use carillon_protocol::envelope::Refusal;
+use carillon_protocol::{ChannelName, ConnectionId, ErrorCode, UserId};
+
+use super::Node;
+
+/// A place in the node's and the cluster's counts; given back when dropped.
+pub struct Admitted {
+    node: Arc<Node>,
+    /// The connection's id.
+    pub id: ConnectionId,
+    record: Option<ConnectionRecord>,
+}
+
+impl std::fmt::Debug for Admitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admitted").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Counts a new connection of `user`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when the node is full or draining, `MAX_CONNECTIONS` when the user is.
+    pub async fn admit(self: &Arc<Self>, user: Option<&UserId>) -> Result<Admitted, Refusal> {
+        if self.is_closing() {
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining").with("retry_after_ms", 1_000));
+        }
+        let limit = self.config.limits.connections as u64;
+        if limit > 0 && self.metrics.connections_live() >= limit {
+            self.metrics.refused("capacity");
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is full").with("retry_after_ms", 5_000));
+        }
+        let id = crate::ids::connection_id(&self.id);
+        let Some(user) = user else {
+            return Ok(Admitted { node: Arc::clone(self), id, record: None });
+        };
+        let record = ConnectionRecord { id: id.clone(), user: user.clone() };
+        let limit = u64::from(self.config.limits.connections_per_user);
+        let admission = match self.broker.register(&record, limit).await {
+            Ok(admission) => admission,
+            // Without Redis the node counts what it sees itself (R42).
+            Err(_) => self.admit_locally(user, limit),
+        };
+        match admission {
+            Admission::Admitted => Ok(Admitted { node: Arc::clone(self), id, record: Some(record) }),
+            Admission::TooMany { connections } => {
+                self.metrics.refused("max_connections");
+                Err(Refusal::new(ErrorCode::MaxConnections, "Too many connections of this user")
+                    .with("limit", limit)
+                    .with("connections", connections))
+            }
+        }
+    }
+
+    fn admit_locally(&self, user: &UserId, limit: u64) -> Admission {
+        let stream = ChannelName::user_stream(user.as_str());
+        let connections = stream.map_or(0, |stream| self.hub.listeners(stream.as_str()).len() as u64);
+        if limit > 0 && connections >= limit {
+            return Admission::TooMany { connections };
+        }
+        Admission::Admitted
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let Some(record) = self.record.take() else { return };
+        let node = Arc::clone(&self.node);
+        if node.stop.is_cancelled() {
+            // The node retires its whole lease at once.
+            return;
+        }
+        self.node.tasks.spawn(async move {
+            if let Err(error) = node.broker.deregister(&record).await {
+                tracing::debug!(%error, "a connection stays registered until the broker is back");
+            }
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! From a request to publish to a publication at the broker: namespace, limits, identity of the
+//! sender. Used by client connections and REST alike.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carillon_broker_client::{BrokerError, Idempotency, Publish, Receipt};
+use carillon_protocol::envelope::Refusal;
+use carillon_protocol::publication::Exclude;
+use carillon_protocol::session::{Rate, Verdict};
+use carillon_protocol::{ChannelName, ErrorCode, MessageId, Payload, Publication, UserId};
+use foldhash::HashMap;
+use parking_lot::Mutex;
+
+use super::Node;
+use crate::clock;
+
+/// Channels whose publish rate is remembered; full buckets are forgotten first.
+const RATED_CHANNELS_MAX: usize = 100_000;
+
+/// A message somebody wants published.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where.
+    pub channel: ChannelName,
+    /// Message type.
+    pub kind: Box<str>,
+    /// Opaque payload.
+    pub payload: Payload,
+    /// The publisher's id for it; also makes repeating it harmless.
+    pub id: Option<Box<str>>,
+    /// Makes repeating it harmless without being its id.
+    pub idempotency_key: Option<Box<str>>,
+    /// The authenticated sender, or whom a backend names.
+    pub user_id: Option<UserId>,
+    /// Who must not hear it.
+    pub exclude: Exclude,
+    /// A JSON object.
+    pub meta: Option<Bytes>,
+    /// Who publishes, for the scope of idempotency (R2).
+    pub sender: String,
+    /// Kept in history where the channel has one.
+    pub history: bool,
+    /// W3C trace context.
+    pub traceparent: Option<Box<str>>,
+}
+
+/// Publish rates a channel, on this node.
+#[derive(Debug, Default)]
+pub struct PublishLimits {
+    rates: Mutex<HashMap<ChannelName, Rate>>,
+}
+
+/// State of a channel's publish limit after a publish, for the `X-RateLimit-*` headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateState {
+    /// Publishes a second; 0 when there is no limit.
+    pub limit: u32,
+    /// Left now.
+    pub remaining: u64,
+}
+
+impl PublishLimits {
+    /// Counts one publish.
+    ///
+    /// # Errors
+    /// `RATE_LIMITED` with `retry_after_ms`.
+    pub fn charge(&self, channel: &ChannelName, per_second: u32) -> Result<RateState, Refusal> {
+        if per_second == 0 {
+            return Ok(RateState { limit: 0, remaining: u64::MAX });
+        }
+        let now = clock::monotonic_ms();
+        let mut rates = self.rates.lock();
+        if rates.len() >= RATED_CHANNELS_MAX {
+            rates.retain(|_, rate| {
+                rate.refill(now);
+                rate.remaining() < u64::from(per_second)
+            });
+        }
+        let rate = rates.entry(channel.clone()).or_insert_with(|| Rate::new(per_second, now));
+        match rate.take(now) {
+            Verdict::Admit => Ok(RateState { limit: per_second, remaining: rate.remaining() }),
+            Verdict::Refuse { retry_after_ms } => Err(too_fast(retry_after_ms)),
+            Verdict::Abuse => Err(too_fast(1_000)),
+        }
+    }
+}
+
+fn too_fast(retry_after_ms: u64) -> Refusal {
+    Refusal::new(ErrorCode::RateLimited, "Too many publishes to this channel").with("retry_after_ms", retry_after_ms)
+}
+
+impl Node {
+    /// Publishes one message.
+    ///
+    /// # Errors
+    /// `CHANNEL_NOT_FOUND`, `RATE_LIMITED`, `UNAVAILABLE`, `INVALID_MESSAGE` for a bad id. After
+    /// `UNAVAILABLE` it may or may not have happened.
+    pub async fn publish(&self, outgoing: Outgoing) -> Result<Receipt, Refusal> {
+        let request = self.prepare(outgoing)?;
+        self.metrics.published(1);
+        self.broker.publish(request).await.map_err(|error| self.broker_refusal(&error))
+    }
+
+    /// Publishes many, pipelined; results in order.
+    pub async fn publish_batch(&self, outgoing: Vec<Result<Outgoing, Refusal>>) -> Vec<Result<Receipt, Refusal>> {
+        let prepared: Vec<Result<Publish, Refusal>> =
+            outgoing.into_iter().map(|outgoing| self.prepare(outgoing?)).collect();
+        let refusals: Vec<Option<Refusal>> =
+            prepared.iter().map(|prepared| prepared.as_ref().err().cloned()).collect();
+        let requests: Vec<Publish> = prepared.into_iter().filter_map(Result::ok).collect();
+        self.metrics.published(requests.len() as u64);
+        let mut results = self.broker.publish_batch(requests).await.into_iter();
+        refusals
+            .into_iter()
+            .map(|refusal| match refusal {
+                Some(refusal) => Err(refusal),
+                None => match results.next() {
+                    Some(result) => result.map_err(|error| self.broker_refusal(&error)),
+                    None => Err(Refusal::new(ErrorCode::Unavailable, "No answer for this message")),
+                },
+            })
+            .collect()
+    }
+
+    /// What a broker's error is to a caller.
+    pub fn broker_refusal(&self, error: &BrokerError) -> Refusal {
+        match error {
+            BrokerError::Unavailable(reason) => {
+                tracing::debug!(%reason, "broker unavailable");
+                self.metrics.broker_unavailable();
+                Refusal::new(ErrorCode::Unavailable, "Redis is out of reach").with("retry_after_ms", 1_000)
+            }
+            BrokerError::Invalid(reason) => {
+                tracing::error!(%reason, "the broker refused a request");
+                Refusal::new(ErrorCode::InternalError, "Internal error")
+            }
+        }
+    }
+
+    fn prepare(&self, outgoing: Outgoing) -> Result<Publish, Refusal> {
+        let policy = self.policy.load();
+        let found = policy.find(&outgoing.channel).ok_or_else(|| channel_not_found(&outgoing.channel))?;
+        let per_second =
+            found.namespace.publishes_per_second.unwrap_or(self.config.limits.publishes_per_second_per_channel);
+        self.publish_limits.charge(&outgoing.channel, per_second)?;
+        let id = match &outgoing.id {
+            Some(id) => MessageId::new(id).map_err(|invalid| {
+                Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "id")
+            })?,
+            None => crate::ids::message_id(),
+        };
+        let key = outgoing.idempotency_key.or(outgoing.id);
+        let idempotency = key.map(|key| Idempotency { sender: outgoing.sender, key: key.into() });
+        let retention = if outgoing.history { found.namespace.retention } else { None };
+        Ok(Publish {
+            publication: Publication {
+                channel: outgoing.channel,
+                position: None,
+                previous_tag: None,
+                id,
+                kind: outgoing.kind,
+                timestamp_ms: clock::unix_ms(),
+                user_id: outgoing.user_id,
+                meta: outgoing.meta,
+                exclude: outgoing.exclude,
+                traceparent: outgoing.traceparent,
+                payload: outgoing.payload,
+            },
+            retention,
+            idempotency,
+        })
+    }
+}
+
+/// `CHANNEL_NOT_FOUND` for a channel.
+#[must_use]
+pub(crate) fn channel_not_found(channel: &ChannelName) -> Refusal {
+    Refusal::new(ErrorCode::ChannelNotFound, "No namespace matches the channel").with("channel", channel.as_str())
+}
+
+/// A shared node, as tasks hold it.
+pub type SharedNode = Arc<Node>;

@@ -1,0 +1,73 @@
+//! The one error body, and the request id that every answer carries. `http-api.md` 1.
+
+use axum::Json;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use carillon_protocol::ErrorCode;
+use carillon_protocol::envelope::Refusal;
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, StatusCode};
+
+/// The header that carries the request id.
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+tokio::task_local! {
+    /// Id of the request that this task answers.
+    pub static REQUEST_ID: String;
+}
+
+/// A refusal as an HTTP answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiError(pub Refusal);
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl ApiError {
+    /// The error body, also used for single failures of a batch.
+    #[must_use]
+    pub fn body(refusal: &Refusal) -> serde_json::Value {
+        let request_id = REQUEST_ID.try_with(Clone::clone).ok();
+        serde_json::json!({
+            "error": refusal.message,
+            "code": refusal.code.name(),
+            "details": refusal.details,
+            "request_id": request_id,
+        })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(Self::body(&self.0))).into_response();
+        let headers = response.headers_mut();
+        if matches!(self.0.code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
+            let ms = self.0.details.get("retry_after_ms").and_then(serde_json::Value::as_u64).unwrap_or(1_000);
+            headers.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000).max(1)));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Middleware: gives every request an id (the caller's, if it is sane) and every answer the header.
+pub async fn with_request_id(request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
+    let sane = |id: &&str| {
+        !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
+    };
+    let id = given.filter(sane).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
+    let header = HeaderValue::from_str(&id);
+    let mut response = REQUEST_ID.scope(id, next.run(request)).await;
+    if let Ok(header) = header {
+        response.headers_mut().insert(REQUEST_ID_HEADER, header);
+    }
+    response
+}

@@ -1,0 +1,8 @@
+//! Client transports: bytes and routes only. Sockets are accepted in `accept`, credentials and
+//! query read in `handshake`, and each transport turns a request into a driven connection.
+
+pub mod accept;
+pub mod client_io;
+pub mod handshake;
+pub mod sse;
+pub mod websocket;

@@ -1,0 +1,85 @@
+//! Accepting client sockets: bounded in number, survives running out of file descriptors, closes
+//! what never says anything. One hyper connection a socket until a transport takes it over.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioTimer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::client_io::{ClientIo, Gate, Peer};
+use crate::node::Node;
+
+/// A socket that has not sent a request's head by then is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after the process ran out of file descriptors.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// hyper's read buffer: heads are small, bodies are read through it.
+const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// Accepts until `stop`; every socket is served by a task of the node.
+pub async fn accept(node: Arc<Node>, listener: TcpListener, router: Router, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((socket, address)) => {
+                let router = router.clone();
+                node.tasks.spawn(serve(node.stop.clone(), socket, address, router, Arc::clone(&node)));
+            }
+            Err(error) => {
+                // EMFILE, ENFILE, ENOBUFS: connections that end give room again. Others are the peer's.
+                tracing::warn!(%error, "a socket could not be accepted");
+                node.metrics.refused("accept_error");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stop: CancellationToken, socket: TcpStream, address: SocketAddr, router: Router, node: Arc<Node>) {
+    prepare(&socket, &node);
+    let socket = Arc::new(socket);
+    let gate = Gate::default();
+    let peer = Peer { address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request: Request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(peer.clone());
+        router.clone().oneshot(request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(READ_BUFFER_BYTES_MAX)
+        .serve_connection(ClientIo::new(socket, gate), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::select! {
+        served = &mut connection => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::trace!(%error, "a client connection ended");
+    }
+}
+
+fn prepare(socket: &TcpStream, node: &Node) {
+    let socket = socket2::SockRef::from(socket);
+    // Failing to set an option is no reason to refuse a client.
+    let _ = socket.set_tcp_nodelay(true);
+    let timeout = node.config.heartbeat.timeout;
+    if !timeout.is_zero() {
+        let _ = socket.set_tcp_user_timeout(Some(timeout));
+    }
+}

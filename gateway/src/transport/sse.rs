@@ -1,0 +1,124 @@
+//! Event streams: hyper writes the head, the fan-out writes the events. `protocol.md` 1 and 4,
+//! rulings R22, R26.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use carillon_protocol::Profile;
+use carillon_protocol::envelope::Refusal;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderValue, StatusCode, Version};
+use http_body::Frame;
+use tokio::sync::oneshot;
+
+use super::client_io::{Gate, Peer};
+use super::handshake::{Handshake, Query};
+use crate::connection::driver::Driver;
+use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::{Connection, Transport};
+use crate::dispatch::{Dress, Medium};
+use crate::node::Node;
+use crate::rest::ApiError;
+
+/// What an EventSource waits before it comes back, milliseconds.
+const RETRY_MS: u32 = 2_000;
+
+/// `GET /api/realtime/events`: profile `uno`.
+pub async fn uno(state: State<Arc<Node>>, request: Request) -> Response {
+    serve(state.0, request, Profile::Uno).await
+}
+
+/// `GET /api/events`, `GET /events`: profile `excore`.
+pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
+    serve(state.0, request, Profile::Excore).await
+}
+
+async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response {
+    match open(node, &request, profile).await {
+        Ok(response) => response,
+        Err(refusal) => ApiError::from(refusal).into_response(),
+    }
+}
+
+async fn open(node: Arc<Node>, request: &Request, default: Profile) -> Result<Response, Refusal> {
+    let query = Query::parse(request.uri().query());
+    let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
+    let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
+    if user.as_ref().is_some_and(|user| node.banished.is_banished(user)) {
+        // An EventSource comes back for ever unless it is told that there is nothing (R26).
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let admitted = node.admit(user.as_ref()).await?;
+    let peer = request.extensions().get::<Peer>().cloned();
+    let socket = peer.as_ref().and_then(|peer| peer.socket.clone());
+    let wire = socket.clone().map_or(Wire::Pulled, Wire::Socket);
+    // hyper frames an HTTP/1.1 response of unknown length as chunks; what is written past it must be framed too.
+    let chunked = socket.is_some() && request.version() == Version::HTTP_11;
+    let outbox = Outbox::new(wire, node.config.limits.queue_bytes).for_sse(chunked);
+    let dress = Dress { medium: Medium::Sse, profile: handshake.profile };
+    let connection = Connection::new(admitted.id.clone(), user, Transport::Sse, dress, outbox);
+    let (alive, gone) = oneshot::channel();
+    let body = EventStream {
+        connection: Arc::clone(&connection),
+        gate: socket.is_some().then(|| peer.map(|peer| peer.gate)).flatten(),
+        opening: Some(format!("retry: {RETRY_MS}\n\n").into()),
+        _alive: alive,
+    };
+    let driver = Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket);
+    let tasks = node.tasks.clone();
+    tasks.spawn(start(node, driver, handshake.channels, handshake.resume, gone));
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+async fn start(
+    node: Arc<Node>,
+    mut driver: Driver,
+    channels: Vec<String>,
+    resume: crate::connection::welcome::Resume,
+    gone: oneshot::Receiver<()>,
+) {
+    // The welcome is queued; the gate lets it out behind the response's head.
+    Box::pin(driver.welcome(&channels, resume)).await;
+    node.tasks.spawn(driver.run_listener(async move {
+        // Dropped with the body when hyper sees the peer go.
+        let _ = gone.await;
+    }));
+}
+
+/// The response's body: the opening line through hyper, then silence while the fan-out writes to
+/// the socket itself — or, without a socket of our own, whatever the outbox holds.
+struct EventStream {
+    connection: Arc<Connection>,
+    gate: Option<Gate>,
+    opening: Option<Bytes>,
+    _alive: oneshot::Sender<()>,
+}
+
+impl http_body::Body for EventStream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(opening) = self.opening.take() {
+            return Poll::Ready(Some(Ok(Frame::data(opening))));
+        }
+        match self.gate.take() {
+            Some(gate) => {
+                gate.arm(Arc::clone(&self.connection));
+                Poll::Pending
+            }
+            None => self.connection.outbox.poll_pulled(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! WebSocket endpoints: the RFC 6455 handshake on hyper, then the bare socket.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use carillon_protocol::envelope::Refusal;
+use carillon_protocol::{Codec, ErrorCode, Profile};
+use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use sha1::{Digest, Sha1};
+
+use super::client_io::ClientIo;
+use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
+use crate::connection::driver::Driver;
+use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::{Connection, Transport};
+use crate::dispatch::{Dress, Medium};
+use crate::node::{Admitted, Node};
+use crate::rest::ApiError;
+
+/// RFC 6455 section 1.3.
+const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// `/ws`, `/ws/{name}`: profile `social`.
+pub async fn social(state: State<Arc<Node>>, request: Request) -> Response {
+    serve(state.0, request, Profile::Social).await
+}
+
+/// `/api/realtime/ws`: profile `uno`.
+pub async fn uno(state: State<Arc<Node>>, request: Request) -> Response {
+    serve(state.0, request, Profile::Uno).await
+}
+
+/// `/`: profile `excore`.
+pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
+    serve(state.0, request, Profile::Excore).await
+}
+
+async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response {
+    match accept(node, request, profile).await {
+        Ok(response) => response,
+        Err(refusal) => ApiError::from(refusal).into_response(),
+    }
+}
+
+async fn accept(node: Arc<Node>, mut request: Request, default: Profile) -> Result<Response, Refusal> {
+    let query = Query::parse(request.uri().query());
+    let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
+    let key = upgrade_key(request.method(), request.headers())?;
+    let (codec, subprotocol) = negotiate(request.headers());
+    let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
+    let admitted = node.admit(user.as_ref()).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let dress = Dress { medium: Medium::WebSocket(codec), profile: handshake.profile };
+    let opening = Opening { handshake, admitted, dress };
+    let tasks = node.tasks.clone();
+    // Boxed: the handshake's state is large, and must not stay with the connection's task.
+    tasks.spawn(Box::pin(open(node, upgrade, opening)));
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let accept = HeaderValue::from_str(&accept_key(&key));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accept.map_err(|_| bad_handshake("Sec-WebSocket-Key"))?);
+    if let Some(subprotocol) = subprotocol {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+    }
+    Ok(response)
+}
+
+struct Opening {
+    handshake: Handshake,
+    admitted: Admitted,
+    dress: Dress,
+}
+
+/// Takes the socket back from hyper and hands it to a task of its own, which is small.
+async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => {
+            tracing::debug!(%error, "the client went away during the handshake");
+            return;
+        }
+    };
+    let Ok(parts) = upgraded.downcast::<ClientIo>() else {
+        tracing::error!("an upgraded connection is not one of ours");
+        return;
+    };
+    let early = parts.read_buf.to_vec();
+    let socket = parts.io.into_socket();
+    // hyper's read buffer would stay with the connection.
+    drop(parts.read_buf);
+    let Opening { handshake, admitted, dress } = opening;
+    let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
+    let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
+    let connection = Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
+    let mut driver = Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
+    driver.welcome(&handshake.channels, handshake.resume).await;
+    node.tasks.spawn(driver.run_websocket(early));
+}
+
+/// The key of a correct opening handshake.
+fn upgrade_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
+    let has = |name, token: &str| {
+        headers.get_all(name).iter().any(|value: &HeaderValue| {
+            value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+        })
+    };
+    if method != Method::GET || !has(UPGRADE, "websocket") || !has(CONNECTION, "upgrade") {
+        return Err(bad_handshake("Upgrade"));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(bad_handshake("Sec-WebSocket-Version"));
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
+    let nonce = base64::engine::general_purpose::STANDARD.decode(key).unwrap_or_default();
+    if nonce.len() != 16 {
+        return Err(bad_handshake("Sec-WebSocket-Key"));
+    }
+    Ok(key.to_owned())
+}
+
+fn bad_handshake(header: &'static str) -> Refusal {
+    Refusal::new(ErrorCode::InvalidMessage, "Not a WebSocket handshake of version 13").with("header", header)
+}
+
+fn accept_key(key: &str) -> String {
+    let digest = Sha1::digest(format!("{key}{ACCEPT_GUID}"));
+    base64::engine::general_purpose::STANDARD.encode(digest)
+}
+
+/// The codec, and the subprotocol to answer with: the codec that was asked for, else the bearer
+/// marker, never the token.
+fn negotiate(headers: &HeaderMap) -> (Codec, Option<&'static str>) {
+    let offered = subprotocols(headers);
+    let bearer_at = offered.iter().position(|name| name == BEARER_SUBPROTOCOL);
+    let codec = offered
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| bearer_at.is_none_or(|bearer| *index != bearer + 1))
+        .find_map(|(_, name)| Codec::from_subprotocol(name));
+    match codec {
+        Some(codec) => (codec, Some(codec.subprotocol())),
+        None => (Codec::Json, bearer_at.map(|_| BEARER_SUBPROTOCOL)),
+    }
+}
