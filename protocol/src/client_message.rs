@@ -43,9 +43,11 @@ impl ClientMessage {
         let correlation = correlation(&document.fields);
         let read = match document.problem {
             None => Self::from_fields(document.fields, correlation.clone()),
-            Some(problem) => Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
-                .with("reason", problem.reason)
-                .with("at", format!("byte {}", problem.byte))),
+            Some(problem) => {
+                Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
+                    .with("reason", problem.reason)
+                    .with("at", format!("byte {}", problem.byte)))
+            }
         };
         read.map_err(|refusal| Unreadable { refusal, correlation })
     }
@@ -59,7 +61,13 @@ impl ClientMessage {
         let id = text(&fields.id, "id", ID_BYTES_MAX)?;
         // Too long a channel is told by the channel's own rule; here only the shape counts.
         let channel = text(&fields.channel, "channel", usize::MAX)?;
-        Ok(Self { kind, id, channel, payload: fields.payload.unwrap_or(Payload::NULL), correlation })
+        Ok(Self {
+            kind,
+            id,
+            channel,
+            payload: fields.payload.unwrap_or(Payload::NULL),
+            correlation,
+        })
     }
 }
 

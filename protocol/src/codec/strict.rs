@@ -100,7 +100,8 @@ impl<'a> Keys<'a> {
             keys.sort_unstable();
             (1..keys.len()).find(|&at| keys[at - 1].0 == keys[at].0)
         };
-        let problem = twice.map(|at| Problem { reason: "a key stands twice in an object", byte: keys[at].1 });
+        let problem =
+            twice.map(|at| Problem { reason: "a key stands twice in an object", byte: keys[at].1 });
         self.open.truncate(from);
         problem.map_or(Ok(()), Err)
     }

@@ -53,10 +53,15 @@ prop_compose! {
 
 impl Example {
     /// The envelope goes through `write`; what should come out of a parser stands beside it.
-    fn written(&self, profile: Profile, write: fn(&Envelope<'_>, Profile, &mut Vec<u8>)) -> (Vec<u8>, Value) {
+    fn written(
+        &self,
+        profile: Profile,
+        write: fn(&Envelope<'_>, Profile, &mut Vec<u8>),
+    ) -> (Vec<u8>, Value) {
         let payload = Payload::of(&self.payload);
         let meta = self.meta.as_ref().map(Value::to_string);
-        let [id, kind, channel, ack_id, request_id, user_id] = self.texts.each_ref().map(String::as_str);
+        let [id, kind, channel, ack_id, request_id, user_id] =
+            self.texts.each_ref().map(String::as_str);
         let set = |bit: u8| self.optional & (1 << bit) != 0;
         let position = Position {
             epoch: Epoch::from_random(self.offset),
@@ -84,7 +89,12 @@ impl Example {
         } else {
             crate::time::rfc3339(self.timestamp_ms).into()
         };
-        let optional = [(0, "channel", channel), (1, "ack_id", ack_id), (2, "requestId", request_id), (3, "user_id", user_id)];
+        let optional = [
+            (0, "channel", channel),
+            (1, "ack_id", ack_id),
+            (2, "requestId", request_id),
+            (3, "user_id", user_id),
+        ];
         for (_, name, value) in optional.into_iter().filter(|(bit, ..)| set(*bit)) {
             expected[name] = value.into();
         }
@@ -108,13 +118,18 @@ fn from_msgpack(value: &rmpv::Value) -> Value {
     match value {
         rmpv::Value::Nil => Value::Null,
         rmpv::Value::Boolean(value) => (*value).into(),
-        rmpv::Value::Integer(value) => value.as_u64().map(Value::from).or(value.as_i64().map(Value::from)).expect("64 bits"),
+        rmpv::Value::Integer(value) => {
+            value.as_u64().map(Value::from).or(value.as_i64().map(Value::from)).expect("64 bits")
+        }
         rmpv::Value::F32(value) => f64::from(*value).into(),
         rmpv::Value::F64(value) => (*value).into(),
         rmpv::Value::String(text) => text.as_str().expect("UTF-8").into(),
         rmpv::Value::Array(items) => items.iter().map(from_msgpack).collect(),
         rmpv::Value::Map(pairs) => Value::Object(
-            pairs.iter().map(|(key, value)| (key.as_str().expect("text").to_owned(), from_msgpack(value))).collect(),
+            pairs
+                .iter()
+                .map(|(key, value)| (key.as_str().expect("text").to_owned(), from_msgpack(value)))
+                .collect(),
         ),
         rmpv::Value::Binary(_) | rmpv::Value::Ext(..) => panic!("nothing of JSON becomes {value}"),
     }
@@ -126,7 +141,8 @@ fn field_names(msgpack: &rmpv::Value) -> Vec<&str> {
 
 /// The least that an EventSource does (WHATWG HTML 9.2.6): fields by line, dispatch on a blank one.
 fn event_source(text: &str) -> Vec<(String, String, String)> {
-    let (mut events, mut event, mut data, mut id) = (Vec::new(), String::new(), String::new(), String::new());
+    let (mut events, mut event, mut data, mut id) =
+        (Vec::new(), String::new(), String::new(), String::new());
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     for line in text.split_terminator('\n') {
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
@@ -135,7 +151,11 @@ fn event_source(text: &str) -> Vec<(String, String, String)> {
             _ if line.is_empty() => {
                 if !data.is_empty() {
                     data.pop();
-                    events.push((std::mem::take(&mut event), std::mem::take(&mut data), id.clone()));
+                    events.push((
+                        std::mem::take(&mut event),
+                        std::mem::take(&mut data),
+                        id.clone(),
+                    ));
                 }
                 event.clear();
             }
@@ -252,19 +272,40 @@ fn what_the_rules_forbid_is_refused_and_the_ack_id_still_known() {
         "9".repeat(400),
         r#"{"a":1,"a":2}"#.to_owned(),
         r#"[{"a":1,"b":{"a":1},"\u0061":2}]"#.to_owned(),
-        format!("{{{}}}", (0..40).map(|n| format!("\"k{}\":0", n % 39)).collect::<Vec<_>>().join(",")),
+        format!(
+            "{{{}}}",
+            (0..40).map(|n| format!("\"k{}\":0", n % 39)).collect::<Vec<_>>().join(",")
+        ),
         deep(128),
         deep(100_000),
     ] {
         let text = format!(r#"{{"payload":{payload},"type":"t","ack_id":"7"}}"#);
         let unreadable = ClientMessage::parse(Codec::Json, text.as_bytes()).expect_err(&payload);
         assert_eq!(unreadable.correlation.ack_id.as_deref(), Some("7"), "{payload:.40}");
-        assert!(unreadable.refusal.details["at"].as_str().is_some_and(|at| at.starts_with("byte ")));
+        assert!(
+            unreadable.refusal.details["at"].as_str().is_some_and(|at| at.starts_with("byte "))
+        );
         assert!(compact_json(&payload).is_err(), "{payload:.40}");
     }
     let text = format!(r#"{{"type":"t","payload":{}}}"#, deep(127));
-    assert!(ClientMessage::parse(Codec::Json, text.as_bytes()).is_ok());
-    for text in ["", "[]", "1", "{}x", "{\"type\":\"t\"} {}", "{\"type\":\"t\",}", "{\"a\":\"\\ud800\"}", "{\"a\":01}", "{\"a\":\"\n\"}"] {
+    let deepest = ClientMessage::parse(Codec::Json, text.as_bytes()).expect("128 levels").payload;
+    // What is let in can be looked into and written again.
+    assert!(deepest.to_value().is_array());
+    let envelope = Envelope { kind: "t", payload: &deepest, ..Envelope::EMPTY };
+    let mut out = Vec::new();
+    write_msgpack(&envelope, Profile::Dnr, &mut out);
+    assert_eq!(strict::read_msgpack(&out).fields.payload, Some(deepest));
+    for text in [
+        "",
+        "[]",
+        "1",
+        "{}x",
+        "{\"type\":\"t\"} {}",
+        "{\"type\":\"t\",}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":01}",
+        "{\"a\":\"\n\"}",
+    ] {
         assert!(strict::read_json(text.as_bytes()).problem.is_some(), "{text}");
     }
     assert!(strict::read_json(b"{\"a\":\"\xFF\"}").problem.is_some());
@@ -279,7 +320,10 @@ fn a_payload_is_kept_byte_for_byte_unless_it_holds_line_breaks() {
         message.payload.json_str().to_owned()
     };
     assert_eq!(payload(r#"[1.0, 2e0,"\u0061" ]"#), r#"[1.0, 2e0,"\u0061" ]"#);
-    assert_eq!(payload("{ \"a b\" :\n\t[1,\r\n 2, \"x \\\" \\\\\" , \" y \"] }"), r#"{"a b":[1,2,"x \" \\"," y "]}"#);
+    assert_eq!(
+        payload("{ \"a b\" :\n\t[1,\r\n 2, \"x \\\" \\\\\" , \" y \"] }"),
+        r#"{"a b":[1,2,"x \" \\"," y "]}"#
+    );
     assert_eq!(compact_json(" \n[1]\n").expect("valid").json_str(), "[1]");
     assert_eq!(compact_json("[1] 2").expect_err("two values").byte, 4);
 }
@@ -309,7 +353,8 @@ fn binary_values_reach_json_as_base64_and_msgpack_as_they_were() {
     let mut out = Vec::new();
     write_msgpack(&envelope, Profile::Dnr, &mut out);
     assert!(out.windows(original.len()).any(|window| window == original));
-    let plain = ClientMessage::parse(Codec::MessagePack, &message(rmpv::Value::from(1.5))).expect("valid");
+    let plain =
+        ClientMessage::parse(Codec::MessagePack, &message(rmpv::Value::from(1.5))).expect("valid");
     assert_eq!((plain.payload.json_str(), plain.payload.msgpack()), ("1.5", None));
 }
 
@@ -328,15 +373,25 @@ fn msgpack_that_json_cannot_hold_is_refused_and_the_ack_id_still_known() {
         M::Map(vec![("a".into(), M::Nil), ("a".into(), M::Nil)]),
         deep,
     ] {
-        let unreadable = ClientMessage::parse(Codec::MessagePack, &message(payload)).expect_err("refused");
+        let unreadable =
+            ClientMessage::parse(Codec::MessagePack, &message(payload)).expect_err("refused");
         assert_eq!(unreadable.correlation.ack_id.as_deref(), Some("7"));
     }
     let mut trailing = message(M::Nil);
     trailing.push(0xC0);
-    for bytes in [&trailing[..], b"", b"\x90", b"\xC1", b"\x81\xA4type\xA1\xFF", b"\x81\xA1a\xDF\xFF\xFF\xFF\xFF"] {
+    for bytes in [
+        &trailing[..],
+        b"",
+        b"\x90",
+        b"\xC1",
+        b"\x81\xA4type\xA1\xFF",
+        b"\x81\xA1a\xDF\xFF\xFF\xFF\xFF",
+    ] {
         assert!(strict::read_msgpack(bytes).problem.is_some(), "{bytes:?}");
     }
-    assert!(strict::read_msgpack(&[&b"\x81\xA1a"[..], &[0x91; 1 << 20]].concat()).problem.is_some());
+    assert!(
+        strict::read_msgpack(&[&b"\x81\xA1a"[..], &[0x91; 1 << 20]].concat()).problem.is_some()
+    );
 }
 
 #[test]

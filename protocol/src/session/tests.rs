@@ -80,7 +80,8 @@ fn r20_own_replies_carry_the_request_id_and_acks_both() {
         message["ack_id"] = carried.0.into();
         message["requestId"] = carried.1.into();
         let Step::Reply(replies) = step(&message) else { panic!("a ping is answered") };
-        let heard: Vec<_> = replies.iter().map(|reply| (&*reply.kind, reply.correlation.clone())).collect();
+        let heard: Vec<_> =
+            replies.iter().map(|reply| (&*reply.kind, reply.correlation.clone())).collect();
         let mut expected = vec![("pong", correlation(own.0, own.1))];
         expected.extend(ack.map(|(ack_id, request_id)| ("ack", correlation(ack_id, request_id))));
         assert_eq!(heard, expected);
@@ -104,9 +105,25 @@ fn r20_a_request_without_a_reply_of_its_own_is_acked_under_the_name_that_asked()
 #[test]
 fn r1_types_of_the_server_are_refused_to_clients() {
     for kind in [
-        "connect", "connection", "connected", "connect_x", "subscribed", "unsubscribed", "ack", "error", "pong", "resync",
-        "notification", "notification_new", "notifications", "presence:sync", "presence:x", "entity:created", "entity:x",
-        "feed_update", "count_update",
+        "connect",
+        "connection",
+        "connected",
+        "connect_x",
+        "subscribed",
+        "unsubscribed",
+        "ack",
+        "error",
+        "pong",
+        "resync",
+        "notification",
+        "notification_new",
+        "notifications",
+        "presence:sync",
+        "presence:x",
+        "entity:created",
+        "entity:x",
+        "feed_update",
+        "count_update",
     ] {
         for channel in [None, Some("chat")] {
             let message = json!({"type": kind, "channel": channel, "ack_id": "a1"});
@@ -115,17 +132,40 @@ fn r1_types_of_the_server_are_refused_to_clients() {
             assert_eq!(carried, correlation(Some("a1"), None));
         }
     }
-    for kind in ["message", "typing", "read_receipt", "subscribed_x", "entities", "task:moved", "presence_x"] {
-        assert_eq!(published(&json!({"type": kind, "channel": "chat", "payload": {}})).channel.as_str(), "chat");
+    for kind in [
+        "message",
+        "typing",
+        "read_receipt",
+        "subscribed_x",
+        "entities",
+        "task:moved",
+        "presence_x",
+    ] {
+        assert_eq!(
+            published(&json!({"type": kind, "channel": "chat", "payload": {}})).channel.as_str(),
+            "chat"
+        );
     }
 }
 
 #[test]
 fn r1_backends_may_send_notifications_and_entities_but_no_control_types() {
-    for kind in ["notification", "entity:created", "feed_update", "count_update", "message", "task:moved"] {
+    for kind in
+        ["notification", "entity:created", "feed_update", "count_update", "message", "task:moved"]
+    {
         assert!(!is_control(kind), "{kind}");
     }
-    for kind in ["connect", "connected", "connection", "ack", "error", "pong", "resync", "disconnect", "presence:join"] {
+    for kind in [
+        "connect",
+        "connected",
+        "connection",
+        "ack",
+        "error",
+        "pong",
+        "resync",
+        "disconnect",
+        "presence:join",
+    ] {
         assert!(is_control(kind), "{kind}");
     }
 }
@@ -136,15 +176,27 @@ fn r4_the_sender_in_relayed_payloads_is_the_servers_word() {
     for kind in ["typing_start", "typing_stop", "read_receipt"] {
         let publish = published(&json!({"type": kind, "payload": forged}));
         let payload = publish.payload.to_value();
-        assert_eq!((&payload["user_id"], &payload["userId"]), (&json!("u1"), &json!("u1")), "{kind}");
+        assert_eq!(
+            (&payload["user_id"], &payload["userId"]),
+            (&json!("u1"), &json!("u1")),
+            "{kind}"
+        );
         assert_eq!(payload["conversation_id"], "c1");
     }
     let publish = published(&json!({"type": "chat:send", "channel": "general", "payload": forged}));
     assert_eq!(&*publish.kind, "chat:message");
-    assert_eq!(publish.payload.to_value(), json!({"userId": "u1", "text": "hi", "timestamp": UNIX_MS}));
-    let publish = published(&json!({"type": "typing:start", "payload": {"channel": "general", "userId": "victim"}}));
+    assert_eq!(
+        publish.payload.to_value(),
+        json!({"userId": "u1", "text": "hi", "timestamp": UNIX_MS})
+    );
+    let publish = published(
+        &json!({"type": "typing:start", "payload": {"channel": "general", "userId": "victim"}}),
+    );
     assert_eq!(&*publish.kind, "typing:indicator");
-    assert_eq!(publish.payload.to_value(), json!({"userId": "u1", "isTyping": true, "channel": "general"}));
+    assert_eq!(
+        publish.payload.to_value(),
+        json!({"userId": "u1", "isTyping": true, "channel": "general"})
+    );
 
     let mut bench = Bench::new();
     let text = json!({"type": "typing_start", "payload": forged}).to_string();
@@ -157,13 +209,23 @@ fn r4_the_sender_in_relayed_payloads_is_the_servers_word() {
 
 #[test]
 fn r10_relays_go_to_the_channel_or_the_conversation_and_typing_is_never_kept() {
-    for (kind, history) in
-        [("typing_start", false), ("typing_stop", false), ("typing:start", false), ("typing:stop", false), ("read_receipt", true)]
-    {
+    for (kind, history) in [
+        ("typing_start", false),
+        ("typing_stop", false),
+        ("typing:start", false),
+        ("typing:stop", false),
+        ("read_receipt", true),
+    ] {
         for (message, channel) in [
             (json!({"type": kind, "payload": {"conversation_id": "c:1"}}), "conversation:c%3A1"),
-            (json!({"type": kind, "payload": {"conversation_id": "c1", "channel": "room:1"}}), "room:1"),
-            (json!({"type": kind, "channel": "room:2", "payload": {"conversation_id": "c1"}}), "room:2"),
+            (
+                json!({"type": kind, "payload": {"conversation_id": "c1", "channel": "room:1"}}),
+                "room:1",
+            ),
+            (
+                json!({"type": kind, "channel": "room:2", "payload": {"conversation_id": "c1"}}),
+                "room:2",
+            ),
             (json!({"type": kind, "channel": "room:2"}), "room:2"),
         ] {
             let publish = published(&message);
@@ -171,15 +233,21 @@ fn r10_relays_go_to_the_channel_or_the_conversation_and_typing_is_never_kept() {
             assert_eq!((publish.relay, publish.history), (true, history), "{message}");
         }
         assert_eq!(refused(step(&json!({"type": kind, "payload": {}}))).0, "INVALID_MESSAGE");
-        assert_eq!(refused(step(&json!({"type": kind, "channel": "a b", "payload": {}}))).0, "INVALID_MESSAGE");
+        assert_eq!(
+            refused(step(&json!({"type": kind, "channel": "a b", "payload": {}}))).0,
+            "INVALID_MESSAGE"
+        );
     }
-    let sent = published(&json!({"type": "chat:send", "payload": {"channel": "general", "text": "x"}}));
+    let sent =
+        published(&json!({"type": "chat:send", "payload": {"channel": "general", "text": "x"}}));
     assert_eq!((sent.relay, sent.history), (false, true));
 }
 
 #[test]
 fn r11_a_message_with_a_channel_is_published_untouched() {
-    let publish = published(&json!({"type": "message", "channel": "chat", "id": "m1", "payload": [1, {"a": null}]}));
+    let publish = published(
+        &json!({"type": "message", "channel": "chat", "id": "m1", "payload": [1, {"a": null}]}),
+    );
     assert_eq!(publish.payload.json_str(), r#"[1,{"a":null}]"#);
     assert_eq!((&*publish.kind, publish.id.as_deref()), ("message", Some("m1")));
     let inbound = request(&json!({"type": "order:place", "payload": {"n": 1}}));
@@ -188,10 +256,15 @@ fn r11_a_message_with_a_channel_is_published_untouched() {
 
 #[test]
 fn r21_subscribe_reads_channel_since_limit_and_filter_from_either_place() {
-    let Request::Subscribe(plain) = request(&json!({"type": "subscribe", "payload": {"channel": "news"}})) else {
+    let Request::Subscribe(plain) =
+        request(&json!({"type": "subscribe", "payload": {"channel": "news"}}))
+    else {
         panic!("a subscribe")
     };
-    assert_eq!((plain.channel.as_str(), plain.since, plain.limit, plain.filter), ("news", None, None, None));
+    assert_eq!(
+        (plain.channel.as_str(), plain.since, plain.limit, plain.filter),
+        ("news", None, None, None)
+    );
     let message = json!({"type": "subscribe", "channel": "news", "payload": {
         "since": {"offset": 7, "epoch": "AAAAAAAA", "tag": "BBBBBBBB"}, "limit": 20, "filter": {"a": 1}}});
     let Request::Subscribe(full) = request(&message) else { panic!("a subscribe") };
@@ -213,15 +286,30 @@ fn a_wrong_shape_is_refused_with_its_place_and_the_ack_id_comes_back() {
         (json!({"type": "subscribe", "ack_id": "a1", "channel": "a b"}), "channel"),
         (json!({"type": "subscribe", "ack_id": "a1", "channel": "x".repeat(256)}), "channel"),
         (json!({"type": "subscribe", "ack_id": "a1", "channel": 7}), "channel"),
-        (json!({"type": "subscribe", "ack_id": "a1", "payload": {"channel": 7}}), "payload.channel"),
+        (
+            json!({"type": "subscribe", "ack_id": "a1", "payload": {"channel": 7}}),
+            "payload.channel",
+        ),
         (json!({"type": "presence:join", "ack_id": "a1", "channel": "room:1"}), "channel"),
         (json!({"type": "presence:join", "ack_id": "a1", "channel": "presence:"}), "channel"),
-        (json!({"type": "presence:join", "ack_id": "a1", "channel": "presence:1", "payload": {"name": 1}}), "payload.name"),
-        (json!({"type": "presence", "ack_id": "a1", "payload": {"status": "offline"}}), "payload.status"),
+        (
+            json!({"type": "presence:join", "ack_id": "a1", "channel": "presence:1", "payload": {"name": 1}}),
+            "payload.name",
+        ),
+        (
+            json!({"type": "presence", "ack_id": "a1", "payload": {"status": "offline"}}),
+            "payload.status",
+        ),
         (json!({"type": "presence", "ack_id": "a1"}), "payload.status"),
-        (json!({"type": "notification_read", "ack_id": "a1", "payload": {}}), "payload.notification_id"),
+        (
+            json!({"type": "notification_read", "ack_id": "a1", "payload": {}}),
+            "payload.notification_id",
+        ),
         (json!({"type": "auth", "ack_id": "a1", "payload": {"token": ""}}), "payload.token"),
-        (json!({"type": "typing_start", "ack_id": "a1", "channel": "chat", "payload": 3}), "payload"),
+        (
+            json!({"type": "typing_start", "ack_id": "a1", "channel": "chat", "payload": 3}),
+            "payload",
+        ),
         (json!({"ack_id": "a1"}), "type"),
         (json!({"type": 5, "ack_id": "a1"}), "type"),
         (json!({"type": "x".repeat(257), "ack_id": "a1"}), "type"),
@@ -230,10 +318,15 @@ fn a_wrong_shape_is_refused_with_its_place_and_the_ack_id_comes_back() {
     ];
     for (message, field) in cases {
         let (code, details, carried) = refused(step(&message));
-        assert_eq!((code.as_str(), &details["field"]), ("INVALID_MESSAGE", &json!(field)), "{message}");
+        assert_eq!(
+            (code.as_str(), &details["field"]),
+            ("INVALID_MESSAGE", &json!(field)),
+            "{message}"
+        );
         assert_eq!(carried, correlation(Some("a1"), None), "{message}");
     }
-    let (code, _, carried) = refused(step(&json!({"type": "t", "ack_id": "x".repeat(257), "requestId": "r1"})));
+    let (code, _, carried) =
+        refused(step(&json!({"type": "t", "ack_id": "x".repeat(257), "requestId": "r1"})));
     assert_eq!((code.as_str(), carried), ("INVALID_MESSAGE", correlation(None, Some("r1"))));
     let (code, details, _) = refused(Bench::new().say_text("{\"type\":"));
     assert_eq!((code.as_str(), &details["at"]), ("INVALID_MESSAGE", &json!("byte 8")));
@@ -260,7 +353,9 @@ fn r27_a_hundred_messages_pass_and_the_next_is_told_when_to_come_back() {
     assert_eq!(refused(bench.say(&ping)).0, "RATE_LIMITED");
     // A second later the bucket is full again, and no fuller.
     bench.now_ms += 60_000;
-    let passed = (0..150).filter(|_| matches!(bench.say(&ping), Step::Reply(replies) if replies[0].kind == "pong")).count();
+    let passed = (0..150)
+        .filter(|_| matches!(bench.say(&ping), Step::Reply(replies) if replies[0].kind == "pong"))
+        .count();
     assert_eq!(passed, 100);
 }
 
@@ -300,7 +395,9 @@ fn a_limit_of_zero_admits_everything() {
     bench.session = Session::new(limits, 0);
     assert_eq!(bench.session.silence_deadline_ms(), None);
     for _ in 0..1_000 {
-        assert!(matches!(bench.say(&json!({"type": "ping"})), Step::Reply(replies) if replies[0].kind == "pong"));
+        assert!(
+            matches!(bench.say(&json!({"type": "ping"})), Step::Reply(replies) if replies[0].kind == "pong")
+        );
     }
 }
 
@@ -317,11 +414,21 @@ fn anything_heard_moves_the_deadline_of_silence() {
 
 #[test]
 fn operators_routes_beat_the_shipped_ones_and_cannot_take_the_servers_types() {
-    let row = |from: &str, to: &str| -> Route { serde_json::from_value(json!({"from": from, "to": to})).expect("a row") };
+    let row = |from: &str, to: &str| -> Route {
+        serde_json::from_value(json!({"from": from, "to": to})).expect("a row")
+    };
     let routes = Routes::with(vec![row("chat:send", "message")]).expect("allowed");
     assert_eq!(routes.find("chat:send").map(|route| route.to.as_str()), Some("message"));
     assert!(routes.find("read_receipt").is_some());
-    for (from, to) in [("ack", "x"), ("x", "ack"), ("x", "presence:join"), ("ping", "x"), ("subscribe", "x"), ("", "x"), ("x", "")] {
+    for (from, to) in [
+        ("ack", "x"),
+        ("x", "ack"),
+        ("x", "presence:join"),
+        ("ping", "x"),
+        ("subscribe", "x"),
+        ("", "x"),
+        ("x", ""),
+    ] {
         assert!(Routes::with(vec![row(from, to)]).is_err(), "{from} to {to}");
     }
 }
