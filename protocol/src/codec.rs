@@ -4,6 +4,8 @@ mod json;
 mod msgpack;
 mod sse;
 pub(crate) mod strict;
+#[cfg(test)]
+mod tests;
 
 pub use json::{push_json_string, write_json};
 pub use msgpack::write_msgpack;

@@ -22,7 +22,8 @@ pub fn write_sse_body(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u
     }
     out.extend_from_slice(b"event: ");
     let event = if envelope.kind == "error" { "carillon-error" } else { envelope.kind };
-    out.extend_from_slice(event.as_bytes());
+    // Types hold no control characters; were one to, it must not begin a line of its own.
+    out.extend_from_slice(lines(event).next().unwrap_or_default().as_bytes());
     out.push(b'\n');
     if profile.sse_payload_only() {
         let json = envelope.payload.json_str();
