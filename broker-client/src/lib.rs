@@ -20,4 +20,4 @@ pub use broker::{
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
 pub use node::{NodeId, NodeRecord};
-pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};
+pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
