@@ -1,1 +1,4 @@
-//! Placeholder.
+//! One Carillon node.
+
+pub mod auth;
+pub mod config;
