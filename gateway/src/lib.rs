@@ -2,7 +2,6 @@
 
 pub mod app;
 pub mod auth;
-pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
@@ -14,6 +13,7 @@ pub mod ids;
 pub mod metrics;
 pub mod node;
 pub mod operator;
+pub mod outbound;
 pub mod policy;
 pub mod relay;
 pub mod rest;
