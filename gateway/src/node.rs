@@ -68,8 +68,10 @@ pub struct Node {
     pub tasks: TaskTracker,
     /// Ends every task.
     pub stop: CancellationToken,
-    /// New clients are sent elsewhere.
+    /// The node ends soon: not ready, but still accepting for the balancer's sake.
     pub draining: AtomicBool,
+    /// New clients are refused.
+    pub closing: AtomicBool,
 }
 
 impl Node {
@@ -79,9 +81,15 @@ impl Node {
         *self.broker.health().borrow() == Health::Up
     }
 
-    /// Whether the node takes no new clients.
+    /// Whether the node ends soon.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the node takes no new clients.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
     }
 }

@@ -77,6 +77,8 @@ pub fn unescape_segment(text: &str) -> String {
         let escaped = (bytes[at] == b'%')
             .then(|| text.get(at + 1..at + 3))
             .flatten()
+            // `from_str_radix` alone would take a sign.
+            .filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()))
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         if let Some(byte) = escaped {
             plain.push(byte);
@@ -247,6 +249,35 @@ mod tests {
     fn escaping_round_trips() {
         for name in ["plain", "a:b.c/d", "ü%", "100%"] {
             assert_eq!(unescape_segment(&escape_segment(name)), name);
+        }
+        for malformed in ["%", "%4", "%+A", "%zz", "%ü"] {
+            assert_eq!(unescape_segment(malformed), malformed);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_user_stream_gives_the_user_back_whatever_they_are_called(user in "\\PC{1,60}") {
+            let Some(stream) = ChannelName::user_stream(&user) else { return Ok(()) };
+            proptest::prop_assert_eq!(captured("user:{id}", stream.as_str()), Some(vec![user.clone()]));
+            let below = format!("{stream}:x");
+            proptest::prop_assert_eq!(captured("user:{id}:**", &below), Some(vec![user]));
+        }
+
+        #[test]
+        fn matching_never_panics_and_captures_nothing_empty(pattern in "[a-z:.{}*é]{1,20}", channel in "\\PC{0,40}") {
+            let Ok(pattern) = Pattern::new(&pattern) else { return Ok(()) };
+            for (_, value) in pattern.matches(&channel).into_iter().flatten() {
+                proptest::prop_assert!(!value.is_empty());
+            }
+        }
+
+        #[test]
+        fn a_literal_pattern_matches_itself_alone(name in "[a-z:.]{1,20}", other in "[a-z:.]{1,20}") {
+            proptest::prop_assert!(captured(&name, &name).is_some());
+            proptest::prop_assert_eq!(captured(&name, &other).is_some(), name == other);
+            let any_rest = format!("{name}**");
+            proptest::prop_assert_eq!(captured(&any_rest, &other).is_some(), other.len() > name.len() && other.starts_with(&name));
         }
     }
 }

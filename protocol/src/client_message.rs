@@ -40,52 +40,58 @@ impl ClientMessage {
             Codec::Json | Codec::Ndjson => strict::read_json(bytes),
             Codec::MessagePack => strict::read_msgpack(bytes),
         };
-        let fields = match document {
-            Ok(fields) => fields,
-            Err(problem) => {
-                let refusal = Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
+        let correlation = correlation(&document.fields);
+        let read = match document.problem {
+            None => Self::from_fields(document.fields, correlation.clone()),
+            Some(problem) => {
+                Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
                     .with("reason", problem.reason)
-                    .with("at", problem.at);
-                return Err(Unreadable { refusal, correlation: Correlation::default() });
+                    .with("at", format!("byte {}", problem.byte)))
             }
         };
-        Self::from_fields(fields)
+        read.map_err(|refusal| Unreadable { refusal, correlation })
     }
 
-    fn from_fields(fields: strict::Fields) -> Result<Self, Unreadable> {
-        let correlation = Correlation {
-            ack_id: fields.ack_id.as_text().filter(|id| id.len() <= ID_BYTES_MAX).map(Into::into),
-            request_id: fields.request_id.as_text().filter(|id| id.len() <= ID_BYTES_MAX).map(Into::into),
+    fn from_fields(fields: strict::Fields<'_>, correlation: Correlation) -> Result<Self, Refusal> {
+        let Some(kind) = text(&fields.kind, "type", ID_BYTES_MAX)? else {
+            return Err(invalid("Message type is required", "type"));
         };
-        let text = |field: &strict::Field, name: &'static str, bytes_max: usize| match field {
-            strict::Field::Absent | strict::Field::Null => Ok(None),
-            strict::Field::Text(text) if text.is_empty() || text.len() > bytes_max => {
-                Err(invalid("must be 1 to 256 bytes", name))
-            }
-            strict::Field::Text(text) if text.chars().any(char::is_control) => {
-                Err(invalid("must not hold control characters", name))
-            }
-            strict::Field::Text(text) => Ok(Some(Box::from(text.as_str()))),
-            strict::Field::Other => Err(invalid("must be a string", name)),
-        };
-        let read = || {
-            let kind = match text(&fields.kind, "type", ID_BYTES_MAX)? {
-                Some(kind) => kind,
-                None => return Err(invalid("Message type is required", "type")),
-            };
-            text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
-            text(&fields.request_id, "requestId", ID_BYTES_MAX)?;
-            let id = text(&fields.id, "id", ID_BYTES_MAX)?;
-            // Too long a channel is told by the channel's own rule; here only the shape counts.
-            let channel = text(&fields.channel, "channel", usize::MAX)?;
-            Ok((kind, id, channel))
-        };
-        match read() {
-            Ok((kind, id, channel)) => {
-                Ok(Self { kind, id, channel, payload: fields.payload.unwrap_or(Payload::NULL), correlation })
-            }
-            Err(refusal) => Err(Unreadable { refusal, correlation }),
+        text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
+        text(&fields.request_id, "requestId", ID_BYTES_MAX)?;
+        let id = text(&fields.id, "id", ID_BYTES_MAX)?;
+        // Too long a channel is told by the channel's own rule; here only the shape counts.
+        let channel = text(&fields.channel, "channel", usize::MAX)?;
+        Ok(Self {
+            kind,
+            id,
+            channel,
+            payload: fields.payload.unwrap_or(Payload::NULL),
+            correlation,
+        })
+    }
+}
+
+/// The correlation that may come back: never one that is itself against the rules.
+fn correlation(fields: &strict::Fields<'_>) -> Correlation {
+    let of = |field: &strict::Field<'_>| text(field, "", ID_BYTES_MAX).ok().flatten();
+    Correlation { ack_id: of(&fields.ack_id), request_id: of(&fields.request_id) }
+}
+
+fn text(
+    field: &strict::Field<'_>,
+    name: &'static str,
+    bytes_max: usize,
+) -> Result<Option<Box<str>>, Refusal> {
+    match field {
+        strict::Field::Absent | strict::Field::Null => Ok(None),
+        strict::Field::Text(text) if text.is_empty() || text.len() > bytes_max => {
+            Err(invalid("must be 1 to 256 bytes", name))
         }
+        strict::Field::Text(text) if text.chars().any(char::is_control) => {
+            Err(invalid("must not hold control characters", name))
+        }
+        strict::Field::Text(text) => Ok(Some(Box::from(&**text))),
+        strict::Field::Other => Err(invalid("must be a string", name)),
     }
 }
 

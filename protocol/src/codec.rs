@@ -4,10 +4,35 @@ mod json;
 mod msgpack;
 mod sse;
 pub(crate) mod strict;
+#[cfg(test)]
+mod tests;
 
 pub use json::{push_json_string, write_json};
 pub use msgpack::write_msgpack;
 pub use sse::{write_sse, write_sse_body};
+
+use crate::Payload;
+
+/// A JSON value is refused: malformed, or against the rules of R24.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason} at byte {byte}")]
+pub struct InvalidJson {
+    /// What is wrong, a few words.
+    pub reason: &'static str,
+    /// Where, in bytes from the start of the value.
+    pub byte: usize,
+}
+
+/// Takes the JSON text of one value, which stood inside a body, as a payload: byte for byte without
+/// the whitespace around it, or without any whitespace between tokens where that holds line breaks
+/// (which neither SSE nor newline-delimited JSON can carry).
+///
+/// # Errors
+/// What a client's message is refused for too (R24): duplicate keys, depth over 128 with the body
+/// counted, numbers out of range, malformed text.
+pub fn compact_json(raw: &str) -> Result<Payload, InvalidJson> {
+    strict::compact_json(raw).map_err(|problem| InvalidJson { reason: problem.reason, byte: problem.byte })
+}
 
 /// The codec of a WebSocket connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

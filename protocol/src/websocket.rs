@@ -1,9 +1,18 @@
 //! RFC 6455 framing without IO: reading frames in place out of a shared read buffer, assembling
 //! fragments, and writing server frames. Keeps no buffer while no message is incomplete.
+//!
+//! It must not know: sockets, sessions, what a message says.
+
+mod assembler;
+mod header;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
 use crate::CloseCode;
+
+pub use assembler::Assembler;
 
 /// What came out of the bytes fed in.
 #[derive(Debug, PartialEq)]
@@ -30,30 +39,9 @@ pub struct Violation {
     pub problem: &'static str,
 }
 
-/// Reads masked client frames and assembles messages.
-#[derive(Debug)]
-pub struct Assembler {
-    message_bytes_max: usize,
-}
-
-impl Assembler {
-    /// A fresh connection's assembler.
-    #[must_use]
-    pub fn new(message_bytes_max: usize) -> Self {
-        Self { message_bytes_max }
-    }
-
-    /// Feeds bytes that were read (the buffer is unmasked in place) and hands every complete
-    /// message to `heard`, in order. What is incomplete at the end is kept inside, in a buffer that is
-    /// given back as soon as the message is complete. When `heard` returns `false` the rest of
-    /// the bytes is dropped (the connection is closing).
-    pub fn feed(
-        &mut self,
-        _bytes: &mut [u8],
-        _heard: &mut dyn FnMut(Incoming<'_>) -> bool,
-    ) -> Result<(), Violation> {
-        let _ = self.message_bytes_max;
-        todo!()
+impl Violation {
+    const fn protocol(problem: &'static str) -> Self {
+        Self { code: CloseCode::Protocol, problem }
     }
 }
 
@@ -72,9 +60,30 @@ pub enum Opcode {
     Pong,
 }
 
+impl Opcode {
+    const fn bits(self) -> u8 {
+        match self {
+            Opcode::Text => 0x1,
+            Opcode::Binary => 0x2,
+            Opcode::Close => 0x8,
+            Opcode::Ping => 0x9,
+            Opcode::Pong => 0xA,
+        }
+    }
+}
+
 /// Appends a server frame's header (FIN set, not masked) for a payload of `payload_bytes`.
-pub fn push_header(_out: &mut Vec<u8>, _opcode: Opcode, _payload_bytes: usize) {
-    todo!()
+pub fn push_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
+    let first = 0x80 | opcode.bits();
+    if payload_bytes < 126 {
+        out.extend_from_slice(&[first, payload_bytes as u8]);
+    } else if let Ok(short) = u16::try_from(payload_bytes) {
+        out.extend_from_slice(&[first, 126]);
+        out.extend_from_slice(&short.to_be_bytes());
+    } else {
+        out.extend_from_slice(&[first, 127]);
+        out.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
+    }
 }
 
 /// A whole server frame.

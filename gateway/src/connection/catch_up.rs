@@ -170,7 +170,7 @@ impl Driver {
     }
 
     /// A second subscribe to a channel: no error, delivers once; with a position it replays first.
-    async fn subscribe_again(
+    pub(super) async fn subscribe_again(
         &mut self,
         named: &Named,
         beginning: Beginning,

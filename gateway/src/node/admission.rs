@@ -1,7 +1,6 @@
 //! Whether a client may connect, and where it is counted. `protocol.md` 5, rulings R41 and R42.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use carillon_broker_client::{Admission, ConnectionRecord};
 use carillon_protocol::envelope::Refusal;
@@ -29,7 +28,7 @@ impl Node {
     /// # Errors
     /// `UNAVAILABLE` when the node is full or draining, `MAX_CONNECTIONS` when the user is.
     pub async fn admit(self: &Arc<Self>, user: Option<&UserId>) -> Result<Admitted, Refusal> {
-        if self.is_draining() {
+        if self.is_closing() {
             return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining").with("retry_after_ms", 1_000));
         }
         let limit = self.config.limits.connections as u64;
@@ -73,7 +72,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let Some(record) = self.record.take() else { return };
         let node = Arc::clone(&self.node);
-        if node.stop.is_cancelled() && node.draining.load(Ordering::Relaxed) {
+        if node.stop.is_cancelled() {
             // The node retires its whole lease at once.
             return;
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use carillon_protocol::Profile;
 use carillon_protocol::envelope::Refusal;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, StatusCode, Version};
 use http_body::Frame;
 use tokio::sync::oneshot;
@@ -40,26 +41,26 @@ pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
 }
 
 async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response {
-    match open(node, &request, profile).await {
+    match open(node, request.into_parts().0, profile).await {
         Ok(response) => response,
         Err(refusal) => ApiError::from(refusal).into_response(),
     }
 }
 
-async fn open(node: Arc<Node>, request: &Request, default: Profile) -> Result<Response, Refusal> {
-    let query = Query::parse(request.uri().query());
-    let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
+async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Response, Refusal> {
+    let query = Query::parse(request.uri.query());
+    let handshake = Handshake::accept(&node, &request.headers, &query, default).await?;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     if user.as_ref().is_some_and(|user| node.banished.is_banished(user)) {
         // An EventSource comes back for ever unless it is told that there is nothing (R26).
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let admitted = node.admit(user.as_ref()).await?;
-    let peer = request.extensions().get::<Peer>().cloned();
+    let peer = request.extensions.get::<Peer>().cloned();
     let socket = peer.as_ref().and_then(|peer| peer.socket.clone());
     let wire = socket.clone().map_or(Wire::Pulled, Wire::Socket);
     // hyper frames an HTTP/1.1 response of unknown length as chunks; what is written past it must be framed too.
-    let chunked = socket.is_some() && request.version() == Version::HTTP_11;
+    let chunked = socket.is_some() && request.version == Version::HTTP_11;
     let outbox = Outbox::new(wire, node.config.limits.queue_bytes).for_sse(chunked);
     let dress = Dress { medium: Medium::Sse, profile: handshake.profile };
     let connection = Connection::new(admitted.id.clone(), user, Transport::Sse, dress, outbox);

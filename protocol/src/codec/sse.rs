@@ -22,7 +22,8 @@ pub fn write_sse_body(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u
     }
     out.extend_from_slice(b"event: ");
     let event = if envelope.kind == "error" { "carillon-error" } else { envelope.kind };
-    out.extend_from_slice(event.as_bytes());
+    // Types hold no control characters; were one to, it must not begin a line of its own.
+    out.extend_from_slice(lines(event).next().unwrap_or_default().as_bytes());
     out.push(b'\n');
     if profile.sse_payload_only() {
         let json = envelope.payload.json_str();
@@ -80,8 +81,8 @@ mod tests {
     use super::*;
     use crate::Payload;
 
-    fn event(payload: Payload, profile: Profile) -> String {
-        let envelope = Envelope { id: "1", kind: "update", payload: &payload, ..Envelope::EMPTY };
+    fn event(payload: &Payload, profile: Profile) -> String {
+        let envelope = Envelope { id: "1", kind: "update", payload, ..Envelope::EMPTY };
         let mut out = Vec::new();
         write_sse(&envelope, profile, Some("c"), &mut out);
         String::from_utf8(out).expect("UTF-8")
@@ -91,14 +92,14 @@ mod tests {
     fn a_string_payload_of_several_lines_becomes_several_data_lines() {
         let payload = Payload::of(&"one\r\ntwo\rthree\n");
         assert_eq!(
-            event(payload, Profile::Uno),
+            event(&payload, Profile::Uno),
             "event: update\ndata: one\ndata: two\ndata: three\ndata: \nid: c\n\n"
         );
     }
 
     #[test]
     fn social_carries_the_whole_envelope() {
-        let text = event(Payload::from_json(&b"{\"a\":1}"[..]), Profile::Social);
+        let text = event(&Payload::from_json(&b"{\"a\":1}"[..]), Profile::Social);
         assert!(text.contains("data: {\"id\":\"1\",\"type\":\"update\""), "{text}");
     }
 }

@@ -107,6 +107,9 @@ impl Routes {
             if super::is_reserved(&route.from) || super::is_control(&route.to) {
                 return Err(fail("control types cannot be routed"));
             }
+            if super::is_request(&route.from) {
+                return Err(fail("this type is a request to the server and is never routed"));
+            }
         }
         let mut rows = operators;
         rows.extend(Self::shipped());
@@ -128,14 +131,6 @@ impl Route {
         payload: &Value,
         sender: Sender<'_>,
     ) -> Result<ClientPublish, Refusal> {
-        let parsed;
-        // A routed message with a top-level channel was not parsed yet.
-        let payload = if payload.is_null() {
-            parsed = message.payload.to_value();
-            &parsed
-        } else {
-            payload
-        };
         let channel = target(message, payload)?;
         let mut outgoing = if self.payload.is_empty() {
             match payload {
@@ -150,6 +145,13 @@ impl Route {
             match fill(template, &channel, payload, sender) {
                 Some(value) => outgoing.insert(field.clone(), value),
                 None => outgoing.remove(field),
+            };
+        }
+        // The other spelling of the sender is as little the client's as the one the row sets (R4).
+        if self.relay && !self.payload.contains_key("userId") && outgoing.contains_key("userId") {
+            match sender.user {
+                Some(user) => outgoing.insert("userId".to_owned(), user.into()),
+                None => outgoing.remove("userId"),
             };
         }
         Ok(ClientPublish {

@@ -1,0 +1,185 @@
+//! Building a node from its configuration, running it, and ending it politely.
+//!
+//! `App::bind` binds every socket before anything starts, so that a second node on the same port fails
+//! at once and tests may bind port 0. `App::run` serves until the shutdown is asked for, then drains.
+
+mod drain;
+mod router;
+mod signals;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use carillon_broker_client::{Broker, Events, MemoryCluster, NodeId, RedisBroker};
+use carillon_protocol::session::Routes;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{ApiKeys, TokenVerifier};
+use crate::cluster::{self, Cluster};
+use crate::config::Config;
+use crate::heartbeat::Heartbeat;
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::node::{Banished, Node, PublishLimits};
+use crate::policy::Policy;
+use crate::relay::{Relay, Told};
+use crate::{clock, operator, transport};
+
+pub use signals::run;
+
+/// Handshakes that the kernel keeps for us while all tasks are busy.
+const BACKLOG: u32 = 4096;
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A setting that only shows its mistake when it is used.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// A node that is bound and ready to run.
+pub struct App {
+    node: Arc<Node>,
+    told: Told,
+    client: TcpListener,
+    operator: TcpListener,
+}
+
+impl App {
+    /// Binds the sockets and builds the node; its tasks start, its sockets do not accept yet.
+    ///
+    /// # Errors
+    /// A taken port, or keys and namespaces that cannot be used.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let id = NodeId::random();
+        let (broker, events): (Arc<dyn Broker>, Events) = match config.redis.settings() {
+            None => {
+                let (broker, events) = MemoryCluster::new().join(id.clone());
+                (Arc::new(broker), events)
+            }
+            Some(settings) => {
+                let (broker, events) = RedisBroker::connect(settings, id.clone());
+                (Arc::new(broker), events)
+            }
+        };
+        Self::with_broker(config, id, broker, events).await
+    }
+
+    /// The same over a broker that exists already: several nodes in one process share one.
+    ///
+    /// # Errors
+    /// As [`App::bind`].
+    pub async fn with_broker(
+        config: Config,
+        id: NodeId,
+        broker: Arc<dyn Broker>,
+        events: Events,
+    ) -> Result<Self, StartError> {
+        let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
+        let policy = Policy::new(&config).map_err(|error| setting(&error))?;
+        let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
+        let api_keys = ApiKeys::new(&config.auth.api_keys).map_err(|error| setting(&error))?;
+        let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
+        let client = listen(config.server.listen)?;
+        let operator = listen(config.operator.listen)?;
+        let metrics = Metrics::new();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let hub = Hub::new(shards, &metrics, &tasks, &stop);
+        let (relay, told) =
+            Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);
+        let node = Node {
+            name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
+            started_at_ms: clock::unix_ms(),
+            heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
+            cluster: Cluster::new(Arc::clone(&broker)),
+            policy: ArcSwap::from_pointee(policy),
+            verifier: ArcSwap::from_pointee(verifier),
+            api_keys: ArcSwap::from_pointee(api_keys),
+            routes: ArcSwap::from_pointee(routes),
+            publish_limits: PublishLimits::default(),
+            banished: Banished::default(),
+            draining: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            config: Arc::new(config),
+            id,
+            broker,
+            hub,
+            relay,
+            metrics,
+            tasks,
+            stop,
+        };
+        Ok(Self { node: Arc::new(node), told, client, operator })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn client_address(&self) -> Option<SocketAddr> {
+        self.client.local_addr().ok()
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn operator_address(&self) -> Option<SocketAddr> {
+        self.operator.local_addr().ok()
+    }
+
+    /// The node's services.
+    #[must_use]
+    pub fn node(&self) -> Arc<Node> {
+        Arc::clone(&self.node)
+    }
+
+    /// Serves until `shutdown` completes, then drains: see [`drain`]. When `hurry` completes, ends at once.
+    pub async fn run(self, shutdown: impl Future<Output = ()>, hurry: CancellationToken) {
+        let Self { node, told, client, operator } = self;
+        let accepting = CancellationToken::new();
+        let serving = node.stop.child_token();
+        node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
+        node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
+        node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
+        let routes = router::client(&node);
+        node.tasks.spawn(transport::accept::accept(Arc::clone(&node), client, routes, accepting.clone()));
+        let operators = axum::serve(operator, operator::router(Arc::clone(&node)))
+            .with_graceful_shutdown(serving.cancelled_owned());
+        node.tasks.spawn(async move {
+            if let Err(error) = operators.await {
+                tracing::error!(%error, "the operators' port failed");
+            }
+        });
+        tokio::select! {
+            () = shutdown => {}
+            () = hurry.cancelled() => {}
+        }
+        tokio::select! {
+            () = drain::drain(&node, &accepting) => {}
+            () = hurry.cancelled() => tracing::warn!("asked twice: ending at once"),
+        }
+        accepting.cancel();
+        drain::end(&node, &hurry).await;
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source| StartError::Listen { address, source })
+}

@@ -1,0 +1,71 @@
+//! Ending politely: not ready, accept a little longer, send clients away evenly, then stop.
+//! Source: `cluster.md` 2 (drain), `operations.md` 2 (`drain.period`, `drain.grace`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use carillon_protocol::CloseCode;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::Node;
+
+/// How often a few clients are sent away.
+const STEP: Duration = Duration::from_millis(100);
+/// How long tasks may take to end after everything was told to stop.
+const LAST_WAIT: Duration = Duration::from_secs(3);
+
+/// Turns ready off, keeps accepting for `drain.grace` (balancers need to notice), then stops the listener
+/// and spreads `disconnect` over `drain.period`.
+pub(super) async fn drain(node: &Arc<Node>, accepting: &CancellationToken) {
+    node.draining.store(true, Ordering::Relaxed);
+    tracing::info!(connections = node.metrics.connections_live(), "draining");
+    if node.config.redis.settings().is_some() {
+        tokio::time::sleep(node.config.drain.grace).await;
+    }
+    node.closing.store(true, Ordering::Relaxed);
+    accepting.cancel();
+    let mut connections = node.hub.connections();
+    let steps = (node.config.drain.period.as_millis() / STEP.as_millis()).max(1) as usize;
+    let mut tick = tokio::time::interval(STEP);
+    for step in 0..steps {
+        if connections.is_empty() {
+            break;
+        }
+        tick.tick().await;
+        let share = connections.len().div_ceil(steps - step);
+        for connection in connections.drain(..share) {
+            connection.outbox.close(CloseCode::Draining);
+        }
+    }
+    // Handshakes that were under way when the listener stopped.
+    for connection in node.hub.connections() {
+        connection.outbox.close(CloseCode::Draining);
+    }
+}
+
+/// Gives the lease back and ends every task of the node.
+pub(super) async fn end(node: &Arc<Node>, hurry: &CancellationToken) {
+    let ended = async {
+        while node.metrics.connections_live() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(LAST_WAIT, ended) => {}
+        () = hurry.cancelled() => {}
+    }
+    if let Err(error) = node.broker.retire().await {
+        tracing::debug!(%error, "the lease ends by itself");
+    }
+    node.stop.cancel();
+    node.tasks.close();
+    tokio::select! {
+        waited = tokio::time::timeout(LAST_WAIT, node.tasks.wait()) => {
+            if waited.is_err() {
+                tracing::warn!(tasks = node.tasks.len(), "some tasks did not end in time");
+            }
+        }
+        () = hurry.cancelled() => {}
+    }
+}
