@@ -6,7 +6,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use futures_util::FutureExt;
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 /// The header that carries the request id.
@@ -27,24 +28,37 @@ impl From<Refusal> for ApiError {
     }
 }
 
-impl ApiError {
-    /// The error body, also used for single failures of a batch.
+/// The error body, also used for single failures of a batch.
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
+pub struct ErrorBody {
+    /// One sentence for people.
+    pub error: String,
+    /// Which error.
+    pub code: &'static str,
+    /// What helps: the field, the place, when to try again.
+    #[schema(value_type = Object)]
+    pub details: serde_json::Map<String, serde_json::Value>,
+    /// Id of the request.
+    pub request_id: Option<String>,
+}
+
+impl ErrorBody {
+    /// The body of a refusal.
     #[must_use]
-    pub fn body(refusal: &Refusal) -> serde_json::Value {
-        let request_id = REQUEST_ID.try_with(Clone::clone).ok();
-        serde_json::json!({
-            "error": refusal.message,
-            "code": refusal.code.name(),
-            "details": refusal.details,
-            "request_id": request_id,
-        })
+    pub fn of(refusal: &Refusal) -> Self {
+        Self {
+            error: refusal.message.clone().into_owned(),
+            code: refusal.code.name(),
+            details: refusal.details.clone(),
+            request_id: REQUEST_ID.try_with(Clone::clone).ok(),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(Self::body(&self.0))).into_response();
+        let mut response = (status, Json(ErrorBody::of(&self.0))).into_response();
         let headers = response.headers_mut();
         if matches!(self.0.code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
             let ms = self.0.details.get("retry_after_ms").and_then(serde_json::Value::as_u64).unwrap_or(1_000);
@@ -70,4 +84,22 @@ pub async fn with_request_id(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID_HEADER, header);
     }
     response
+}
+
+/// Middleware: gives what the router itself refuses (405) the error body, and turns a panic of a
+/// handler into `INTERNAL_ERROR` without internals.
+pub async fn with_error_bodies(request: Request, next: Next) -> Response {
+    let Ok(response) = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await else {
+        tracing::error!("a handler panicked");
+        return ApiError(Refusal::new(ErrorCode::InternalError, "Internal error")).into_response();
+    };
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED || response.headers().contains_key(CONTENT_TYPE) {
+        return response;
+    }
+    let refusal = Refusal::new(ErrorCode::MethodNotAllowed, "The path does not know this method");
+    let mut refused = ApiError(refusal).into_response();
+    for allow in response.headers().get_all(ALLOW) {
+        refused.headers_mut().append(ALLOW, allow.clone());
+    }
+    refused
 }
