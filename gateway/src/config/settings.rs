@@ -376,10 +376,14 @@ pub struct Config {
 /// A URL as people may see it: no user, no password.
 pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    rest.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, host)| format!("{scheme}://***@{host}"))
+    rest.rsplit_once('@')
+        .map_or_else(|| url.to_owned(), |(_, host)| format!("{scheme}://***@{host}"))
 }
 
-fn url_without_password<S: serde::Serializer>(url: &Option<Secret>, s: S) -> Result<S::Ok, S::Error> {
+fn url_without_password<S: serde::Serializer>(
+    url: &Option<Secret>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
     url.as_ref().map(|url| without_password(url.expose())).serialize(s)
 }
 
