@@ -272,3 +272,61 @@ fn a_line_shows_time_channel_type_and_payload() {
     assert!(Look::Text { colour: true }.line(&message).contains("\u{1b}[36mchat\u{1b}[0m"));
     assert_eq!(Look::Json.line(&message), message.to_string());
 }
+
+/// Takes one connection, its headers' word for the token and its first request.
+async fn welcome(
+    listener: &tokio::net::TcpListener,
+) -> (tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>, Option<String>, Value) {
+    use futures_util::StreamExt as _;
+    use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+    let (stream, _) = listener.accept().await.expect("a connection");
+    let mut authorization = None;
+    #[expect(clippy::result_large_err, reason = "the callback's type is the library's")]
+    let callback = |request: &Request, response: Response| {
+        let value = request.headers().get("authorization");
+        authorization = value.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Ok(response)
+    };
+    let mut socket =
+        tokio_tungstenite::accept_hdr_async(stream, callback).await.expect("a handshake");
+    let first = socket.next().await.expect("a frame").expect("a good frame");
+    let request = serde_json::from_str(first.to_text().expect("text")).expect("JSON");
+    (socket, authorization, request)
+}
+
+#[tokio::test]
+async fn listening_reconnects_and_resumes() {
+    use futures_util::SinkExt as _;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("ws://{}/ws", listener.local_addr().expect("an address"));
+    let message = |offset: u64| {
+        let message = json!({"type": "message", "channel": "chat", "payload": offset, "offset": offset, "epoch": "F", "tag": "T"});
+        tokio_tungstenite::tungstenite::Message::text(message.to_string())
+    };
+    let server = async {
+        let (mut socket, authorization, request) = welcome(&listener).await;
+        assert_eq!(authorization.as_deref(), Some("Bearer secret-token"));
+        assert_eq!(request["payload"], json!({}));
+        socket.send(message(1)).await.expect("sent");
+        socket.close(None).await.expect("closed");
+        drop(socket);
+        let (mut socket, _, request) = welcome(&listener).await;
+        assert_eq!(request["payload"]["since"], json!({"offset": 1, "epoch": "F", "tag": "T"}));
+        socket.send(message(2)).await.expect("sent");
+    };
+    let line = [
+        "listen",
+        "--url",
+        &url,
+        "--channel",
+        "chat",
+        "--token",
+        "secret-token",
+        "--json",
+        "--count",
+        "2",
+    ];
+    let Some(Command::Listen(args)) = parse(&line).command else { panic!("no listen") };
+    let (code, ()) = tokio::join!(super::listen::run(args), server);
+    assert_eq!(code.expect("listened"), ExitCode::SUCCESS);
+}

@@ -262,6 +262,9 @@ fn secrets_come_from_files_and_variables_and_never_print() {
         assert!(!printed.contains(secret), "{secret} was printed");
     }
     assert!(printed.contains("redis://***@localhost:6379"));
+    let hook = "https://user:hunter3@a.example/h?to=b@c";
+    let config = Config::development(&[("inbound.webhook.url", hook)]).expect("config");
+    assert!(config.to_toml().expect("TOML").contains("https://***@a.example/h?to=b@c"));
     let mistakes = load("[auth.jwt]\nsecret = \"env:NOT_THERE\"", &[], &[]).expect_err("missing");
     assert!(mistakes.to_string().contains("the environment has no NOT_THERE"));
 }

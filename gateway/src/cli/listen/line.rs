@@ -21,7 +21,7 @@ impl Look {
         let text = |name: &str| printable(message[name].as_str().unwrap_or("-"));
         let payload = match &message["payload"] {
             Value::Null => String::new(),
-            payload => payload.to_string(),
+            payload => printable(&payload.to_string()),
         };
         let paint = |code: &str, text: &str| {
             if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
@@ -35,7 +35,7 @@ impl Look {
     }
 }
 
-/// A peer's text must not steer the terminal. (Payloads are JSON, which escapes control characters.)
+/// A peer's text must not steer the terminal. JSON escapes most control characters, not those of U+0080–U+009F.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
