@@ -20,8 +20,8 @@ pub use reader::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use settings::{
     ApiKey, Auth, Authorize, Config, Console, Cors, Drain, Events, Heartbeat, Inbound, Jwt, JwtKey,
-    Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis, RedisFiles, Server,
-    Tls, Webhook,
+    Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis, RedisFiles,
+    Server, Tls, Webhook,
 };
 pub use sources::{DEFAULT_FILE, ENVIRONMENT_PREFIX, Sources};
 pub use units::{Network, format_duration, parse_duration, parse_size};
@@ -59,7 +59,11 @@ impl Loader {
     /// Development mode: a token secret and an API key, where none are configured.
     fn make_secrets(&self, auth: &mut Auth) {
         let jwt = &mut auth.jwt;
-        if jwt.secret.is_none() && jwt.public_key.is_none() && jwt.keys.is_empty() && jwt.jwks_url.is_none() {
+        if jwt.secret.is_none()
+            && jwt.public_key.is_none()
+            && jwt.keys.is_empty()
+            && jwt.jwks_url.is_none()
+        {
             jwt.secret = Some(self.made_secret.get_or_init(random_secret).clone());
         }
         if auth.api_keys.is_empty() {
@@ -125,6 +129,13 @@ impl Config {
             needs_restart.push("log.format");
         }
         Ok(Reloaded { config, needs_restart })
+    }
+
+    /// Whether the token secret was made up at start: no other process knows it.
+    #[must_use]
+    pub fn secret_was_made(&self) -> bool {
+        self.auth.jwt.secret.is_some()
+            && self.auth.jwt.secret.as_ref() == self.loader.made_secret.get()
     }
 
     /// The effective configuration as TOML, secrets as `***`.

@@ -74,7 +74,9 @@ impl Outbound {
             let body = body.map_err(|error| OutboundError::Failed(error.to_string()))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(OutboundError::Timeout(timeout)))
+        tokio::time::timeout(timeout, exchange)
+            .await
+            .unwrap_or(Err(OutboundError::Timeout(timeout)))
     }
 }
 
@@ -104,7 +106,8 @@ pub fn tls_config() -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection, plain or TLS.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 #[derive(Clone, Debug)]
@@ -114,21 +117,27 @@ struct Connector {
 
 impl Connector {
     async fn connect(self, uri: Uri) -> io::Result<Stream> {
-        let wrong = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
-        let host = uri.host().ok_or_else(|| wrong("the URL names no host"))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let secure = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        let tcp = TcpStream::connect((host.as_str(), port)).await?;
-        tcp.set_nodelay(true)?;
-        let io: Box<dyn Io> = if secure {
-            let name = ServerName::try_from(host).map_err(|_| wrong("the host is no TLS server name"))?;
-            Box::new(TlsConnector::from(self.tls).connect(name, tcp).await?)
-        } else {
-            Box::new(tcp)
-        };
-        Ok(Stream(TokioIo::new(io)))
+        Ok(Stream(TokioIo::new(dial(&uri, self.tls).await?)))
     }
+}
+
+/// Connects to the host of an `http`, `https`, `ws` or `wss` URL.
+///
+/// # Errors
+/// The URL names no host, nobody listens there, or TLS fails.
+pub async fn dial(uri: &Uri, tls: Arc<ClientConfig>) -> io::Result<Box<dyn Io>> {
+    let wrong = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
+    let host = uri.host().ok_or_else(|| wrong("the URL names no host"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let secure = matches!(uri.scheme_str(), Some("https" | "wss"));
+    let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let tcp = TcpStream::connect((host.as_str(), port)).await?;
+    tcp.set_nodelay(true)?;
+    if !secure {
+        return Ok(Box::new(tcp));
+    }
+    let name = ServerName::try_from(host).map_err(|_| wrong("the host is no TLS server name"))?;
+    Ok(Box::new(TlsConnector::from(tls).connect(name, tcp).await?))
 }
 
 impl tower::Service<Uri> for Connector {
@@ -164,7 +173,11 @@ impl hyper::rt::Read for Stream {
 }
 
 impl hyper::rt::Write for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

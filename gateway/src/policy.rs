@@ -84,7 +84,12 @@ impl Policy {
 
     /// What the rules say. `identity` is `None` for clients without a token.
     #[must_use]
-    pub fn decide(&self, action: Action, identity: Option<&Claims>, channel: &ChannelName) -> Decision {
+    pub fn decide(
+        &self,
+        action: Action,
+        identity: Option<&Claims>,
+        channel: &ChannelName,
+    ) -> Decision {
         let Some(found) = self.find(channel) else {
             let refusal = Refusal::new(ErrorCode::ChannelNotFound, "no such channel");
             return Decision::Refuse(refusal.with("channel", channel.as_str()));
@@ -118,7 +123,9 @@ impl Namespace {
             subscribe: settings.subscribe.clone(),
             publish: settings.publish.clone(),
             presence: settings.presence.clone(),
-            retention: settings.history.map(|history| Retention { size: history.size, age: history.age }),
+            retention: settings
+                .history
+                .map(|history| Retention { size: history.size, age: history.age }),
             conflate: settings.conflate,
             publishes_per_second: settings.publishes_per_second,
         })

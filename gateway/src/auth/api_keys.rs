@@ -73,7 +73,8 @@ impl ApiKeys {
         let mut found = None;
         // Every row and every byte is looked at, so that the time says nothing about them.
         for row in &self.rows {
-            let difference = row.hash.iter().zip(&given).fold(0, |sum, (ours, theirs)| sum | (ours ^ theirs));
+            let difference =
+                row.hash.iter().zip(&given).fold(0, |sum, (ours, theirs)| sum | (ours ^ theirs));
             if std::hint::black_box(difference) == 0 {
                 found = Some(row);
             }

@@ -42,7 +42,8 @@ impl Grants {
     pub fn from_claim(claim: &Value) -> Self {
         match claim {
             Value::Object(actions) => {
-                let of = |action: Action| actions.get(action.name()).map(patterns).unwrap_or_default();
+                let of =
+                    |action: Action| actions.get(action.name()).map(patterns).unwrap_or_default();
                 Self {
                     subscribe: of(Action::Subscribe),
                     publish: of(Action::Publish),
@@ -69,7 +70,8 @@ impl Grants {
 }
 
 fn patterns(list: &Value) -> Vec<Pattern> {
-    let texts = list.as_array().map(Vec::as_slice).unwrap_or_default().iter().filter_map(Value::as_str);
+    let texts =
+        list.as_array().map(Vec::as_slice).unwrap_or_default().iter().filter_map(Value::as_str);
     texts.filter_map(pattern).collect()
 }
 
@@ -105,7 +107,8 @@ pub struct Claims {
 impl Claims {
     /// Reads claims whose signature and times are good; `None` without a usable user or `exp`.
     pub(super) fn read(all: Map<String, Value>) -> Option<Self> {
-        let user = all.get("user_id").filter(|value| !value.is_null()).or_else(|| all.get("sub"))?;
+        let user =
+            all.get("user_id").filter(|value| !value.is_null()).or_else(|| all.get("sub"))?;
         let user = match user {
             Value::String(text) => UserId::new(text).ok()?,
             Value::Number(number) => UserId::new(&number.to_string()).ok()?,
@@ -129,5 +132,7 @@ impl Claims {
 /// A NumericDate: whole or broken seconds.
 pub(super) fn seconds(value: &Value) -> Option<i64> {
     // Beyond 2^53 a broken number says nothing; the cast saturates, which keeps the comparison right.
-    value.as_i64().or_else(|| value.as_f64().filter(|number| number.is_finite()).map(|number| number.floor() as i64))
+    value.as_i64().or_else(|| {
+        value.as_f64().filter(|number| number.is_finite()).map(|number| number.floor() as i64)
+    })
 }

@@ -56,7 +56,9 @@ impl Jwks {
         *last_attempt = Some(Instant::now());
         match self.fetch().await {
             Ok(keys) => self.keys.store(Arc::new(keys)),
-            Err(reason) => tracing::warn!(%reason, "the JWK set could not be fetched; the old keys stay"),
+            Err(reason) => {
+                tracing::warn!(%reason, "the JWK set could not be fetched; the old keys stay");
+            }
         }
     }
 
@@ -73,7 +75,8 @@ impl Jwks {
             .header(http::header::ACCEPT, "application/json")
             .body(Full::<Bytes>::default())
             .map_err(|error| error.to_string())?;
-        let answer = self.outbound.send(request, FETCH_TIMEOUT).await.map_err(|error| error.to_string())?;
+        let answer =
+            self.outbound.send(request, FETCH_TIMEOUT).await.map_err(|error| error.to_string())?;
         if !answer.status().is_success() {
             return Err(format!("status {}", answer.status()));
         }
@@ -82,10 +85,13 @@ impl Jwks {
         struct Loose {
             keys: Vec<serde_json::Value>,
         }
-        let set: Loose = serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
-        let known = set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect();
+        let set: Loose =
+            serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
+        let known =
+            set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect();
         let set = JwkSet { keys: known };
-        let keys: Vec<Key> = set.keys.iter().filter_map(|jwk| Key::from_jwk(jwk, &self.allowed)).collect();
+        let keys: Vec<Key> =
+            set.keys.iter().filter_map(|jwk| Key::from_jwk(jwk, &self.allowed)).collect();
         if keys.is_empty() { Err("it holds no usable key".to_owned()) } else { Ok(keys) }
     }
 }

@@ -32,7 +32,11 @@ impl Key {
     }
 
     /// Takes PEM of an RSA, EC or Ed25519 public key (or a certificate's public key).
-    pub(super) fn from_pem(kid: Option<String>, pem: &str, allowed: &[Algorithm]) -> Result<Self, String> {
+    pub(super) fn from_pem(
+        kid: Option<String>,
+        pem: &str,
+        allowed: &[Algorithm],
+    ) -> Result<Self, String> {
         if pem.contains("PRIVATE KEY") {
             return Err("holds a private key; verification needs the public one alone".to_owned());
         }
@@ -79,7 +83,11 @@ fn of_family(family: AlgorithmFamily) -> &'static [Algorithm] {
 }
 
 fn common(possible: &[Algorithm], allowed: &[Algorithm]) -> Vec<Algorithm> {
-    possible.iter().copied().filter(|algorithm| allowed.is_empty() || allowed.contains(algorithm)).collect()
+    possible
+        .iter()
+        .copied()
+        .filter(|algorithm| allowed.is_empty() || allowed.contains(algorithm))
+        .collect()
 }
 
 /// Whether a configured public key can be used with these algorithms (empty: any).

@@ -26,7 +26,9 @@ pub struct NewToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     /// There is a public key or nothing at all.
-    #[error("the configuration has no HMAC secret to sign with; give one with --secret or auth.jwt.secret")]
+    #[error(
+        "the configuration has no HMAC secret to sign with; give one with --secret or auth.jwt.secret"
+    )]
     NoSecret,
     /// The algorithms that are allowed need another key.
     #[error("auth.jwt.algorithms allows no HS algorithm")]
@@ -41,14 +43,20 @@ pub enum MintError {
 ///
 /// # Errors
 /// There is nothing to sign with.
-pub fn mint(jwt: &Jwt, secret: Option<&Secret>, token: &NewToken, now: i64) -> Result<String, MintError> {
+pub fn mint(
+    jwt: &Jwt,
+    secret: Option<&Secret>,
+    token: &NewToken,
+    now: i64,
+) -> Result<String, MintError> {
     let (secret, kid, allowed) = match secret.or(jwt.secret.as_ref()) {
         Some(secret) => (secret, None, &jwt.algorithms),
         None => jwt
             .keys
             .iter()
             .find_map(|key| {
-                let allowed = if key.algorithms.is_empty() { &jwt.algorithms } else { &key.algorithms };
+                let allowed =
+                    if key.algorithms.is_empty() { &jwt.algorithms } else { &key.algorithms };
                 Some((key.secret.as_ref()?, key.kid.clone(), allowed))
             })
             .ok_or(MintError::NoSecret)?,

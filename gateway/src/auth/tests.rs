@@ -55,7 +55,11 @@ fn with_public(public: &str) -> Jwt {
 
 async fn code(jwt: &Jwt, token: &str) -> Result<String, ErrorCode> {
     let verifier = TokenVerifier::new(jwt).expect("settings");
-    verifier.verify_at(token, NOW).await.map(|claims| claims.user.to_string()).map_err(|refusal| refusal.code)
+    verifier
+        .verify_at(token, NOW)
+        .await
+        .map(|claims| claims.user.to_string())
+        .map_err(|refusal| refusal.code)
 }
 
 #[tokio::test]
@@ -82,15 +86,23 @@ async fn every_algorithm_family_is_verified_by_its_key_alone() {
         (&p384, &[Algorithm::ES384]),
         (&ed, &[Algorithm::EdDSA]),
     ];
-    let settings =
-        |pair: &Pair| if pair.public.is_empty() { with_secret() } else { with_public(&pair.public) };
+    let settings = |pair: &Pair| {
+        if pair.public.is_empty() { with_secret() } else { with_public(&pair.public) }
+    };
     for (signer, (signing, algorithms)) in families.iter().enumerate() {
         for algorithm in *algorithms {
             let token = sign(*algorithm, &signing.private, None, &alice());
             for (verifier, (verifying, _)) in families.iter().enumerate() {
-                let expected =
-                    if signer == verifier { Ok("alice".to_owned()) } else { Err(ErrorCode::InvalidToken) };
-                assert_eq!(code(&settings(verifying), &token).await, expected, "{algorithm:?} by {verifier}");
+                let expected = if signer == verifier {
+                    Ok("alice".to_owned())
+                } else {
+                    Err(ErrorCode::InvalidToken)
+                };
+                assert_eq!(
+                    code(&settings(verifying), &token).await,
+                    expected,
+                    "{algorithm:?} by {verifier}"
+                );
             }
         }
     }
@@ -110,7 +122,8 @@ async fn unsigned_and_mangled_tokens_are_invalid() {
     let body = encode(alice().to_string());
     let good = sign(Algorithm::HS256, SECRET, None, &alice());
     let critical = Header { crit: Some(vec!["x".into()]), ..Header::new(Algorithm::HS256) };
-    let critical = jsonwebtoken::encode(&critical, &alice(), &encoding(Algorithm::HS256, SECRET)).expect("a token");
+    let critical = jsonwebtoken::encode(&critical, &alice(), &encoding(Algorithm::HS256, SECRET))
+        .expect("a token");
     assert_eq!(code(&with_secret(), "").await, Err(ErrorCode::MissingToken));
     for bad in [
         "x".to_owned(),
@@ -145,7 +158,10 @@ async fn keys_are_chosen_by_kid() {
         public_key: None,
         algorithms: Vec::new(),
     };
-    let jwt = Jwt { keys: vec![key(Some("old"), "one"), key(Some("new"), "two"), key(None, "any")], ..Jwt::default() };
+    let jwt = Jwt {
+        keys: vec![key(Some("old"), "one"), key(Some("new"), "two"), key(None, "any")],
+        ..Jwt::default()
+    };
     let token = |secret, kid| sign(Algorithm::HS256, secret, kid, &alice());
     for (secret, kid, good) in [
         ("one", Some("old"), true),
@@ -210,7 +226,9 @@ async fn times_issuer_and_audience_are_judged() {
 async fn refusals_say_what_and_nothing_of_the_token() {
     let verifier = TokenVerifier::new(&with_secret()).expect("settings");
     let expired = sign(Algorithm::HS256, SECRET, None, &json!({"sub": "a", "exp": NOW - 1}));
-    for (token, message) in [("", "missing token"), ("x.y.z", "invalid token"), (&expired, "token expired")] {
+    for (token, message) in
+        [("", "missing token"), ("x.y.z", "invalid token"), (&expired, "token expired")]
+    {
         let refusal = verifier.verify_at(token, NOW).await.expect_err(message);
         assert_eq!((refusal.message.as_ref(), refusal.details.len()), (message, 0));
     }
@@ -223,11 +241,16 @@ async fn claims_hold_name_scopes_grants_and_times() {
         "scope": "openid realtime:publish realtime:admin", "channels": ["admin-dashboard"],
     });
     let verifier = TokenVerifier::new(&with_secret()).expect("settings");
-    let read = verifier.verify_at(&sign(Algorithm::HS256, SECRET, None, &claims), NOW).await.expect("good");
+    let read = verifier
+        .verify_at(&sign(Algorithm::HS256, SECRET, None, &claims), NOW)
+        .await
+        .expect("good");
     assert_eq!((read.name.as_deref(), read.token_id.as_deref()), (Some("Alice"), Some("t1")));
     assert_eq!(read.scopes, [Scope::Publish, Scope::Admin]);
     assert_eq!((read.expires_at, read.issued_at), (NOW + 60, Some(NOW)));
-    assert!(read.grants.cover(Action::Publish, &ChannelName::new("admin-dashboard").expect("a name")));
+    assert!(
+        read.grants.cover(Action::Publish, &ChannelName::new("admin-dashboard").expect("a name"))
+    );
     assert_eq!(Value::Object(read.all), claims);
 }
 
@@ -251,7 +274,9 @@ fn grants_cover_what_their_patterns_match() {
         assert_eq!(covers(&list, Action::Presence, channel), expected, "{channel}");
     }
     let by_action = json!({"subscribe": ["a"], "publish": ["*"]});
-    assert!(covers(&by_action, Action::Subscribe, "a") && !covers(&by_action, Action::Subscribe, "b"));
+    assert!(
+        covers(&by_action, Action::Subscribe, "a") && !covers(&by_action, Action::Subscribe, "b")
+    );
     assert!(covers(&by_action, Action::Publish, "anything"));
     assert!(!covers(&by_action, Action::Presence, "a"));
     for nothing in [json!(null), json!("a"), json!(1), json!({"subscribe": "a"})] {
@@ -260,7 +285,10 @@ fn grants_cover_what_their_patterns_match() {
 }
 
 /// Serves a JWK set that the test may change; counts the fetches.
-async fn serve_jwks(set: Arc<parking_lot::Mutex<String>>, fetches: Arc<AtomicUsize>) -> (String, tokio::task::JoinHandle<()>) {
+async fn serve_jwks(
+    set: Arc<parking_lot::Mutex<String>>,
+    fetches: Arc<AtomicUsize>,
+) -> (String, tokio::task::JoinHandle<()>) {
     let answer = move || {
         fetches.fetch_add(1, Ordering::SeqCst);
         let body = set.lock().clone();
@@ -348,7 +376,10 @@ fn api_keys_open_by_key_or_hash() {
     for bad in ["", "key-three", &hash_key("key-two")] {
         assert_eq!(keys.verify(bad).expect_err(bad).code, ErrorCode::InvalidToken);
     }
-    assert_eq!(hash_key("abc"), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_eq!(
+        hash_key("abc"),
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
 }
 
 #[tokio::test]
@@ -362,7 +393,8 @@ async fn minted_tokens_are_accepted() {
         ..NewToken::default()
     };
     let minted = mint(&jwt, None, &token, NOW).expect("a token");
-    let claims = TokenVerifier::new(&jwt).expect("settings").verify_at(&minted, NOW).await.expect("good");
+    let claims =
+        TokenVerifier::new(&jwt).expect("settings").verify_at(&minted, NOW).await.expect("good");
     let caller = Caller::User(Box::new(claims));
     assert_eq!(caller.sender_key(), "u:alice");
     assert!(caller.holds(Scope::Read) && !caller.holds(Scope::Publish));

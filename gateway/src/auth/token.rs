@@ -63,7 +63,12 @@ impl TokenVerifier {
         }
         if let Some(pem) = &jwt.public_key {
             let key = Key::from_pem(None, pem.expose(), &jwt.algorithms);
-            keys.push(key.map_err(|reason| UnusableKey { key: "auth.jwt.public_key".to_owned(), reason })?);
+            keys.push(
+                key.map_err(|reason| UnusableKey {
+                    key: "auth.jwt.public_key".to_owned(),
+                    reason,
+                })?,
+            );
         }
         for (index, key) in jwt.keys.iter().enumerate() {
             let allowed = if key.algorithms.is_empty() { &jwt.algorithms } else { &key.algorithms };
@@ -76,7 +81,8 @@ impl TokenVerifier {
                 keys.push(read.map_err(|reason| UnusableKey { key: name(), reason })?);
             }
         }
-        let jwks = jwt.jwks_url.as_ref().map(|url| Jwks::new(url, jwt.algorithms.clone())).transpose();
+        let jwks =
+            jwt.jwks_url.as_ref().map(|url| Jwks::new(url, jwt.algorithms.clone())).transpose();
         let jwks = jwks.map_err(|error| UnusableKey {
             key: "auth.jwt.jwks_url".to_owned(),
             reason: error.to_string(),
@@ -138,10 +144,14 @@ impl TokenVerifier {
     /// Whom the token is from and for, and when it is good. The signature is.
     fn judge(&self, all: Map<String, Value>, now: i64) -> Result<Claims, Refusal> {
         let issuer = all.get("iss").and_then(Value::as_str);
-        if !self.issuers.is_empty() && !issuer.is_some_and(|issuer| self.issuers.iter().any(|ours| ours == issuer)) {
+        if !self.issuers.is_empty()
+            && !issuer.is_some_and(|issuer| self.issuers.iter().any(|ours| ours == issuer))
+        {
             return Err(invalid());
         }
-        let ours = |value: &Value| value.as_str().is_some_and(|text| self.audiences.iter().any(|ours| ours == text));
+        let ours = |value: &Value| {
+            value.as_str().is_some_and(|text| self.audiences.iter().any(|ours| ours == text))
+        };
         let for_us = match all.get("aud") {
             Some(Value::Array(audiences)) => audiences.iter().any(ours),
             Some(audience) => ours(audience),
@@ -178,13 +188,20 @@ fn candidates<'k>(keys: &'k [Key], kid: Option<&str>, algorithm: Algorithm) -> V
     keys.iter().filter(fits).collect()
 }
 
-fn verified_by(keys: &[Key], kid: Option<&str>, algorithm: Algorithm, token: &str) -> Option<Map<String, Value>> {
+fn verified_by(
+    keys: &[Key],
+    kid: Option<&str>,
+    algorithm: Algorithm,
+    token: &str,
+) -> Option<Map<String, Value>> {
     // Times, issuer and audience are judged by us, with our clock and codes.
     let mut validation = Validation::new(algorithm);
     validation.required_spec_claims.clear();
     validation.validate_exp = false;
     validation.validate_aud = false;
     candidates(keys, kid, algorithm).into_iter().find_map(|key| {
-        jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation).ok().map(|data| data.claims)
+        jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation)
+            .ok()
+            .map(|data| data.claims)
     })
 }

@@ -41,7 +41,10 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) {
         reader.mistake("operator.listen", "must differ from server.listen");
     }
     if config.cors.origins.iter().any(|origin| origin == "*") && config.auth.cookie.is_some() {
-        reader.mistake("cors.origins", "`*` is refused together with auth.cookie: any site could act as the user");
+        reader.mistake(
+            "cors.origins",
+            "`*` is refused together with auth.cookie: any site could act as the user",
+        );
     }
 }
 
@@ -50,9 +53,14 @@ fn check_redis(config: &Config, reader: &Reader<'_>) {
     let urls = redis.urls.len() + usize::from(redis.url.is_some());
     match redis.mode {
         Mode::Memory if urls > 0 => {
-            reader.mistake("redis.mode", "memory uses no URL; say standalone, sentinel, cluster or shards");
+            reader.mistake(
+                "redis.mode",
+                "memory uses no URL; say standalone, sentinel, cluster or shards",
+            );
         }
-        Mode::Standalone if urls != 1 => reader.mistake("redis.url", "standalone needs exactly one URL"),
+        Mode::Standalone if urls != 1 => {
+            reader.mistake("redis.url", "standalone needs exactly one URL");
+        }
         Mode::Sentinel | Mode::Cluster | Mode::Shards if urls == 0 => {
             reader.mistake("redis.urls", "is required by this redis.mode");
         }
@@ -75,16 +83,33 @@ fn check_keys(config: &Config, reader: &Reader<'_>) {
         reader.mistake("auth.jwt.leeway", "must be 5s at most");
     }
     if jwt.secret.is_some() && jwt.public_key.is_some() {
-        reader.mistake("auth.jwt.public_key", "stands beside auth.jwt.secret; list both under auth.jwt.keys");
+        reader.mistake(
+            "auth.jwt.public_key",
+            "stands beside auth.jwt.secret; list both under auth.jwt.keys",
+        );
     }
-    check_key("auth.jwt", jwt.secret.as_ref(), jwt.public_key.as_ref(), &jwt.algorithms, config.dev, reader);
+    check_key(
+        "auth.jwt",
+        jwt.secret.as_ref(),
+        jwt.public_key.as_ref(),
+        &jwt.algorithms,
+        config.dev,
+        reader,
+    );
     for (index, key) in jwt.keys.iter().enumerate() {
         let path = format!("auth.jwt.keys[{index}]");
         let same = |other: &super::settings::JwtKey| key.kid.is_some() && other.kid == key.kid;
         if jwt.keys[..index].iter().any(same) {
             reader.mistake(format!("{path}.kid"), "is the same as an earlier key's");
         }
-        check_key(&path, key.secret.as_ref(), key.public_key.as_ref(), &key.algorithms, config.dev, reader);
+        check_key(
+            &path,
+            key.secret.as_ref(),
+            key.public_key.as_ref(),
+            &key.algorithms,
+            config.dev,
+            reader,
+        );
     }
     let keyless = jwt.secret.is_none()
         && jwt.public_key.is_none()
@@ -97,7 +122,8 @@ fn check_keys(config: &Config, reader: &Reader<'_>) {
         );
     }
     for (name, key) in &config.auth.api_keys {
-        if !config.dev && key.key.as_ref().is_some_and(|key| key.expose().len() < API_KEY_BYTES_MIN) {
+        if !config.dev && key.key.as_ref().is_some_and(|key| key.expose().len() < API_KEY_BYTES_MIN)
+        {
             reader.mistake(
                 format!("auth.api_keys.{name}.key"),
                 format!("is shorter than {API_KEY_BYTES_MIN} bytes, which production mode refuses"),
@@ -129,7 +155,10 @@ fn check_key(
         matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
     };
     if secret.is_some() && !algorithms.is_empty() && !algorithms.iter().any(hmac) {
-        reader.mistake(format!("{path}.algorithms"), "allows no HS algorithm, which the secret needs");
+        reader.mistake(
+            format!("{path}.algorithms"),
+            "allows no HS algorithm, which the secret needs",
+        );
     }
 }
 
@@ -137,10 +166,16 @@ fn check_policy(config: &Config, reader: &Reader<'_>) {
     for (index, namespace) in config.namespaces.iter().enumerate() {
         let path = format!("namespaces[{index}]");
         if config.namespaces[..index].iter().any(|other| other.pattern == namespace.pattern) {
-            reader.mistake(format!("{path}.pattern"), "stands in the list already; the first match wins");
+            reader.mistake(
+                format!("{path}.pattern"),
+                "stands in the list already; the first match wins",
+            );
         }
-        let actions =
-            [("subscribe", &namespace.subscribe), ("publish", &namespace.publish), ("presence", &namespace.presence)];
+        let actions = [
+            ("subscribe", &namespace.subscribe),
+            ("publish", &namespace.publish),
+            ("presence", &namespace.presence),
+        ];
         for (action, rules) in actions {
             if rules.contains(&Rule::Webhook) && config.authorize.webhook.is_none() {
                 reader.mistake(format!("{path}.{action}"), "`webhook` needs authorize.webhook.url");

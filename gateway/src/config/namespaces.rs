@@ -134,14 +134,17 @@ const SHIPPED: &[Row] = &[
 pub fn shipped() -> Vec<NamespaceSettings> {
     SHIPPED
         .iter()
-        .map(|&(pattern, subscribe, publish, presence, (size, hours), conflate)| NamespaceSettings {
-            pattern: pattern.to_owned(),
-            subscribe: vec![subscribe],
-            publish: vec![publish],
-            presence: vec![presence],
-            history: (size > 0).then(|| History { size, age: Duration::from_secs(hours * HOUR) }),
-            conflate,
-            publishes_per_second: None,
+        .map(|&(pattern, subscribe, publish, presence, (size, hours), conflate)| {
+            NamespaceSettings {
+                pattern: pattern.to_owned(),
+                subscribe: vec![subscribe],
+                publish: vec![publish],
+                presence: vec![presence],
+                history: (size > 0)
+                    .then(|| History { size, age: Duration::from_secs(hours * HOUR) }),
+                conflate,
+                publishes_per_second: None,
+            }
         })
         .collect()
 }
@@ -182,7 +185,9 @@ fn history(section: &Section<'_>) -> Option<History> {
     let history = section.child("history");
     let size: Option<u32> = history.number("size");
     let age = history.read("age", |text| match parse_duration(text)? {
-        Duration::ZERO => Err("must be longer than 0; leave `history` out to keep nothing".to_owned()),
+        Duration::ZERO => {
+            Err("must be longer than 0; leave `history` out to keep nothing".to_owned())
+        }
         age => Ok(age),
     });
     match (given, size) {

@@ -92,7 +92,9 @@ fn redis(section: &Section<'_>) -> Redis {
     let url = section.secret("url");
     let urls: Vec<Secret> =
         section.texts("urls").unwrap_or_default().into_iter().map(Secret::new).collect();
-    for (name, url) in url.iter().map(|url| ("url", url)).chain(urls.iter().map(|url| ("urls", url))) {
+    for (name, url) in
+        url.iter().map(|url| ("url", url)).chain(urls.iter().map(|url| ("urls", url)))
+    {
         let schemes = ["redis://", "rediss://", "unix://", "redis+unix://"];
         if !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
             section.mistake(name, "must begin with redis:// or rediss://");
@@ -104,7 +106,9 @@ fn redis(section: &Section<'_>) -> Redis {
         "sentinel" => Ok(Mode::Sentinel),
         "cluster" => Ok(Mode::Cluster),
         "shards" => Ok(Mode::Shards),
-        _ => Err(format!("{text:?} is no mode; modes are memory, standalone, sentinel, cluster, shards")),
+        _ => Err(format!(
+            "{text:?} is no mode; modes are memory, standalone, sentinel, cluster, shards"
+        )),
     });
     let tls = section.child("tls");
     Redis {
@@ -139,7 +143,11 @@ fn auth(section: &Section<'_>) -> Auth {
         },
         allow_anonymous: section.flag("allow_anonymous").unwrap_or(false),
         cookie: section.filled("cookie"),
-        api_keys: section.entries("api_keys").iter().map(|(name, key)| (name.clone(), api_key(key))).collect(),
+        api_keys: section
+            .entries("api_keys")
+            .iter()
+            .map(|(name, key)| (name.clone(), api_key(key)))
+            .collect(),
     }
 }
 
@@ -170,7 +178,8 @@ fn api_key(section: &Section<'_>) -> ApiKey {
         if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             Ok(text.to_ascii_lowercase())
         } else {
-            Err("must be `sha256:` and 64 hexadecimal digits, as `carillon hash-key` prints".to_owned())
+            Err("must be `sha256:` and 64 hexadecimal digits, as `carillon hash-key` prints"
+                .to_owned())
         }
     });
     ApiKey { key: section.secret("key"), key_hash, scopes }
@@ -178,7 +187,9 @@ fn api_key(section: &Section<'_>) -> ApiKey {
 
 fn origin(text: &str) -> Result<String, String> {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    if text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' '])) {
+    if text == "*"
+        || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ']))
+    {
         Ok(text.to_owned())
     } else {
         Err(format!("{text:?} is no origin; write \"https://host\", \"http://host:port\" or \"*\""))
@@ -239,9 +250,9 @@ fn connections_from_file_limit() -> usize {
         .and_then(|rest| rest.split_whitespace().next());
     match soft {
         Some("unlimited") => 1_000_000,
-        soft => soft.and_then(|text| text.parse::<usize>().ok()).map_or(10_000, |files| {
-            files.saturating_sub(RESERVED).max(files / 2).max(1)
-        }),
+        soft => soft
+            .and_then(|text| text.parse::<usize>().ok())
+            .map_or(10_000, |files| files.saturating_sub(RESERVED).max(files / 2).max(1)),
     }
 }
 
@@ -272,16 +283,19 @@ fn events(section: &Section<'_>) -> Events {
 
 fn log(section: &Section<'_>) -> Log {
     let level = section.read("level", |text| {
-        tracing_subscriber::EnvFilter::try_new(text)
-            .map(|_| text.to_owned())
-            .map_err(|_| format!("{text:?} is no level; write error, warn, info, debug, trace or directives"))
+        tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|_| {
+            format!("{text:?} is no level; write error, warn, info, debug, trace or directives")
+        })
     });
     let format = section.read("format", |text| match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
         _ => Err(format!("{text:?} is no format; formats are text and json")),
     });
-    Log { level: level.unwrap_or_else(|| "info".to_owned()), format: format.unwrap_or(LogFormat::Text) }
+    Log {
+        level: level.unwrap_or_else(|| "info".to_owned()),
+        format: format.unwrap_or(LogFormat::Text),
+    }
 }
 
 fn route(section: &Section<'_>) -> Option<Route> {

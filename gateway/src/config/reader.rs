@@ -182,7 +182,11 @@ impl<'r> Section<'r> {
     }
 
     /// A text that `read` understands.
-    pub(super) fn read<T>(&self, name: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn read<T>(
+        &self,
+        name: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let text = self.text(name)?;
         read(&text).map_err(|reason| self.mistake(name, reason)).ok()
     }
@@ -261,7 +265,11 @@ impl<'r> Section<'r> {
     }
 
     /// A list of texts, each understood by `read`; wrong ones are reported and left out.
-    pub(super) fn list<T>(&self, name: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+    pub(super) fn list<T>(
+        &self,
+        name: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
         let texts = self.texts(name)?;
         Some(
             texts
@@ -319,7 +327,9 @@ impl<'r> Section<'r> {
 
     fn json<T: serde::de::DeserializeOwned>(&self, name: &str, text: &str) -> Option<T> {
         serde_json::from_str(text)
-            .map_err(|error| self.mistake(name, format!("is not the JSON that is expected here: {error}")))
+            .map_err(|error| {
+                self.mistake(name, format!("is not the JSON that is expected here: {error}"));
+            })
             .ok()
     }
 }

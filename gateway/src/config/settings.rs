@@ -152,6 +152,7 @@ pub struct Jwt {
     /// Further keys, chosen by `kid`.
     pub keys: Vec<JwtKey>,
     /// A JWK set, fetched and refreshed.
+    #[serde(serialize_with = "link_without_password")]
     pub jwks_url: Option<String>,
     /// Algorithms that are accepted; empty: what each key can do.
     pub algorithms: Vec<Algorithm>,
@@ -254,6 +255,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Webhook {
     /// Where to `POST`.
+    #[serde(serialize_with = "address_without_password")]
     pub url: String,
     /// Signs the calls.
     pub secret: Option<Secret>,
@@ -376,10 +378,32 @@ pub struct Config {
 /// A URL as people may see it: no user, no password.
 pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    rest.rsplit_once('@').map_or_else(|| url.to_owned(), |(_, host)| format!("{scheme}://***@{host}"))
+    rest.rsplit_once('@')
+        .map_or_else(|| url.to_owned(), |(_, host)| format!("{scheme}://***@{host}"))
 }
 
-fn url_without_password<S: serde::Serializer>(url: &Option<Secret>, s: S) -> Result<S::Ok, S::Error> {
+/// As [`without_password`], for HTTP: an `@` of the path is no password's end.
+fn http_without_password(url: &str) -> String {
+    let authority_at = url.find("://").map_or(0, |at| at + 3);
+    let path_at = url[authority_at..].find('/').map_or(url.len(), |at| authority_at + at);
+    format!("{}{}", without_password(&url[..path_at]), &url[path_at..])
+}
+
+fn address_without_password<S: serde::Serializer>(url: &str, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(&http_without_password(url))
+}
+
+fn link_without_password<S: serde::Serializer>(
+    url: &Option<String>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    url.as_deref().map(http_without_password).serialize(s)
+}
+
+fn url_without_password<S: serde::Serializer>(
+    url: &Option<Secret>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
     url.as_ref().map(|url| without_password(url.expose())).serialize(s)
 }
 

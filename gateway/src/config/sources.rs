@@ -76,7 +76,8 @@ pub(super) struct Merged {
 
 fn read_file(path: &Path) -> Result<Map<String, Value>, Mistake> {
     let fail = |reason: String| Mistake { key: path.display().to_string(), reason, origin: None };
-    let text = std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let table: toml::Table =
         toml::from_str(&text).map_err(|error| fail(format!("is not TOML: {error}")))?;
     match serde_json::to_value(table) {

@@ -7,7 +7,11 @@ use super::*;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// A file's text, variables and flags as sources; the file lives as long as the returned directory.
-fn sources(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> (tempfile::TempDir, Sources) {
+fn sources(
+    file: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> (tempfile::TempDir, Sources) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("carillon.toml");
     std::fs::write(&path, file).expect("a file");
@@ -18,7 +22,11 @@ fn sources(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> 
     (directory, Sources { file: Some(path), environment, flags: own(flags) })
 }
 
-fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, Mistakes> {
+fn load(
+    file: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Config, Mistakes> {
     let (_directory, sources) = sources(file, environment, flags);
     Config::load(sources)
 }
@@ -27,7 +35,8 @@ fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Res
 #[track_caller]
 fn refused(lines: &str, key: &str, words: &str) {
     let mistakes = load(lines, &[("CARILLON__AUTH__JWT__SECRET", SECRET)], &[]).expect_err(lines);
-    let found = mistakes.0.iter().any(|mistake| mistake.key == key && mistake.reason.contains(words));
+    let found =
+        mistakes.0.iter().any(|mistake| mistake.key == key && mistake.reason.contains(words));
     assert!(found, "{lines:?} gave {mistakes}");
     assert_eq!(mistakes.0.len(), 1, "{lines:?} gave {mistakes}");
 }
@@ -40,7 +49,10 @@ fn defaults_are_the_contracts() {
     assert_eq!((config.redis.mode, config.redis.prefix.as_str()), (Mode::Memory, "carillon"));
     assert_eq!(config.redis.command_timeout, Duration::from_secs(1));
     assert_eq!(config.heartbeat.timeout, Duration::from_secs(70));
-    assert_eq!((config.presence.timeout, config.drain.period), (Duration::from_secs(30), Duration::from_secs(20)));
+    assert_eq!(
+        (config.presence.timeout, config.drain.period),
+        (Duration::from_secs(30), Duration::from_secs(20))
+    );
     let limits = &config.limits;
     assert_eq!((limits.max_message_size, limits.queue_bytes), (1 << 20, 256 << 10));
     assert_eq!((limits.messages_per_second, limits.connections_per_user), (100, 10));
@@ -52,7 +64,8 @@ fn defaults_are_the_contracts() {
 
 #[test]
 fn flags_beat_the_environment_which_beats_the_file() {
-    let file = "[limits]\nmessages_per_second = 1\npolls_per_minute = 1\nconnections_per_user = 1\n";
+    let file =
+        "[limits]\nmessages_per_second = 1\npolls_per_minute = 1\nconnections_per_user = 1\n";
     let environment = [
         ("CARILLON__AUTH__JWT__SECRET", SECRET),
         ("CARILLON__LIMITS__MESSAGES_PER_SECOND", "2"),
@@ -61,7 +74,10 @@ fn flags_beat_the_environment_which_beats_the_file() {
     ];
     let config = load(file, &environment, &[("limits.messages_per_second", "3")]).expect("config");
     let limits = &config.limits;
-    assert_eq!((limits.messages_per_second, limits.polls_per_minute, limits.connections_per_user), (3, 2, 1));
+    assert_eq!(
+        (limits.messages_per_second, limits.polls_per_minute, limits.connections_per_user),
+        (3, 2, 1)
+    );
 }
 
 #[test]
@@ -89,7 +105,10 @@ fn lists_and_maps_in_the_environment_are_json() {
     assert_eq!(config.auth.api_keys["shop"].scopes, [Scope::Publish, Scope::Read]);
     assert_eq!(config.auth.api_keys["ops"].scopes, [Scope::Admin]);
     let [game] = config.namespaces.as_slice() else { panic!("{:?}", config.namespaces) };
-    assert_eq!((game.subscribe.as_slice(), game.publish.as_slice()), (&[Rule::Own, Rule::Granted][..], &[Rule::No][..]));
+    assert_eq!(
+        (game.subscribe.as_slice(), game.publish.as_slice()),
+        (&[Rule::Own, Rule::Granted][..], &[Rule::No][..])
+    );
     assert_eq!(game.history, Some(History { size: 5, age: Duration::from_secs(60) }));
     assert_eq!(config.redis.settings().expect("redis").urls, ["redis://a", "redis://b"]);
 }
@@ -99,7 +118,11 @@ fn unknown_keys_name_the_nearest_known_one() {
     refused("[redis]\nprefx = \"x\"", "redis.prefx", "`redis.prefix`");
     refused("[redsi]\nurl = \"redis://a\"", "redsi.url", "`redis.url`");
     refused("listen = \"0.0.0.0:1\"", "listen", "listen`");
-    refused("[[namespaces]]\npattern = \"a\"\nsubscrbe = [\"no\"]", "namespaces[0].subscrbe", "subscribe`");
+    refused(
+        "[[namespaces]]\npattern = \"a\"\nsubscrbe = [\"no\"]",
+        "namespaces[0].subscrbe",
+        "subscribe`",
+    );
     let mistakes = load(
         "",
         &[("CARILLON__AUTH__JWT__SECRET", SECRET), ("CARILLON__REDIS__ULR", "redis://a")],
@@ -115,7 +138,11 @@ fn unknown_keys_name_the_nearest_known_one() {
 fn wrong_values_are_refused_with_their_key() {
     for (lines, key, words) in [
         ("[server]\nlisten = \"8082\"", "server.listen", "no address"),
-        ("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]", "server.trusted_proxies", "address range"),
+        (
+            "[server]\ntrusted_proxies = [\"10.0.0.0/99\"]",
+            "server.trusted_proxies",
+            "address range",
+        ),
         ("[server.tls]\ncert = \"a.pem\"", "server.tls.key", "required"),
         ("[redis]\nmode = \"big\"", "redis.mode", "no mode"),
         ("[redis]\nmode = \"memory\"\nurl = \"redis://a\"", "redis.mode", "no URL"),
@@ -136,16 +163,40 @@ fn wrong_values_are_refused_with_their_key() {
         ("[[auth.jwt.keys]]\nsecret = \"short\"", "auth.jwt.keys[0].secret", "32 bytes"),
         ("[auth.api_keys.a]\nscopes = [\"realtime:read\"]", "auth.api_keys.a", "either"),
         ("[auth.api_keys.a]\nkey = \"0123456789abcdef\"", "auth.api_keys.a.scopes", "at least one"),
-        ("[auth.api_keys.a]\nkey_hash = \"md5:1\"\nscopes = [\"realtime:read\"]", "auth.api_keys.a.key_hash", "sha256"),
+        (
+            "[auth.api_keys.a]\nkey_hash = \"md5:1\"\nscopes = [\"realtime:read\"]",
+            "auth.api_keys.a.key_hash",
+            "sha256",
+        ),
         ("[cors]\norigins = [\"example.com\"]", "cors.origins", "no origin"),
         ("[auth]\ncookie = \"t\"\n[cors]\norigins = [\"*\"]", "cors.origins", "cookie"),
         ("[[namespaces]]\nsubscribe = [\"no\"]", "namespaces[0].pattern", "required"),
         ("[[namespaces]]\npattern = \"a**b\"", "namespaces[0].pattern", "last"),
-        ("[[namespaces]]\npattern = \"a\"\nsubscribe = [\"self\"]", "namespaces[0].subscribe", "{id}"),
-        ("[[namespaces]]\npattern = \"a\"\npublish = [\"everyone\"]", "namespaces[0].publish", "no rule"),
-        ("[[namespaces]]\npattern = \"a\"\npublish = [\"webhook\"]", "namespaces[0].publish", "authorize"),
-        ("[[namespaces]]\npattern = \"a\"\n[[namespaces]]\npattern = \"a\"", "namespaces[1].pattern", "already"),
-        ("[[namespaces]]\npattern = \"a\"\nhistory = { age = \"1h\" }", "namespaces[0].history.size", "required"),
+        (
+            "[[namespaces]]\npattern = \"a\"\nsubscribe = [\"self\"]",
+            "namespaces[0].subscribe",
+            "{id}",
+        ),
+        (
+            "[[namespaces]]\npattern = \"a\"\npublish = [\"everyone\"]",
+            "namespaces[0].publish",
+            "no rule",
+        ),
+        (
+            "[[namespaces]]\npattern = \"a\"\npublish = [\"webhook\"]",
+            "namespaces[0].publish",
+            "authorize",
+        ),
+        (
+            "[[namespaces]]\npattern = \"a\"\n[[namespaces]]\npattern = \"a\"",
+            "namespaces[1].pattern",
+            "already",
+        ),
+        (
+            "[[namespaces]]\npattern = \"a\"\nhistory = { age = \"1h\" }",
+            "namespaces[0].history.size",
+            "required",
+        ),
         ("[[routes]]\nfrom = \"connect\"\nto = \"x\"", "routes[0].from", "control"),
         ("[inbound.webhook]\nsecret = \"x\"", "inbound.webhook.url", "required"),
         ("[inbound.webhook]\nurl = \"ftp://x\"", "inbound.webhook.url", "URL"),
@@ -164,9 +215,11 @@ fn wrong_values_are_refused_with_their_key() {
 #[test]
 fn all_mistakes_are_reported_at_once() {
     let file = "[redis]\nmode = \"x\"\nprefx = \"y\"\n[log]\nformat = \"z\"\n[heartbeat]\ninterval = \"soon\"\n";
-    let mistakes = load(file, &[("CARILLON__AUTH__JWT__SECRET", "short")], &[]).expect_err("mistakes");
+    let mistakes =
+        load(file, &[("CARILLON__AUTH__JWT__SECRET", "short")], &[]).expect_err("mistakes");
     let keys: Vec<&str> = mistakes.0.iter().map(|mistake| mistake.key.as_str()).collect();
-    for key in ["redis.mode", "redis.prefx", "log.format", "heartbeat.interval", "auth.jwt.secret"] {
+    for key in ["redis.mode", "redis.prefx", "log.format", "heartbeat.interval", "auth.jwt.secret"]
+    {
         assert!(keys.contains(&key), "{key} is missing in {mistakes}");
     }
     assert!(mistakes.to_string().starts_with("5 mistakes in the configuration:"));
@@ -199,13 +252,19 @@ fn secrets_come_from_files_and_variables_and_never_print() {
     )
     .expect("config");
     assert_eq!(config.auth.jwt.secret.as_ref().map(Secret::expose), Some(SECRET));
-    assert_eq!(config.auth.api_keys["a"].key.as_ref().map(Secret::expose), Some("fedcba9876543210"));
+    assert_eq!(
+        config.auth.api_keys["a"].key.as_ref().map(Secret::expose),
+        Some("fedcba9876543210")
+    );
     assert_eq!(config.redis.mode, Mode::Standalone);
     let printed = format!("{}{config:?}", config.to_toml().expect("TOML"));
     for secret in [SECRET, "fedcba9876543210", "hunter2"] {
         assert!(!printed.contains(secret), "{secret} was printed");
     }
     assert!(printed.contains("redis://***@localhost:6379"));
+    let hook = "https://user:hunter3@a.example/h?to=b@c";
+    let config = Config::development(&[("inbound.webhook.url", hook)]).expect("config");
+    assert!(config.to_toml().expect("TOML").contains("https://***@a.example/h?to=b@c"));
     let mistakes = load("[auth.jwt]\nsecret = \"env:NOT_THERE\"", &[], &[]).expect_err("missing");
     assert!(mistakes.to_string().contains("the environment has no NOT_THERE"));
 }

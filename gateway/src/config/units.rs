@@ -10,7 +10,8 @@ use std::time::Duration;
 /// # Errors
 /// A sentence that says what a duration looks like.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration; write one like \"500ms\", \"30s\", \"1h\" or \"7d\"");
+    let wrong =
+        || format!("{text:?} is no duration; write one like \"500ms\", \"30s\", \"1h\" or \"7d\"");
     let mut rest = text.trim();
     if rest == "0" {
         return Ok(Duration::ZERO);
@@ -100,7 +101,8 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no address range; write one like \"10.0.0.0/8\" or \"::1\"");
+        let wrong =
+            || format!("{text:?} is no address range; write one like \"10.0.0.0/8\" or \"::1\"");
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
             None => (text, None),
@@ -108,7 +110,9 @@ impl FromStr for Network {
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let prefix_bits = match prefix {
-            Some(prefix) => prefix.parse().ok().filter(|bits| *bits <= bits_max).ok_or_else(wrong)?,
+            Some(prefix) => {
+                prefix.parse().ok().filter(|bits| *bits <= bits_max).ok_or_else(wrong)?
+            }
             None => bits_max,
         };
         Ok(Self { address, prefix_bits })
@@ -131,7 +135,10 @@ pub(super) mod as_text {
     //! Serializes durations as text for `print-config`.
     use std::time::Duration;
 
-    pub(crate) fn serialize<S: serde::Serializer>(value: &Duration, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: serde::Serializer>(
+        value: &Duration,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
         s.serialize_str(&super::format_duration(*value))
     }
 }
@@ -156,17 +163,34 @@ mod tests {
             assert_eq!(duration, Duration::from_millis(ms), "{text}");
             assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
         }
-        for bad in ["", "30", "s", "-1s", "1.5s", "1 s", "3 apples", "99999999999999999999s", "9999999999999999d"] {
+        for bad in [
+            "",
+            "30",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "3 apples",
+            "99999999999999999999s",
+            "9999999999999999d",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn sizes_are_bytes_or_units() {
-        for (text, bytes) in [("0", 0), ("1048576", 1 << 20), ("1MiB", 1 << 20), ("256 KiB", 256 << 10), ("2kB", 2000)] {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1048576", 1 << 20),
+            ("1MiB", 1 << 20),
+            ("256 KiB", 256 << 10),
+            ("2kB", 2000),
+        ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "MiB", "1mib", "-1", "1.5MiB", "99999999999999999999", "99999999999999GiB"] {
+        for bad in ["", "MiB", "1mib", "-1", "1.5MiB", "99999999999999999999", "99999999999999GiB"]
+        {
             assert!(parse_size(bad).is_err(), "{bad:?}");
         }
     }

@@ -93,7 +93,8 @@ fn nobody_is_taken_for_another_by_an_odd_user_id() {
         ("a.b", "user:a.b", true),
         ("Alice", "user:alice", false),
     ] {
-        let decision = policy.decide(Action::Subscribe, Some(&claims(user, &json!(null))), &name(channel));
+        let decision =
+            policy.decide(Action::Subscribe, Some(&claims(user, &json!(null))), &name(channel));
         assert_eq!(decision == Decision::Allow, own, "{user} on {channel}");
     }
 }
@@ -116,8 +117,13 @@ fn shipped_history_and_conflation_are_the_contracts() {
     ] {
         let channel_name = name(channel);
         let found = policy.find(&channel_name).expect(channel);
-        let expected = (size > 0).then(|| Retention { size, age: Duration::from_secs(hours * 3600) });
-        assert_eq!((found.namespace.retention, found.namespace.conflate), (expected, conflate), "{channel}");
+        let expected =
+            (size > 0).then(|| Retention { size, age: Duration::from_secs(hours * 3600) });
+        assert_eq!(
+            (found.namespace.retention, found.namespace.conflate),
+            (expected, conflate),
+            "{channel}"
+        );
     }
 }
 
