@@ -1,8 +1,6 @@
 //! From a request to publish to a publication at the broker: namespace, limits, identity of the
 //! sender. Used by client connections and REST alike.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use carillon_broker_client::{BrokerError, Idempotency, Publish, Receipt};
 use carillon_protocol::envelope::Refusal;
@@ -204,6 +202,3 @@ impl Node {
 pub(crate) fn channel_not_found(channel: &ChannelName) -> Refusal {
     Refusal::new(ErrorCode::ChannelNotFound, "No namespace matches the channel").with("channel", channel.as_str())
 }
-
-/// A shared node, as tasks hold it.
-pub type SharedNode = Arc<Node>;
