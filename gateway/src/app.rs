@@ -29,6 +29,8 @@ use crate::policy::Policy;
 use crate::relay::{Relay, Told};
 use crate::{clock, operator, transport};
 
+#[cfg(test)]
+pub(crate) use router::client as client_routes;
 pub use signals::run;
 
 /// Handshakes that the kernel keeps for us while all tasks are busy.

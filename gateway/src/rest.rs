@@ -18,27 +18,24 @@ mod users;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use carillon_protocol::ErrorCode;
-use carillon_protocol::envelope::Refusal;
+use axum::routing::{delete, get, post};
 
 use crate::node::Node;
 
-pub use error::{ApiError, REQUEST_ID, with_error_bodies, with_request_id};
+pub use error::{ApiError, REQUEST_ID, with_request_id};
 
 /// Where all calls live.
 pub const BASE: &str = "/api/realtime";
 
-/// The routes, with [`not_found`] for every path that no route knows. Whoever merges it with other
-/// routes puts [`with_error_bodies`] around all of them, [`with_request_id`] outermost.
+/// The routes, without fallbacks: whoever merges them with other routes answers unknown paths and methods,
+/// and puts [`with_request_id`] around all.
 pub fn router(node: Arc<Node>) -> Router {
     let calls = Router::new()
         .route("/publish", post(publish::publish))
         .route("/publish/batch", post(publish::batch))
         .route("/broadcast", post(connections::broadcast))
         .route("/users/{user_id}/messages", post(users::message))
-        .route("/users/{user_id}/connections", axum::routing::delete(users::disconnect))
+        .route("/users/{user_id}/connections", delete(users::disconnect))
         .route("/connections", get(connections::list))
         .route("/connections/{connection_id}", get(connections::show).delete(connections::disconnect))
         .route("/connections/{connection_id}/messages", post(connections::message))
@@ -51,11 +48,8 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));
-    let prefixed = Router::new().nest(BASE, calls);
-    prefixed.fallback(not_found).with_state(node)
+    Router::new().nest(BASE, calls).with_state(node)
 }
 
-/// `NOT_FOUND` for a path that no route knows.
-pub async fn not_found() -> Response {
-    ApiError(Refusal::new(ErrorCode::NotFound, "No such path")).into_response()
-}
+#[cfg(test)]
+mod tests;

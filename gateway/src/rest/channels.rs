@@ -16,7 +16,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::body::wrong;
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::parameter::{self, Parameters, Search};
 use crate::auth::Scope;

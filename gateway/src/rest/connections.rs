@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{ExcludeBody, check_backend_type};
 use super::parameter::{self, Parameters, Search, no_connection};

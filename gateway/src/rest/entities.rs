@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::traceparent;
 use super::parameter::Parameters;
@@ -109,7 +109,7 @@ pub(super) async fn publish(
         user_id: body.user_id,
         exclude: Default::default(),
         meta,
-        sender: caller.sender(),
+        sender: caller.sender_key(),
         history: true,
         traceparent: traceparent(&headers),
     };

@@ -6,12 +6,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
-use futures_util::FutureExt;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 /// The header that carries the request id.
-pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 tokio::task_local! {
     /// Id of the request that this task answers.
@@ -30,7 +29,7 @@ impl From<Refusal> for ApiError {
 
 /// The error body, also used for single failures of a batch.
 #[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
-pub struct ErrorBody {
+pub(super) struct ErrorBody {
     /// One sentence for people.
     pub error: String,
     /// Which error.
@@ -45,7 +44,7 @@ pub struct ErrorBody {
 impl ErrorBody {
     /// The body of a refusal.
     #[must_use]
-    pub fn of(refusal: &Refusal) -> Self {
+    pub(super) fn of(refusal: &Refusal) -> Self {
         Self {
             error: refusal.message.clone().into_owned(),
             code: refusal.code.name(),
@@ -84,22 +83,4 @@ pub async fn with_request_id(request: Request, next: Next) -> Response {
         response.headers_mut().insert(REQUEST_ID_HEADER, header);
     }
     response
-}
-
-/// Middleware: gives what the router itself refuses (405) the error body, and turns a panic of a
-/// handler into `INTERNAL_ERROR` without internals.
-pub async fn with_error_bodies(request: Request, next: Next) -> Response {
-    let Ok(response) = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await else {
-        tracing::error!("a handler panicked");
-        return ApiError(Refusal::new(ErrorCode::InternalError, "Internal error")).into_response();
-    };
-    if response.status() != StatusCode::METHOD_NOT_ALLOWED || response.headers().contains_key(CONTENT_TYPE) {
-        return response;
-    }
-    let refusal = Refusal::new(ErrorCode::MethodNotAllowed, "The path does not know this method");
-    let mut refused = ApiError(refusal).into_response();
-    for allow in response.headers().get_all(ALLOW) {
-        refused.headers_mut().append(ALLOW, allow.clone());
-    }
-    refused
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::connections::{announce, matching, node_of};
 use super::error::{ApiError, ErrorBody};
 use super::message::{check_backend_type, traceparent};
@@ -191,7 +191,7 @@ async fn publish(node: &Node, caller: &Caller, headers: &HeaderMap, channel: &st
         user_id: None,
         exclude: Default::default(),
         meta: event.meta().map(Into::into),
-        sender: caller.sender(),
+        sender: caller.sender_key(),
         history: true,
         traceparent: traceparent(headers),
     };

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{self, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use crate::node::{Node, Outgoing};
 
 /// Longest idempotency key, in bytes (R24: ids).
@@ -132,7 +132,7 @@ impl MessageBody<'_> {
             user_id: self.user_id,
             exclude: self.exclude.unwrap_or_default().into(),
             meta: body::object(node, self.meta, "meta")?,
-            sender: caller.sender(),
+            sender: caller.sender_key(),
             // Typing is never in history (R10).
             history: !kind.starts_with("typing"),
             traceparent: traceparent(headers),

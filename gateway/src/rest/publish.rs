@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{BatchBody, JsonBody, parse, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{MessageBody, PublishBody, check_backend_type, check_user_type};
 use super::parameter;

@@ -9,7 +9,7 @@ use carillon_broker_client::{Health, NodeRecord};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use crate::auth::Scope;
 use crate::cluster::{record, uptime_ms};

@@ -12,7 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::body::{JsonBody, wrong};
-use super::caller::Caller;
+use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{MessageBody, check_backend_type};
 use super::parameter::{self, Parameters};
