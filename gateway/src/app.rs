@@ -93,7 +93,7 @@ impl App {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
         let policy = Policy::new(&config).map_err(|error| setting(&error))?;
         let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
-        let api_keys = ApiKeys::new(&config.auth.api_keys).map_err(|error| setting(&error))?;
+        let api_keys = ApiKeys::new(&config.auth.api_keys);
         let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
         let client = listen(config.server.listen)?;
         let operator = listen(config.operator.listen)?;

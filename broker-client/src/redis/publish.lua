@@ -16,7 +16,7 @@ if not epoch then
   epoch, offset, previous = ARGV[3], 0, '--------'
 end
 offset = offset + 1
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], offset .. '-' .. ARGV[6], 'd', ARGV[1], 't', ARGV[2], 'p', previous)
+redis.call('XADD', KEYS[2], 'MAXLEN', ARGV[4], offset .. '-' .. ARGV[6], 'd', ARGV[1], 't', ARGV[2], 'p', previous)
 redis.call('HSET', KEYS[1], 'e', epoch, 'o', offset, 't', ARGV[2])
 if offset % 64 == 1 then
   redis.call('PEXPIRE', KEYS[1], ARGV[11])
