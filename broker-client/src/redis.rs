@@ -24,8 +24,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery, InboundEntry, NodeId,
-    NodeRecord, Publish, RateCount, Receipt, Target,
+    Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery,
+    InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
 };
 use commands::Commands;
 use hearing::Hearing;
@@ -69,7 +69,8 @@ impl RedisBroker {
         let names = Names::new(&settings.prefix, &node);
         let settings = Arc::new(settings);
         let commands = Commands::start(Arc::clone(&settings), &tasks, &stop);
-        let hearing = Hearing::start(settings, names.clone(), Arc::clone(&commands), events, &tasks, &stop);
+        let hearing =
+            Hearing::start(settings, names.clone(), Arc::clone(&commands), events, &tasks, &stop);
         tasks.close();
         let registry = Registry::new(node.clone());
         let inner = Inner { node, names, commands, hearing, registry, _stop: stop.drop_guard() };
@@ -105,7 +106,11 @@ impl Broker for RedisBroker {
         publishing::tops(&self.inner.commands, &self.inner.names, channels).await
     }
 
-    async fn history(&self, channel: &ChannelName, query: HistoryQuery) -> Result<HistoryPage, BrokerError> {
+    async fn history(
+        &self,
+        channel: &ChannelName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage, BrokerError> {
         publishing::history(&self.inner.commands, &self.inner.names, channel, query).await
     }
 
@@ -113,7 +118,11 @@ impl Broker for RedisBroker {
         publishing::clear(&self.inner.commands, &self.inner.names, channel).await
     }
 
-    async fn register(&self, record: &ConnectionRecord, limit: u64) -> Result<Admission, BrokerError> {
+    async fn register(
+        &self,
+        record: &ConnectionRecord,
+        limit: u64,
+    ) -> Result<Admission, BrokerError> {
         self.inner.registry.register(&self.inner.commands, &self.inner.names, record, limit).await
     }
 
@@ -153,8 +162,11 @@ impl Broker for RedisBroker {
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {
         let key = self.inner.names.counter(key);
         let window_ms = window.as_millis().max(1) as u64;
-        let (count, left): (u64, u64) =
-            self.inner.commands.script(&scripts::COUNT, |command| command.arg(1).arg(&key).arg(window_ms)).await?;
+        let (count, left): (u64, u64) = self
+            .inner
+            .commands
+            .script(&scripts::COUNT, |command| command.arg(1).arg(&key).arg(window_ms))
+            .await?;
         Ok(RateCount { count, reset_in: Duration::from_millis(left) })
     }
 

@@ -27,13 +27,15 @@ pub(super) async fn resolve(settings: &RedisSettings) -> Result<ConnectionInfo, 
 }
 
 async fn master(settings: &RedisSettings) -> Result<ConnectionInfo, String> {
-    let name = settings.master_name.as_deref().ok_or("redis.master_name is required with sentinels")?;
+    let name =
+        settings.master_name.as_deref().ok_or("redis.master_name is required with sentinels")?;
     let mut last = "no sentinel is configured".to_owned();
     for url in &settings.urls {
         match tokio::time::timeout(SENTINEL_PATIENCE, ask(url, name)).await {
             Ok(Ok((host, port))) => {
                 // Credentials of the sentinel URL serve the master too; the address is the sentinel's word.
-                let info = url.as_str().into_connection_info().map_err(|error| error.to_string())?;
+                let info =
+                    url.as_str().into_connection_info().map_err(|error| error.to_string())?;
                 return Ok(info.set_addr(ConnectionAddr::Tcp(host, port)));
             }
             Ok(Err(error)) => last = error,
@@ -46,7 +48,8 @@ async fn master(settings: &RedisSettings) -> Result<ConnectionInfo, String> {
 async fn ask(url: &str, name: &str) -> Result<(String, u16), String> {
     let text = |error: redis::RedisError| error.to_string();
     let client = redis::Client::open(url).map_err(text)?;
-    let mut sentinel: MultiplexedConnection = client.get_multiplexed_async_connection().await.map_err(text)?;
+    let mut sentinel: MultiplexedConnection =
+        client.get_multiplexed_async_connection().await.map_err(text)?;
     let mut command = redis::cmd("SENTINEL");
     command.arg("get-master-addr-by-name").arg(name);
     let answer: Option<(String, u16)> = command.query_async(&mut sentinel).await.map_err(text)?;

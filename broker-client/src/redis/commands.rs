@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, FromRedisValue, Pipeline, RedisError, ServerErrorKind};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionInfo, FromRedisValue, Pipeline, RedisError,
+    ServerErrorKind,
+};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,7 +38,11 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn start(settings: Arc<RedisSettings>, tasks: &TaskTracker, stop: &CancellationToken) -> Arc<Self> {
+    pub(super) fn start(
+        settings: Arc<RedisSettings>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
         let commands = Arc::new(Self {
             settings,
             live: ArcSwapOption::empty(),
@@ -88,7 +95,10 @@ impl Commands {
     /// Sends one command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BrokerError> {
         let mut connection = self.connection()?;
-        command.query_async(&mut *Arc::make_mut(&mut connection)).await.map_err(|error| self.judged(&error))
+        command
+            .query_async(&mut *Arc::make_mut(&mut connection))
+            .await
+            .map_err(|error| self.judged(&error))
     }
 
     /// Runs a script by its digest; loads it where the server does not know it.
@@ -114,7 +124,10 @@ impl Commands {
     }
 
     /// Sends a pipeline; single failures stay single.
-    pub(super) async fn pipeline(&self, pipeline: &Pipeline) -> Result<Vec<redis::Value>, BrokerError> {
+    pub(super) async fn pipeline(
+        &self,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<redis::Value>, BrokerError> {
         let mut connection = self.connection()?;
         let connection = Arc::make_mut(&mut connection);
         pipeline.query_async(connection).await.map_err(|error| self.judged(&error))
@@ -185,10 +198,13 @@ async fn supervise(commands: Arc<Commands>, stop: CancellationToken) {
     }
 }
 
-async fn connect(settings: &RedisSettings) -> Result<(MultiplexedConnection, ConnectionInfo), String> {
+async fn connect(
+    settings: &RedisSettings,
+) -> Result<(MultiplexedConnection, ConnectionInfo), String> {
     let info = address::resolve(settings).await?;
     let tcp = info.tcp_settings().clone().set_nodelay(true);
-    let client = redis::Client::open(info.clone().set_tcp_settings(tcp)).map_err(|error| error.to_string())?;
+    let client = redis::Client::open(info.clone().set_tcp_settings(tcp))
+        .map_err(|error| error.to_string())?;
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(settings.command_timeout))
         .set_response_timeout(Some(settings.command_timeout));
@@ -213,7 +229,8 @@ async fn watch_over(commands: &Commands, mut connection: MultiplexedConnection) 
                 }
             }
         }
-        let pong: Result<String, RedisError> = redis::cmd("PING").query_async(&mut connection).await;
+        let pong: Result<String, RedisError> =
+            redis::cmd("PING").query_async(&mut connection).await;
         match pong {
             Ok(_) if commands.is_live() => {}
             Ok(_) => return "commands fail".to_owned(),

@@ -20,11 +20,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::address;
 use super::commands::Commands;
 use super::names::Names;
 use super::resp::{self, Push};
 use super::settings::RedisSettings;
-use super::address;
 use crate::{BrokerError, Event};
 
 /// Channels in one SUBSCRIBE.
@@ -77,7 +77,11 @@ impl Hearing {
         stop: &CancellationToken,
     ) -> Self {
         let (changes, receiver) = mpsc::channel(CHANGES_MAX);
-        let canary = Arc::new(Canary { started: Instant::now(), heard_at_ms: AtomicU64::new(0), deaf: Notify::new() });
+        let canary = Arc::new(Canary {
+            started: Instant::now(),
+            heard_at_ms: AtomicU64::new(0),
+            deaf: Notify::new(),
+        });
         let patience = settings.command_timeout;
         tasks.spawn(sing(names.clone(), Arc::clone(&commands), Arc::clone(&canary), stop.clone()));
         let link = Link {
@@ -113,12 +117,15 @@ impl Hearing {
         let (done, answer) = oneshot::channel();
         let change = Change { channels: channels.to_vec(), wanted, done };
         let sent = async {
-            self.changes.send(change).await.map_err(|_| BrokerError::unavailable("the broker has ended"))?;
+            self.changes
+                .send(change)
+                .await
+                .map_err(|_| BrokerError::unavailable("the broker has ended"))?;
             answer.await.map_err(|_| BrokerError::unavailable("the pub/sub connection was lost"))?
         };
-        tokio::time::timeout(self.patience, sent)
-            .await
-            .unwrap_or_else(|_| Err(BrokerError::unavailable("the subscription was not confirmed in time")))
+        tokio::time::timeout(self.patience, sent).await.unwrap_or_else(|_| {
+            Err(BrokerError::unavailable("the subscription was not confirmed in time"))
+        })
     }
 }
 
@@ -218,7 +225,8 @@ impl Link {
         let mut buffer = BytesMut::with_capacity(64 * 1024);
         let mut awaiting = Awaiting::new();
         let own = [self.names.own_channel(), self.names.all_channel(), self.names.canary()];
-        let wishes: Vec<String> = self.wanted.iter().map(|channel| self.names.publications(channel)).collect();
+        let wishes: Vec<String> =
+            self.wanted.iter().map(|channel| self.names.publications(channel)).collect();
         let all: Vec<String> = own.into_iter().chain(wishes).collect();
         for chunk in all.chunks(CHUNK) {
             let mut parts: Vec<&[u8]> = vec![b"SUBSCRIBE"];
@@ -235,7 +243,9 @@ impl Link {
             }
         }
         while !awaiting.is_empty() {
-            match tokio::time::timeout(patience, self.read(&mut socket, &mut buffer, &mut awaiting)).await {
+            match tokio::time::timeout(patience, self.read(&mut socket, &mut buffer, &mut awaiting))
+                .await
+            {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return error,
                 Err(_) => return "subscriptions were not confirmed in time".to_owned(),
@@ -251,7 +261,12 @@ impl Link {
         self.listen(socket, buffer, awaiting).await
     }
 
-    async fn listen(&mut self, mut socket: TcpStream, mut buffer: BytesMut, mut awaiting: Awaiting) -> String {
+    async fn listen(
+        &mut self,
+        mut socket: TcpStream,
+        mut buffer: BytesMut,
+        mut awaiting: Awaiting,
+    ) -> String {
         loop {
             tokio::select! {
                 read = socket.read_buf(&mut buffer) => {
@@ -276,13 +291,19 @@ impl Link {
     }
 
     /// Sends a change, together with those that wait behind it.
-    async fn apply(&mut self, first: Change, socket: &mut TcpStream, awaiting: &mut Awaiting) -> Result<(), String> {
+    async fn apply(
+        &mut self,
+        first: Change,
+        socket: &mut TcpStream,
+        awaiting: &mut Awaiting,
+    ) -> Result<(), String> {
         let mut bytes = Vec::new();
         let mut next = Some(first);
         while let Some(change) = next {
             self.wish(&change);
             let verb: &[u8] = if change.wanted { b"SUBSCRIBE" } else { b"UNSUBSCRIBE" };
-            let names: Vec<String> = change.channels.iter().map(|channel| self.names.publications(channel)).collect();
+            let names: Vec<String> =
+                change.channels.iter().map(|channel| self.names.publications(channel)).collect();
             for chunk in names.chunks(CHUNK) {
                 let mut parts: Vec<&[u8]> = vec![verb];
                 parts.extend(chunk.iter().map(String::as_bytes));
@@ -307,7 +328,11 @@ impl Link {
         }
     }
 
-    async fn take_all(&mut self, buffer: &mut BytesMut, awaiting: &mut Awaiting) -> Result<(), String> {
+    async fn take_all(
+        &mut self,
+        buffer: &mut BytesMut,
+        awaiting: &mut Awaiting,
+    ) -> Result<(), String> {
         while let Some(push) = resp::take(buffer).map_err(|garbled| garbled.to_string())? {
             match push {
                 Push::Message(channel, body) => {
@@ -390,7 +415,8 @@ async fn connect(settings: &RedisSettings) -> Result<TcpStream, String> {
         ConnectionAddr::Tcp(host, port) => (host.clone(), *port),
         _ => return Err("only redis:// addresses are served by this version".to_owned()),
     };
-    let mut socket = TcpStream::connect((host.as_str(), port)).await.map_err(|error| error.to_string())?;
+    let mut socket =
+        TcpStream::connect((host.as_str(), port)).await.map_err(|error| error.to_string())?;
     socket.set_nodelay(true).map_err(|error| error.to_string())?;
     authenticate(&mut socket, &info).await?;
     Ok(socket)

@@ -31,7 +31,10 @@ fn prepare(names: &Names, request: &Publish) -> Prepared {
     let text = |number: u128| number.to_string().into_bytes();
     let id = publication.id.clone();
     let window = text(IDEMPOTENCY_WINDOW.as_millis());
-    let key = request.idempotency.as_ref().map(|once| names.idempotency(channel, &once.sender, &once.key).into_bytes());
+    let key = request
+        .idempotency
+        .as_ref()
+        .map(|once| names.idempotency(channel, &once.sender, &once.key).into_bytes());
     match (&request.retention, key) {
         (Some(retention), key) => {
             let meta = names.meta(channel).into_bytes();
@@ -55,8 +58,14 @@ fn prepare(names: &Names, request: &Publish) -> Prepared {
             Prepared { source: Some(&scripts::PUBLISH), arguments, keys: 3, id }
         }
         (None, Some(key)) => {
-            let arguments =
-                vec![key, body, heard, window, id.as_str().as_bytes().to_vec(), b"PUBLISH".to_vec()];
+            let arguments = vec![
+                key,
+                body,
+                heard,
+                window,
+                id.as_str().as_bytes().to_vec(),
+                b"PUBLISH".to_vec(),
+            ];
             Prepared { source: Some(&scripts::PUBLISH_ONCE), arguments, keys: 1, id }
         }
         (None, None) => {
@@ -95,20 +104,29 @@ impl Prepared {
         match (self.source, self.keys) {
             (None, _) => Ok(Receipt { id: self.id.clone(), position: None, duplicate: false }),
             (Some(_), 1) => {
-                let (id, duplicate): (String, u8) = FromRedisValue::from_redis_value(answer).map_err(garbled)?;
+                let (id, duplicate): (String, u8) =
+                    FromRedisValue::from_redis_value(answer).map_err(garbled)?;
                 Ok(Receipt { id: message_id(&id)?, position: None, duplicate: duplicate == 1 })
             }
             (Some(_), _) => {
                 let (offset, epoch, tag, id, duplicate): (u64, String, String, String, u8) =
                     FromRedisValue::from_redis_value(answer).map_err(garbled)?;
                 let position = position(&epoch, offset, &tag)?;
-                Ok(Receipt { id: message_id(&id)?, position: Some(position), duplicate: duplicate == 1 })
+                Ok(Receipt {
+                    id: message_id(&id)?,
+                    position: Some(position),
+                    duplicate: duplicate == 1,
+                })
             }
         }
     }
 }
 
-pub(super) async fn publish(commands: &Commands, names: &Names, request: Publish) -> Result<Receipt, BrokerError> {
+pub(super) async fn publish(
+    commands: &Commands,
+    names: &Names,
+    request: Publish,
+) -> Result<Receipt, BrokerError> {
     let prepared = prepare(names, &request);
     let answer: Value = match prepared.source {
         Some(source) => {
@@ -245,7 +263,11 @@ pub(super) async fn history(
     Ok(page)
 }
 
-pub(super) async fn clear(commands: &Commands, names: &Names, channel: &ChannelName) -> Result<Position, BrokerError> {
+pub(super) async fn clear(
+    commands: &Commands,
+    names: &Names,
+    channel: &ChannelName,
+) -> Result<Position, BrokerError> {
     let epoch = Epoch::from_random(rand::random());
     let _: i64 = commands
         .script(&scripts::CLEAR, |command| {
@@ -259,7 +281,11 @@ pub(super) async fn clear(commands: &Commands, names: &Names, channel: &ChannelN
 type Entry = (String, (String, Bytes, String, String, String, String));
 
 /// Reads `history.lua`'s answer; entries older than `age` are left out.
-fn read_page(channel: Option<&ChannelName>, age: Duration, answer: Value) -> Result<HistoryPage, BrokerError> {
+fn read_page(
+    channel: Option<&ChannelName>,
+    age: Duration,
+    answer: Value,
+) -> Result<HistoryPage, BrokerError> {
     let garbled = |_| BrokerError::unavailable("an answer of Redis cannot be read");
     let (epoch, offset, tag, at_start, entries): (String, u64, String, Option<String>, Vec<Entry>) =
         FromRedisValue::from_redis_value(answer).map_err(garbled)?;
@@ -273,9 +299,12 @@ fn read_page(channel: Option<&ChannelName>, age: Duration, answer: Value) -> Res
             continue;
         }
         let position = position(&epoch, offset, &tag)?;
-        match Publication::from_body(channel.clone(), Some(position), Tag::parse(&previous), &body) {
+        match Publication::from_body(channel.clone(), Some(position), Tag::parse(&previous), &body)
+        {
             Ok(publication) => publications.push(publication),
-            Err(error) => tracing::warn!(%channel, offset, %error, "a history entry cannot be read"),
+            Err(error) => {
+                tracing::warn!(%channel, offset, %error, "a history entry cannot be read")
+            }
         }
     }
     Ok(HistoryPage { top, tag_at_start: at_start.as_deref().and_then(Tag::parse), publications })

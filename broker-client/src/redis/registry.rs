@@ -57,7 +57,10 @@ impl Registry {
             command
         });
         let mut index = redis::cmd("HSET");
-        index.arg(names.node_connections(self.node.as_str())).arg(record.id.as_str()).arg(record.user.as_str());
+        index
+            .arg(names.node_connections(self.node.as_str()))
+            .arg(record.id.as_str())
+            .arg(record.user.as_str());
         let (registered, indexed) = tokio::join!(register, commands.run::<u64>(&index));
         let (admitted, connections) = registered?;
         indexed?;
@@ -80,7 +83,10 @@ impl Registry {
         self.own.lock().remove(&record.id);
         let mut pipeline = Pipeline::new();
         pipeline.cmd("HDEL").arg(names.user_connections(&record.user)).arg(record.id.as_str());
-        pipeline.cmd("HDEL").arg(names.node_connections(self.node.as_str())).arg(record.id.as_str());
+        pipeline
+            .cmd("HDEL")
+            .arg(names.node_connections(self.node.as_str()))
+            .arg(record.id.as_str());
         commands.pipeline(&pipeline).await.map(|_| ())
     }
 
@@ -92,7 +98,8 @@ impl Registry {
     ) -> Result<Vec<ConnectionId>, BrokerError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(names.user_connections(user));
-        let entries: HashMap<String, String> = commands.run::<Vec<(String, String)>>(&command).await?.into_iter().collect();
+        let entries: HashMap<String, String> =
+            commands.run::<Vec<(String, String)>>(&command).await?.into_iter().collect();
         let living = self.living.load();
         Ok(entries
             .into_iter()
@@ -107,17 +114,24 @@ impl Registry {
         names: &Names,
         record: &NodeRecord,
     ) -> Result<Vec<NodeRecord>, BrokerError> {
-        let json = serde_json::to_string(record).map_err(|error| BrokerError::Invalid(error.to_string()))?;
+        let json = serde_json::to_string(record)
+            .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let nodes = names.nodes();
         let (known, now, living, dead): Beat = commands
             .script(&scripts::BEAT, |command| {
-                command.arg(1).arg(&nodes).arg(self.node.as_str()).arg(&json).arg(LEASE.as_millis() as u64)
+                command
+                    .arg(1)
+                    .arg(&nodes)
+                    .arg(self.node.as_str())
+                    .arg(&json)
+                    .arg(LEASE.as_millis() as u64)
             })
             .await?;
         let fresh_ms = FRESH.as_millis() as u64;
         let fresh = living.iter().filter(|(_, at, _)| now.saturating_sub(*at) <= fresh_ms);
         self.fresh.store(fresh.map(|(id, _, _)| id.clone()).collect::<Vec<_>>().into());
-        self.living.store(living.iter().map(|(id, _, _)| id.clone()).collect::<HashSet<_>>().into());
+        self.living
+            .store(living.iter().map(|(id, _, _)| id.clone()).collect::<HashSet<_>>().into());
         if known == 0 {
             self.restore(commands, names).await?;
         }
@@ -135,15 +149,27 @@ impl Registry {
         for chunk in own.chunks(CHUNK) {
             let mut pipeline = Pipeline::new();
             for (id, user) in chunk {
-                pipeline.cmd("HSET").arg(names.user_connections(user)).arg(id.as_str()).arg(self.node.as_str());
-                pipeline.cmd("HSET").arg(names.node_connections(self.node.as_str())).arg(id.as_str()).arg(user.as_str());
+                pipeline
+                    .cmd("HSET")
+                    .arg(names.user_connections(user))
+                    .arg(id.as_str())
+                    .arg(self.node.as_str());
+                pipeline
+                    .cmd("HSET")
+                    .arg(names.node_connections(self.node.as_str()))
+                    .arg(id.as_str())
+                    .arg(user.as_str());
             }
             commands.pipeline(&pipeline).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn retire(&self, commands: &Commands, names: &Names) -> Result<(), BrokerError> {
+    pub(super) async fn retire(
+        &self,
+        commands: &Commands,
+        names: &Names,
+    ) -> Result<(), BrokerError> {
         let mut command = redis::cmd("HDEL");
         command.arg(names.nodes()).arg(self.node.as_str());
         commands.run::<u64>(&command).await?;

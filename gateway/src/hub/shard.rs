@@ -191,6 +191,10 @@ impl Shard {
         self.state.lock().channels.values().map(|channel| channel.subscriptions.len()).sum()
     }
 
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.state.lock().connections.values().map(|connection| connection.outbox.queued_bytes()).sum()
+    }
+
     /// Walks all channels: for the few lists that show one connection.
     pub(super) fn channels_of(&self, connection: &ConnectionId) -> Vec<String> {
         let state = self.state.lock();
