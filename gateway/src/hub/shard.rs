@@ -261,12 +261,14 @@ fn deliver(
         }
         if let Some(filter) = &subscription.filter {
             let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
-            let passes = known.map(|(_, passes)| *passes).unwrap_or_else(|| {
+            let passes = if let Some((_, passes)) = known {
+                *passes
+            } else {
                 let payload = payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
                 let passes = filter.matches(payload);
                 verdicts.push((Arc::as_ptr(filter), passes));
                 passes
-            });
+            };
             if !passes {
                 continue;
             }
