@@ -14,8 +14,9 @@ mod node;
 mod redis;
 
 pub use broker::{
-    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage, HistoryQuery,
-    IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt, Retention, Start, Target,
+    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
+    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
+    Retention, Start, Target,
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};

@@ -35,8 +35,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery, InboundEntry, NodeId,
-    NodeRecord, Publish, RateCount, Receipt, Target,
+    Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery,
+    InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
 };
 use cluster::Cluster;
 use dial::{DialError, Dialer};
@@ -88,6 +88,7 @@ impl RedisBroker {
     /// Keeps trying for as long as the handle lives. Must be called inside a tokio runtime. A node must
     /// drain the events, or drop them (a backend that only publishes).
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
     pub fn connect(settings: RedisSettings, node: NodeId) -> (Self, Events) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let needs_tls = settings.urls.iter().any(|url| url.starts_with("rediss://"));
@@ -126,7 +127,8 @@ impl RedisBroker {
     #[must_use]
     pub fn canary_age(&self) -> Option<Duration> {
         let links = self.inner.layout.links();
-        let ages: Option<Vec<Duration>> = links.iter().map(|link| link.hearing.canary_age()).collect();
+        let ages: Option<Vec<Duration>> =
+            links.iter().map(|link| link.hearing.canary_age()).collect();
         ages?.into_iter().max()
     }
 
@@ -148,14 +150,24 @@ impl RedisBroker {
     }
 }
 
-fn lay_out(settings: &RedisSettings, shared: &Arc<Shared>, stop: &CancellationToken) -> Result<Layout, String> {
-    let endpoints = settings.urls.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>, _>>()?;
-    let Some(first) = endpoints.first().cloned() else { return Err("no redis.url is configured".to_owned()) };
+fn lay_out(
+    settings: &RedisSettings,
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+) -> Result<Layout, String> {
+    let endpoints =
+        settings.urls.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>, _>>()?;
+    let Some(first) = endpoints.first().cloned() else {
+        return Err("no redis.url is configured".to_owned());
+    };
     let sources = match settings.mode {
         RedisMode::Cluster => return Ok(Layout::Cluster(Cluster::start(endpoints, shared, stop))),
         RedisMode::Standalone => vec![(0, Source::Fixed(first))],
         RedisMode::Sentinel => {
-            let master_name = settings.master_name.clone().ok_or("redis.master_name is required with sentinels")?;
+            let master_name = settings
+                .master_name
+                .clone()
+                .ok_or("redis.master_name is required with sentinels")?;
             vec![(0, Source::Sentinels { sentinels: endpoints, master_name })]
         }
         RedisMode::Shards => {
@@ -191,12 +203,15 @@ impl Broker for RedisBroker {
         let standing = self.inner.layout.wish(wishes);
         let all = async {
             for stands in standing {
-                let lost = || BrokerError::unavailable("not connected to Redis' pub/sub; the wish is kept");
+                let lost = || {
+                    BrokerError::unavailable("not connected to Redis' pub/sub; the wish is kept")
+                };
                 stands.ok_or_else(lost)?.await.map_err(|_| lost())?;
             }
             Ok(())
         };
-        let late = |_| Err(BrokerError::unavailable("Redis did not confirm in time; the wish is kept"));
+        let late =
+            |_| Err(BrokerError::unavailable("Redis did not confirm in time; the wish is kept"));
         tokio::time::timeout(self.inner.shared.timeout, all).await.unwrap_or_else(late)
     }
 
@@ -209,7 +224,11 @@ impl Broker for RedisBroker {
         history::tops(&self.inner.layout, &self.inner.shared.names, channels).await
     }
 
-    async fn history(&self, channel: &ChannelName, query: HistoryQuery) -> Result<HistoryPage, BrokerError> {
+    async fn history(
+        &self,
+        channel: &ChannelName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage, BrokerError> {
         history::history(&self.inner.layout, &self.inner.shared.names, channel, query).await
     }
 
@@ -217,8 +236,15 @@ impl Broker for RedisBroker {
         history::clear(&self.inner.layout, &self.inner.shared.names, channel).await
     }
 
-    async fn register(&self, record: &ConnectionRecord, limit: u64) -> Result<Admission, BrokerError> {
-        self.inner.registry.register(&self.inner.layout, &self.inner.shared.names, record, limit).await
+    async fn register(
+        &self,
+        record: &ConnectionRecord,
+        limit: u64,
+    ) -> Result<Admission, BrokerError> {
+        self.inner
+            .registry
+            .register(&self.inner.layout, &self.inner.shared.names, record, limit)
+            .await
     }
 
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
@@ -231,7 +257,10 @@ impl Broker for RedisBroker {
 
     async fn beat(&self, record: &NodeRecord) -> Result<Vec<NodeRecord>, BrokerError> {
         let connects = self.inner.shared.counters.command_connects.load(Ordering::Relaxed);
-        self.inner.registry.beat(&self.inner.layout, &self.inner.shared.names, record, connects).await
+        self.inner
+            .registry
+            .beat(&self.inner.layout, &self.inner.shared.names, record, connects)
+            .await
     }
 
     async fn retire(&self) -> Result<(), BrokerError> {
@@ -251,7 +280,12 @@ impl Broker for RedisBroker {
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
         let mut command = ::redis::cmd("XADD");
-        command.arg(self.inner.shared.names.inbound()).arg("MAXLEN").arg("~").arg(INBOUND_MAX).arg("*");
+        command
+            .arg(self.inner.shared.names.inbound())
+            .arg("MAXLEN")
+            .arg("~")
+            .arg(INBOUND_MAX)
+            .arg("*");
         command.arg("type").arg(&entry.kind).arg("data").arg(&entry.json);
         answer::read(self.inner.layout.run(&self.inner.layout.common(INBOUND), &command).await?)
     }
@@ -260,7 +294,8 @@ impl Broker for RedisBroker {
         let mut command = scripts::COUNT.call(&[&self.inner.shared.names.counter(key)]);
         command.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX).max(1));
         let place = self.inner.layout.place(&carillon_protocol::channel::escape_segment(key));
-        let (count, left): (u64, i64) = answer::read(self.inner.layout.run(&place, &command).await?)?;
+        let (count, left): (u64, i64) =
+            answer::read(self.inner.layout.run(&place, &command).await?)?;
         Ok(RateCount { count, reset_in: Duration::from_millis(u64::try_from(left).unwrap_or(0)) })
     }
 

@@ -53,8 +53,10 @@ pub(super) fn tag(value: &Value) -> Result<Option<Tag>, BrokerError> {
 /// A stream's entry: offset, tag, predecessor's tag, body.
 pub(super) fn entry(value: Value) -> Result<(u64, Tag, Tag, bytes::Bytes), BrokerError> {
     let [id, fields]: [Value; 2] = items(value)?.try_into().map_err(|_| garbled())?;
-    let [_, body, _, own, _, previous]: [Value; 6] = items(fields)?.try_into().map_err(|_| garbled())?;
-    let offset = std::str::from_utf8(bytes(&id)?).ok().and_then(|id| id.split_once('-')?.0.parse().ok());
+    let [_, body, _, own, _, previous]: [Value; 6] =
+        items(fields)?.try_into().map_err(|_| garbled())?;
+    let offset =
+        std::str::from_utf8(bytes(&id)?).ok().and_then(|id| id.split_once('-')?.0.parse().ok());
     let Value::BulkString(body) = body else { return Err(garbled()) };
     match (offset, tag(&own)?, tag(&previous)?) {
         (Some(offset), Some(own), Some(previous)) => Ok((offset, own, previous, body.into())),

@@ -31,6 +31,9 @@ pub(super) struct Cluster {
     stop: CancellationToken,
 }
 
+/// Wishes for each link, by its id.
+type Shares = HashMap<u64, (Arc<Link>, Vec<(Bytes, Wish)>)>;
+
 struct Map {
     /// By `host:port`.
     masters: HashMap<String, Arc<Link>>,
@@ -42,12 +45,20 @@ struct Map {
 
 impl Cluster {
     /// Begins to ask the seeds.
-    pub(super) fn start(seeds: Vec<Endpoint>, shared: &Arc<Shared>, stop: &CancellationToken) -> Arc<Self> {
+    pub(super) fn start(
+        seeds: Vec<Endpoint>,
+        shared: &Arc<Shared>,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
         let own = [shared.names.own_channel(), shared.names.all_channel()];
         let unplaced = own.into_iter().map(|name| (Bytes::from(name), Wish::Told)).collect();
         let map = Map { masters: HashMap::new(), slots: vec![None; SLOTS], unplaced, next_id: 1 };
-        let cluster =
-            Arc::new(Self { shared: Arc::clone(shared), seeds, map: RwLock::new(map), stop: stop.clone() });
+        let cluster = Arc::new(Self {
+            shared: Arc::clone(shared),
+            seeds,
+            map: RwLock::new(map),
+            stop: stop.clone(),
+        });
         let (watcher, stop) = (Arc::clone(&cluster), stop.clone());
         shared.tasks.spawn(async move {
             tokio::select! {
@@ -82,12 +93,16 @@ impl Cluster {
     pub(super) fn wish(&self, wishes: Vec<(Bytes, Wish)>) -> Vec<Option<oneshot::Receiver<()>>> {
         // One lock over placing and wishing: a map that changes meanwhile finds the wish.
         let mut map = self.map.write();
-        let mut shares: HashMap<u64, (Arc<Link>, Vec<(Bytes, Wish)>)> = HashMap::new();
+        let mut shares: Shares = HashMap::new();
         let mut answers = Vec::new();
         for (key, wish) in wishes {
             match &map.slots[usize::from(slot_of(tag_of(&key)))] {
                 Some(link) => {
-                    shares.entry(link.id).or_insert_with(|| (Arc::clone(link), Vec::new())).1.push((key, wish));
+                    shares
+                        .entry(link.id)
+                        .or_insert_with(|| (Arc::clone(link), Vec::new()))
+                        .1
+                        .push((key, wish));
                 }
                 None => {
                     map.unplaced.insert(key, wish);
@@ -157,25 +172,30 @@ impl Cluster {
     async fn ask_seed(&self, seed: &Endpoint, slots: &redis::Cmd) -> Result<Vec<Range>, DialError> {
         let line = self.shared.dialer.dial(seed, "carillon-layout").await?;
         let refused = |reason: String| DialError::Refused(format!("Redis {seed}: {reason}"));
-        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(self.shared.timeout));
-        let made = redis::aio::MultiplexedConnection::new_with_config(&LOGGED_IN, line.socket, config);
+        let config =
+            redis::AsyncConnectionConfig::new().set_response_timeout(Some(self.shared.timeout));
+        let made =
+            redis::aio::MultiplexedConnection::new_with_config(&LOGGED_IN, line.socket, config);
         let made = tokio::time::timeout(self.shared.timeout, made).await;
-        let (mut connection, driver) =
-            made.map_err(|_| refused("no answer".to_owned()))?.map_err(|error| refused(error.to_string()))?;
+        let (mut connection, driver) = made
+            .map_err(|_| refused("no answer".to_owned()))?
+            .map_err(|error| refused(error.to_string()))?;
         let answer = tokio::select! {
             answer = connection.send_packed_command(slots) => answer.map_err(|error| refused(error.to_string()))?,
             () = driver => return Err(DialError::Unreachable(format!("Redis {seed} closed the connection"))),
         };
         match &answer {
             Value::ServerError(error) => Err(refused(super::link::sentence(error))),
-            answer => read_slots(answer, seed).ok_or_else(|| refused("no slots are assigned".to_owned())),
+            answer => {
+                read_slots(answer, seed).ok_or_else(|| refused("no slots are assigned".to_owned()))
+            }
         }
     }
 
     /// Takes a new map: links for new masters, wishes to where their slots are, old links ended.
     async fn apply(&self, ranges: Vec<Range>) {
         let mut endings = Vec::new();
-        let mut takers: HashMap<u64, (Arc<Link>, Vec<(Bytes, Wish)>)> = HashMap::new();
+        let mut takers: Shares = HashMap::new();
         {
             let mut map = self.map.write();
             let mut masters = HashMap::new();
@@ -200,7 +220,11 @@ impl Cluster {
             for (key, wish) in homeless {
                 match &slots[usize::from(slot_of(tag_of(&key)))] {
                     Some(link) => {
-                        takers.entry(link.id).or_insert_with(|| (Arc::clone(link), Vec::new())).1.push((key, wish));
+                        takers
+                            .entry(link.id)
+                            .or_insert_with(|| (Arc::clone(link), Vec::new()))
+                            .1
+                            .push((key, wish));
                     }
                     None => {
                         map.unplaced.insert(key, wish);
@@ -238,7 +262,9 @@ fn read_slots(answer: &Value, here: &Endpoint) -> Option<Vec<Range>> {
     let mut ranges = Vec::with_capacity(rows.len());
     for row in rows {
         let Value::Array(row) = row else { return None };
-        let [Value::Int(from), Value::Int(to), Value::Array(master), ..] = &row[..] else { return None };
+        let [Value::Int(from), Value::Int(to), Value::Array(master), ..] = &row[..] else {
+            return None;
+        };
         let [host, Value::Int(port), ..] = &master[..] else { return None };
         let host = match host {
             Value::BulkString(host) => String::from_utf8(host.clone()).ok()?,

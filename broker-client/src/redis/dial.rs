@@ -52,34 +52,46 @@ pub(super) struct Dialer {
 impl Dialer {
     /// Reads the TLS files once; a file that cannot be read is reported by each dial that needs it.
     pub(super) fn new(files: &RedisTls, patience: Duration, needs_tls: bool) -> Self {
-        let tls = if needs_tls { tls::connector(files) } else { Err("TLS is not set up".to_owned()) };
+        let tls =
+            if needs_tls { tls::connector(files) } else { Err("TLS is not set up".to_owned()) };
         Self { tls, patience }
     }
 
     /// A connection within the patience.
     pub(super) async fn dial(&self, endpoint: &Endpoint, name: &str) -> Result<Line, DialError> {
-        tokio::time::timeout(self.patience, self.connect(endpoint, name)).await.unwrap_or_else(|_| {
-            Err(DialError::Unreachable(format!("Redis {endpoint}: no answer in {:?}", self.patience)))
-        })
+        tokio::time::timeout(self.patience, self.connect(endpoint, name)).await.unwrap_or_else(
+            |_| {
+                Err(DialError::Unreachable(format!(
+                    "Redis {endpoint}: no answer in {:?}",
+                    self.patience
+                )))
+            },
+        )
     }
 
     async fn connect(&self, endpoint: &Endpoint, name: &str) -> Result<Line, DialError> {
-        let unreachable = |error: std::io::Error| DialError::Unreachable(format!("Redis {endpoint}: {error}"));
+        let unreachable =
+            |error: std::io::Error| DialError::Unreachable(format!("Redis {endpoint}: {error}"));
         let refused = |reason: String| DialError::Refused(format!("Redis {endpoint}: {reason}"));
-        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(unreachable)?;
+        let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port))
+            .await
+            .map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let mut socket: Box<dyn Socket> = if endpoint.tls {
             let tls = self.tls.as_ref().map_err(|reason| refused(reason.clone()))?;
-            let host = ServerName::try_from(endpoint.host.clone()).map_err(|error| refused(error.to_string()))?;
-            let stream = tls.connect(host, tcp).await.map_err(|error| refused(format!("TLS: {error}")))?;
+            let host = ServerName::try_from(endpoint.host.clone())
+                .map_err(|error| refused(error.to_string()))?;
+            let stream =
+                tls.connect(host, tcp).await.map_err(|error| refused(format!("TLS: {error}")))?;
             Box::new(stream)
         } else {
             Box::new(tcp)
         };
-        let is_master = hello(&mut socket, endpoint, name).await.map_err(|failure| match failure {
-            Failure::Io(error) => unreachable(error),
-            Failure::Answer(text) => refused(text),
-        })?;
+        let is_master =
+            hello(&mut socket, endpoint, name).await.map_err(|failure| match failure {
+                Failure::Io(error) => unreachable(error),
+                Failure::Answer(text) => refused(text),
+            })?;
         Ok(Line { socket, is_master })
     }
 }
@@ -91,7 +103,11 @@ enum Failure {
 
 /// Logs in, names the connection and learns the server's role, which needs no permission beyond
 /// `@connection` (ROLE and INFO are often forbidden).
-async fn hello(socket: &mut Box<dyn Socket>, endpoint: &Endpoint, name: &str) -> Result<bool, Failure> {
+async fn hello(
+    socket: &mut Box<dyn Socket>,
+    endpoint: &Endpoint,
+    name: &str,
+) -> Result<bool, Failure> {
     let mut parts: Vec<&[u8]> = vec![b"HELLO", b"2"];
     if let Some(password) = &endpoint.password {
         let user = endpoint.user.as_deref().unwrap_or("default");
@@ -107,7 +123,8 @@ async fn hello(socket: &mut Box<dyn Socket>, endpoint: &Endpoint, name: &str) ->
         Frame::Text(range) => bytes[range.clone()].to_vec(),
         _ => Vec::new(),
     };
-    let role = fields.chunks_exact(2).find(|pair| text(&pair[0]) == b"role").map(|pair| text(&pair[1]));
+    let role =
+        fields.chunks_exact(2).find(|pair| text(&pair[0]) == b"role").map(|pair| text(&pair[1]));
     Ok(role.is_none_or(|role| role == b"master"))
 }
 
@@ -147,15 +164,21 @@ pub(super) async fn question(
             collect(&frame, &bytes, &mut texts);
             Ok(texts)
         }
-        Ok(Err(Failure::Answer(text))) => Err(DialError::Refused(format!("Redis {endpoint}: {text}"))),
-        Ok(Err(Failure::Io(error))) => Err(DialError::Unreachable(format!("Redis {endpoint}: {error}"))),
+        Ok(Err(Failure::Answer(text))) => {
+            Err(DialError::Refused(format!("Redis {endpoint}: {text}")))
+        }
+        Ok(Err(Failure::Io(error))) => {
+            Err(DialError::Unreachable(format!("Redis {endpoint}: {error}")))
+        }
         Err(_) => Err(DialError::Unreachable(format!("Redis {endpoint}: no answer"))),
     }
 }
 
 fn collect(frame: &Frame, bytes: &[u8], texts: &mut Vec<String>) {
     match frame {
-        Frame::Text(range) => texts.push(String::from_utf8_lossy(&bytes[range.clone()]).into_owned()),
+        Frame::Text(range) => {
+            texts.push(String::from_utf8_lossy(&bytes[range.clone()]).into_owned());
+        }
         Frame::Array(items) => items.iter().for_each(|item| collect(item, bytes, texts)),
         Frame::Integer(_) | Frame::Error(_) | Frame::Nil => {}
     }

@@ -17,7 +17,9 @@ impl Endpoint {
     /// Reads `redis[s]://[user:password@]host:port[/db]`.
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         // The URL itself may hold a password: it is not repeated in the error.
-        let info = url.into_connection_info().map_err(|error| format!("a Redis URL is invalid: {error}"))?;
+        let info = url
+            .into_connection_info()
+            .map_err(|error| format!("a Redis URL is invalid: {error}"))?;
         let (host, port, tls) = match info.addr() {
             ConnectionAddr::Tcp(host, port) => (host.clone(), *port, false),
             ConnectionAddr::TcpTls { host, port, .. } => (host.clone(), *port, true),
@@ -63,9 +65,16 @@ mod tests {
 
     #[test]
     fn urls_name_host_credentials_and_database() {
-        let endpoint = Endpoint::parse("rediss://ada:s%40cret@redis.example:6380/3").expect("a URL");
-        assert_eq!((endpoint.host.as_str(), endpoint.port, endpoint.tls), ("redis.example", 6380, true));
-        assert_eq!((endpoint.user.as_deref(), endpoint.password.as_deref()), (Some("ada"), Some("s@cret")));
+        let endpoint =
+            Endpoint::parse("rediss://ada:s%40cret@redis.example:6380/3").expect("a URL");
+        assert_eq!(
+            (endpoint.host.as_str(), endpoint.port, endpoint.tls),
+            ("redis.example", 6380, true)
+        );
+        assert_eq!(
+            (endpoint.user.as_deref(), endpoint.password.as_deref()),
+            (Some("ada"), Some("s@cret"))
+        );
         assert_eq!(endpoint.db, 3);
         assert!(Endpoint::parse("http://redis.example").is_err());
         assert!(!format!("{endpoint} {endpoint:?}").contains("cret"));

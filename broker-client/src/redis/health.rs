@@ -70,7 +70,8 @@ impl Board {
     }
 
     fn judge(&self, links: &BTreeMap<LinkId, LinkState>, answered: bool) {
-        let problem = links.values().find_map(|link| link.commands.as_ref().or(link.hearing.as_ref()));
+        let problem =
+            links.values().find_map(|link| link.commands.as_ref().or(link.hearing.as_ref()));
         let problem = match (problem, links.is_empty()) {
             (None, true) => Some("no Redis server is known"),
             (problem, _) => problem.map(String::as_str),

@@ -195,7 +195,10 @@ pub(super) async fn run(link: &Link) {
 
 async fn elsewhere(link: &Link, here: &Endpoint) -> String {
     let mut address = link.address();
-    let left = address.wait_for(|address| address.as_ref().is_some_and(|address| address != here)).await.is_ok();
+    let left = address
+        .wait_for(|address| address.as_ref().is_some_and(|address| address != here))
+        .await
+        .is_ok();
     if !left {
         std::future::pending::<()>().await;
     }
@@ -246,7 +249,12 @@ impl<'a> Ear<'a> {
     async fn listen(&mut self, line: Line, keys: Vec<Bytes>) -> String {
         let (mut reader, mut writer) = tokio::io::split(line.socket);
         resp::write(&mut self.out, [&b"SUBSCRIBE"[..], &self.canary].into_iter());
-        self.asked.push_back(Asked { left: 1, leaves: None, waiters: Vec::new(), stands: keys.is_empty() });
+        self.asked.push_back(Asked {
+            left: 1,
+            leaves: None,
+            waiters: Vec::new(),
+            stands: keys.is_empty(),
+        });
         self.ask(true, &keys);
         if let Some(last) = self.asked.back_mut() {
             last.stands = true;
@@ -309,7 +317,12 @@ impl<'a> Ear<'a> {
             parts.extend(chunk.iter().map(|key| &key[..]));
             resp::write(&mut self.out, parts.into_iter());
             let leaves = (!hear).then(|| chunk[0].clone());
-            self.asked.push_back(Asked { left: chunk.len(), leaves, waiters: Vec::new(), stands: false });
+            self.asked.push_back(Asked {
+                left: chunk.len(),
+                leaves,
+                waiters: Vec::new(),
+                stands: false,
+            });
         }
     }
 
@@ -331,7 +344,11 @@ impl<'a> Ear<'a> {
                 None => waiters.into_iter().for_each(|waiter| _ = waiter.send(())),
             }
         }
-        if count > CHANGES_MAX { Err("too many changes of interest at once".to_owned()) } else { Ok(()) }
+        if count > CHANGES_MAX {
+            Err("too many changes of interest at once".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     async fn take_all(&mut self) -> Result<(), String> {
@@ -392,14 +409,16 @@ impl<'a> Ear<'a> {
         match frame {
             Frame::Error(text) => Push::Refused(text.clone()),
             Frame::Array(items) => match &items[..] {
-                [Frame::Text(kind), Frame::Text(key), last] => match (&self.buffer[kind.clone()], last) {
-                    (b"message" | b"smessage", Frame::Text(body)) => {
-                        Push::Message { key: key.clone(), body: body.clone() }
+                [Frame::Text(kind), Frame::Text(key), last] => {
+                    match (&self.buffer[kind.clone()], last) {
+                        (b"message" | b"smessage", Frame::Text(body)) => {
+                            Push::Message { key: key.clone(), body: body.clone() }
+                        }
+                        (b"subscribe" | b"ssubscribe", _) => Push::Confirmed,
+                        (b"unsubscribe" | b"sunsubscribe", _) => Push::Left(key.clone()),
+                        _ => Push::Other,
                     }
-                    (b"subscribe" | b"ssubscribe", _) => Push::Confirmed,
-                    (b"unsubscribe" | b"sunsubscribe", _) => Push::Left(key.clone()),
-                    _ => Push::Other,
-                },
+                }
                 _ => Push::Other,
             },
             _ => Push::Other,

@@ -79,13 +79,19 @@ pub(super) async fn history(
         let position = Position { epoch: top.epoch, offset, tag };
         match Publication::from_body(channel.clone(), Some(position), Some(previous), &body) {
             Ok(publication) => publications.push(publication),
-            Err(error) => tracing::warn!(%channel, offset, %error, "a history entry cannot be read"),
+            Err(error) => {
+                tracing::warn!(%channel, offset, %error, "a history entry cannot be read");
+            }
         }
     }
     Ok(HistoryPage { top, tag_at_start: answer::tag(&tag)?, publications })
 }
 
-pub(super) async fn clear(layout: &Layout, names: &Names, channel: &ChannelName) -> Result<Position, BrokerError> {
+pub(super) async fn clear(
+    layout: &Layout,
+    names: &Names,
+    channel: &ChannelName,
+) -> Result<Position, BrokerError> {
     let epoch = random_epoch();
     let mut command = scripts::CLEAR.call(&[&names.meta(channel), &names.history(channel)]);
     command.arg(epoch.as_str()).arg(EPOCH_LIFETIME.as_millis() as u64);

@@ -55,7 +55,9 @@ impl Layout {
     /// Where the keys of the nodes are: the first server, in a cluster by the tag.
     pub(super) fn common(&self, tag: &str) -> Place {
         match self {
-            Self::Servers(servers) => Place { link: servers.first().map(|(_, link)| Arc::clone(link)), slot: 0 },
+            Self::Servers(servers) => {
+                Place { link: servers.first().map(|(_, link)| Arc::clone(link)), slot: 0 }
+            }
             Self::Cluster(_) => self.place(tag),
         }
     }
@@ -91,7 +93,9 @@ impl Layout {
                 settled(link.send(command).await?)
             }
             (_, Self::Servers(_)) => settled(first?),
-            (again, Self::Cluster(cluster)) => self.redirected(cluster, place.slot, again, command).await,
+            (again, Self::Cluster(cluster)) => {
+                self.redirected(cluster, place.slot, again, command).await
+            }
         }
     }
 
@@ -111,7 +115,9 @@ impl Layout {
                         asking.cmd("ASKING").add_command(command.clone());
                         link.send_all(&asking, 2).await.map(|mut answers| answers.swap_remove(1))
                     }
-                    None => Err(BrokerError::unavailable("the cluster names a server that is not known yet")),
+                    None => Err(BrokerError::unavailable(
+                        "the cluster names a server that is not known yet",
+                    )),
                 },
                 Again::Elsewhere | Again::Later | Again::Teach => {
                     cluster.doubt();
@@ -157,8 +163,12 @@ impl Layout {
                     pipeline.add_command(calls[*index].command.clone());
                 }
                 match link.send_all(&pipeline, chunk.len()).await {
-                    Ok(values) => answers.extend(chunk.iter().copied().zip(values.into_iter().map(Ok))),
-                    Err(error) => answers.extend(chunk.iter().map(|index| (*index, Err(error.clone())))),
+                    Ok(values) => {
+                        answers.extend(chunk.iter().copied().zip(values.into_iter().map(Ok)));
+                    }
+                    Err(error) => {
+                        answers.extend(chunk.iter().map(|index| (*index, Err(error.clone()))));
+                    }
                 }
             }
             answers
@@ -171,7 +181,9 @@ impl Layout {
             settled_all.push(match result {
                 // Nothing of it happened: it goes its own way, in order.
                 None => self.run(&call.place, &call.command).await,
-                Some(answer) if Again::of(&answer).is_some() => self.run(&call.place, &call.command).await,
+                Some(answer) if Again::of(&answer).is_some() => {
+                    self.run(&call.place, &call.command).await
+                }
                 Some(answer) => answer.and_then(settled),
             });
         }
@@ -179,10 +191,14 @@ impl Layout {
     }
 
     /// Wishes to hear; the receivers complete when the wishes stand, `None` where there is no connection.
-    pub(super) fn wish(&self, wishes: Vec<(Bytes, Wish)>) -> Vec<Option<tokio::sync::oneshot::Receiver<()>>> {
+    pub(super) fn wish(
+        &self,
+        wishes: Vec<(Bytes, Wish)>,
+    ) -> Vec<Option<tokio::sync::oneshot::Receiver<()>>> {
         match self {
             Self::Servers(servers) => {
-                let mut shares: Vec<Vec<(Bytes, Wish)>> = servers.iter().map(|_| Vec::new()).collect();
+                let mut shares: Vec<Vec<(Bytes, Wish)>> =
+                    servers.iter().map(|_| Vec::new()).collect();
                 for (key, wish) in wishes {
                     shares[chosen(servers, tag_of(&key))].push((key, wish));
                 }
@@ -261,7 +277,9 @@ fn rendezvous(servers: &[(u64, Arc<Link>)], tag: &[u8]) -> Option<Arc<Link>> {
 
 /// FNV-1a: every node, of every version, must place a channel alike.
 pub(super) fn stable_hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The finisher of splitmix64, for scores that differ in all bits.

@@ -5,8 +5,8 @@
 //! reconnects with jitter and, with sentinels, asks again where the master is. The hearing follows
 //! the commands' address, never the other way round.
 
-use std::sync::{Arc, LazyLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -81,7 +81,12 @@ pub(super) struct Link {
 
 impl Link {
     /// Begins to connect.
-    pub(super) fn start(id: LinkId, source: Source, shared: &Arc<Shared>, stop: &CancellationToken) -> Arc<Self> {
+    pub(super) fn start(
+        id: LinkId,
+        source: Source,
+        shared: &Arc<Shared>,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
         let link = Arc::new(Self {
             id,
             shared: Arc::clone(shared),
@@ -137,7 +142,11 @@ impl Link {
     }
 
     /// Sends many commands at once; answers in their order.
-    pub(super) async fn send_all(&self, commands: &Pipeline, count: usize) -> Result<Vec<Value>, BrokerError> {
+    pub(super) async fn send_all(
+        &self,
+        commands: &Pipeline,
+        count: usize,
+    ) -> Result<Vec<Value>, BrokerError> {
         let live = self.live()?;
         let started = Instant::now();
         match live.connection.clone().send_packed_commands(commands, 0, count).await {
@@ -152,7 +161,9 @@ impl Link {
     }
 
     fn live(&self) -> Result<Arc<Live>, BrokerError> {
-        self.live.load_full().ok_or_else(|| BrokerError::unavailable(self.shared.board.problem(self.id)))
+        self.live
+            .load_full()
+            .ok_or_else(|| BrokerError::unavailable(self.shared.board.problem(self.id)))
     }
 
     fn count(&self, started: Instant) {
@@ -165,7 +176,10 @@ impl Link {
     /// A server that is no master (any more) will not become one by asking again.
     fn heed(&self, live: &Arc<Live>, value: &Value) {
         if let Value::ServerError(error) = value
-            && matches!(error.code(), "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH" | "UNBLOCKED")
+            && matches!(
+                error.code(),
+                "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH" | "UNBLOCKED"
+            )
         {
             self.trip(live, &sentence(error));
         }
@@ -209,12 +223,16 @@ impl Link {
 
     /// Connects, and teaches the server our scripts, so that publishing never meets an unknown one
     /// but after a SCRIPT FLUSH.
-    async fn connect(&self) -> Result<(Arc<Live>, Endpoint, impl Future<Output = ()> + use<>), DialError> {
+    async fn connect(
+        &self,
+    ) -> Result<(Arc<Live>, Endpoint, impl Future<Output = ()> + use<>), DialError> {
         let endpoint = self.source.resolve(&self.shared.dialer).await?;
         let name = format!("carillon-{}-commands", self.shared.node);
         let line = self.shared.dialer.dial(&endpoint, &name).await?;
         if self.source.wants_master() && !line.is_master {
-            return Err(DialError::Unreachable(format!("Redis {endpoint} is not the master any more")));
+            return Err(DialError::Unreachable(format!(
+                "Redis {endpoint} is not the master any more"
+            )));
         }
         let config = AsyncConnectionConfig::new()
             .set_response_timeout(Some(self.shared.timeout))
@@ -233,26 +251,37 @@ impl Link {
             taught = teacher.send_packed_commands(&load, 0, count) => taught,
             () = &mut driver => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
         };
-        let taught = taught.map_err(|error| DialError::Unreachable(format!("Redis {endpoint}: {error}")))?;
-        if let Some(Value::ServerError(error)) = taught.iter().find(|value| matches!(value, Value::ServerError(_))) {
+        let taught =
+            taught.map_err(|error| DialError::Unreachable(format!("Redis {endpoint}: {error}")))?;
+        if let Some(Value::ServerError(error)) =
+            taught.iter().find(|value| matches!(value, Value::ServerError(_)))
+        {
             return Err(refused(sentence(error)));
         }
         Ok((Arc::new(Live { connection, tripped: CancellationToken::new() }), endpoint, driver))
     }
 
     /// Drives the connection and watches over it; why it ended.
-    async fn attend(&self, live: Arc<Live>, endpoint: Endpoint, driver: impl Future<Output = ()>) -> String {
+    async fn attend(
+        &self,
+        live: Arc<Live>,
+        endpoint: Endpoint,
+        driver: impl Future<Output = ()>,
+    ) -> String {
         let (mut pinging, tripped) = (live.connection.clone(), live.tripped.clone());
         let here = endpoint.clone();
         self.live.store(Some(live));
-        self.address.send_if_modified(|address| address.replace(endpoint.clone()).as_ref() != Some(&endpoint));
+        self.address.send_if_modified(|address| {
+            address.replace(endpoint.clone()).as_ref() != Some(&endpoint)
+        });
         self.shared.board.commands(self.id, None);
         let pings = async {
             let mut misses = 0;
             loop {
                 tokio::time::sleep(PING_EVERY).await;
                 let ping = redis::cmd("PING");
-                let answer = tokio::time::timeout(PING_EVERY, pinging.send_packed_command(&ping)).await;
+                let answer =
+                    tokio::time::timeout(PING_EVERY, pinging.send_packed_command(&ping)).await;
                 misses = if matches!(answer, Ok(Ok(_))) { 0 } else { misses + 1 };
                 if misses >= PING_MISSES_MAX {
                     return format!("Redis {here} does not answer");

@@ -21,7 +21,9 @@ pub(super) fn read(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {
         Some(text)
     };
     let offset = field()?.parse().ok()?;
-    let (epoch, tag, previous) = (Epoch::parse(field()?)?, Tag::parse(field()?)?, Tag::parse(field()?)?);
+    let (epoch, tag, previous) =
+        (Epoch::parse(field()?)?, Tag::parse(field()?)?, Tag::parse(field()?)?);
     let body = bytes.slice(at..);
-    Publication::from_body(channel, Some(Position { epoch, offset, tag }), Some(previous), &body).ok()
+    Publication::from_body(channel, Some(Position { epoch, offset, tag }), Some(previous), &body)
+        .ok()
 }

@@ -23,7 +23,10 @@ fn prepare(layout: &Layout, names: &Names, request: &Publish) -> Prepared {
     let id = &request.publication.id;
     let heard = names.publications(channel);
     let verb = layout.publish_verb();
-    let key = request.idempotency.as_ref().map(|once| names.idempotency(channel, &once.sender, &once.key));
+    let key = request
+        .idempotency
+        .as_ref()
+        .map(|once| names.idempotency(channel, &once.sender, &once.key));
     let window_ms = IDEMPOTENCY_WINDOW.as_millis() as u64;
     let without_history = || [WITHOUT_HISTORY, &body].concat();
     let command = match (request.retention, key) {
@@ -33,9 +36,14 @@ fn prepare(layout: &Layout, names: &Names, request: &Publish) -> Prepared {
                 Some(key) => scripts::PUBLISH.call(&[&meta, &history, &heard, key]),
                 None => scripts::PUBLISH.call(&[&meta, &history, &heard]),
             };
-            let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX / 4).clamp(1, u64::MAX / 4);
+            let age_ms =
+                u64::try_from(age.as_millis()).unwrap_or(u64::MAX / 4).clamp(1, u64::MAX / 4);
             command.arg(&body[..]).arg(random_tag().as_str()).arg(random_epoch().as_str());
-            command.arg(size).arg(age_ms).arg(age_ms.saturating_add(EPOCH_LIFETIME.as_millis() as u64)).arg(verb);
+            command
+                .arg(size)
+                .arg(age_ms)
+                .arg(age_ms.saturating_add(EPOCH_LIFETIME.as_millis() as u64))
+                .arg(verb);
             if key.is_some() {
                 command.arg(id.as_str()).arg(window_ms);
             }
@@ -60,7 +68,9 @@ fn prepare(layout: &Layout, names: &Names, request: &Publish) -> Prepared {
 fn receipt(id: MessageId, kept: bool, value: &Value) -> Result<Receipt, BrokerError> {
     if !kept {
         return match value {
-            Value::BulkString(first) => Ok(Receipt { id: message_id(first)?, position: None, duplicate: true }),
+            Value::BulkString(first) => {
+                Ok(Receipt { id: message_id(first)?, position: None, duplicate: true })
+            }
             _ => Ok(Receipt { id, position: None, duplicate: false }),
         };
     }
@@ -74,7 +84,11 @@ fn receipt(id: MessageId, kept: bool, value: &Value) -> Result<Receipt, BrokerEr
     }
 }
 
-pub(super) async fn publish(layout: &Layout, names: &Names, request: &Publish) -> Result<Receipt, BrokerError> {
+pub(super) async fn publish(
+    layout: &Layout,
+    names: &Names,
+    request: &Publish,
+) -> Result<Receipt, BrokerError> {
     let prepared = prepare(layout, names, request);
     let value = layout.run(&prepared.call.place, &prepared.call.command).await?;
     receipt(prepared.id, prepared.kept, &value)

@@ -38,7 +38,12 @@ type Beat = (Option<String>, u64, Vec<(String, String)>, Vec<(String, String)>);
 
 impl Registry {
     pub(super) fn new(node: NodeId) -> Self {
-        Self { node, own: Mutex::default(), owed: Mutex::default(), written_at: AtomicU64::new(u64::MAX) }
+        Self {
+            node,
+            own: Mutex::default(),
+            owed: Mutex::default(),
+            written_at: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub(super) async fn register(
@@ -67,9 +72,15 @@ impl Registry {
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        let fresh = if limit == 0 { Vec::new() } else { self.younger(layout, names, FRESH).await? };
+        let fresh =
+            if limit == 0 { Vec::new() } else { self.younger(layout, names, FRESH).await? };
         let mut register = scripts::REGISTER.call(&[&names.user_connections(&record.user)]);
-        register.arg(record.id.as_str()).arg(self.node.as_str()).arg(limit).arg(self.node.as_str()).arg(fresh);
+        register
+            .arg(record.id.as_str())
+            .arg(self.node.as_str())
+            .arg(limit)
+            .arg(self.node.as_str())
+            .arg(fresh);
         let user = layout.place(&Names::user_tag(&record.user));
         let index = self.indexed(layout, names, record);
         let (indexed, registered) =
@@ -91,7 +102,8 @@ impl Registry {
         record: &ConnectionRecord,
     ) -> Result<(), BrokerError> {
         self.own.lock().remove(&record.id);
-        let removed = self.remove(layout, names, vec![(record.id.clone(), record.user.clone())]).await;
+        let removed =
+            self.remove(layout, names, vec![(record.id.clone(), record.user.clone())]).await;
         if removed.is_err() {
             self.owe(record);
         }
@@ -117,13 +129,19 @@ impl Registry {
         let (entries, living) =
             tokio::join!(layout.run(&place, &command), self.younger(layout, names, LEASE));
         let (entries, living): (Vec<(String, String)>, _) = (answer::read(entries?)?, living?);
-        let lives = |node: &str| node == self.node.as_str() || living.iter().any(|living| living == node);
+        let lives =
+            |node: &str| node == self.node.as_str() || living.iter().any(|living| living == node);
         let entries = entries.into_iter().filter(|(_, node)| lives(node));
         Ok(entries.filter_map(|(id, _)| ConnectionId::new(&id).ok()).collect())
     }
 
     /// Nodes whose lease is not older than `age`.
-    async fn younger(&self, layout: &Layout, names: &Names, age: Duration) -> Result<Vec<String>, BrokerError> {
+    async fn younger(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        age: Duration,
+    ) -> Result<Vec<String>, BrokerError> {
         let place = layout.common(NODES);
         let mut time = redis::cmd("HGETALL");
         time.arg(names.beats());
@@ -131,12 +149,17 @@ impl Registry {
             Call { place: place.clone(), command: redis::cmd("TIME") },
             Call { place, command: time },
         ];
-        let [time, beats]: [_; 2] =
-            layout.run_all(calls).await.try_into().map_err(|_| BrokerError::unavailable("an answer is missing"))?;
+        let [time, beats]: [_; 2] = layout
+            .run_all(calls)
+            .await
+            .try_into()
+            .map_err(|_| BrokerError::unavailable("an answer is missing"))?;
         let (seconds, micros): (u64, u64) = answer::read(time?)?;
         let now = seconds * 1000 + micros / 1000;
         let beats: Vec<(String, String)> = answer::read(beats?)?;
-        let young = beats.into_iter().filter(|(_, beat)| beat.parse().is_ok_and(|beat| is_younger(beat, now, age)));
+        let young = beats
+            .into_iter()
+            .filter(|(_, beat)| beat.parse().is_ok_and(|beat| is_younger(beat, now, age)));
         Ok(young.map(|(node, _)| node).collect())
     }
 
@@ -147,11 +170,13 @@ impl Registry {
         record: &NodeRecord,
         connects: u64,
     ) -> Result<Vec<NodeRecord>, BrokerError> {
-        let json = serde_json::to_string(record).map_err(|error| BrokerError::Invalid(error.to_string()))?;
+        let json = serde_json::to_string(record)
+            .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let place = layout.common(NODES);
         let mut command = scripts::BEAT.call(&[&names.beats(), &names.records()]);
         command.arg(self.node.as_str()).arg(json);
-        let (before, now, beats, records): Beat = answer::read(layout.run(&place, &command).await?)?;
+        let (before, now, beats, records): Beat =
+            answer::read(layout.run(&place, &command).await?)?;
         let held = before.is_some_and(|before| !before.starts_with('!'));
         // A new connection may lead to a server that restarted or was promoted without the last writes.
         if !held || self.written_at.load(Ordering::Relaxed) != connects {
@@ -175,7 +200,13 @@ impl Registry {
         Ok(alive)
     }
 
-    async fn sweep_dead(&self, layout: &Layout, names: &Names, node: &str, beat: &str) -> Result<(), BrokerError> {
+    async fn sweep_dead(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        node: &str,
+        beat: &str,
+    ) -> Result<(), BrokerError> {
         let mut claim = scripts::CLAIM.call(&[&names.beats()]);
         claim.arg(node).arg(beat);
         let claimed: u8 = answer::read(layout.run(&layout.common(NODES), &claim).await?)?;
@@ -225,14 +256,19 @@ impl Registry {
     async fn restore(&self, layout: &Layout, names: &Names) -> Result<(), BrokerError> {
         let own: Vec<ConnectionRecord> = {
             let own = self.own.lock();
-            own.iter().map(|(id, user)| ConnectionRecord { id: id.clone(), user: user.clone() }).collect()
+            own.iter()
+                .map(|(id, user)| ConnectionRecord { id: id.clone(), user: user.clone() })
+                .collect()
         };
         for chunk in own.chunks(CHUNK) {
             let mut calls = Vec::with_capacity(2 * chunk.len());
             for record in chunk {
                 calls.push(self.indexed(layout, names, record));
                 let mut command = redis::cmd("HSET");
-                command.arg(names.user_connections(&record.user)).arg(record.id.as_str()).arg(self.node.as_str());
+                command
+                    .arg(names.user_connections(&record.user))
+                    .arg(record.id.as_str())
+                    .arg(self.node.as_str());
                 calls.push(Call { place: layout.place(&Names::user_tag(&record.user)), command });
             }
             all(layout, calls).await?;

@@ -105,7 +105,9 @@ mod tests {
     #[test]
     fn a_frame_cut_anywhere_is_partial_and_never_garbled() {
         for end in 0..PUSH.len() {
-            assert!(matches!(read(&PUSH[..end], 0), Ok(Front::Partial(more)) if more <= PUSH.len() - end));
+            assert!(
+                matches!(read(&PUSH[..end], 0), Ok(Front::Partial(more)) if more <= PUSH.len() - end)
+            );
         }
         let Ok(Front::Whole(Frame::Array(items), end)) = read(PUSH, 0) else { panic!("whole") };
         assert_eq!(end, PUSH.len());
@@ -123,7 +125,8 @@ mod tests {
 
     #[test]
     fn other_bytes_are_garbled() {
-        for bytes in [&b"x\r\n"[..], b"\n", b"$a\r\n", b"*1\r\n?\r\n", b":1\n", b"$99999999999\r\n"] {
+        for bytes in [&b"x\r\n"[..], b"\n", b"$a\r\n", b"*1\r\n?\r\n", b":1\n", b"$99999999999\r\n"]
+        {
             assert_eq!(read(bytes, 0), Err(Garbled), "{bytes:?}");
         }
         assert_eq!(read(&b"*1\r\n".repeat(100), 0), Err(Garbled));

@@ -15,10 +15,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Fixed(Endpoint),
-    Sentinels {
-        sentinels: Vec<Endpoint>,
-        master_name: String,
-    },
+    Sentinels { sentinels: Vec<Endpoint>, master_name: String },
 }
 
 impl Source {
@@ -52,7 +49,9 @@ impl Source {
         loop {
             tokio::time::sleep(ASK_EVERY).await;
             match self.resolve(dialer).await {
-                Ok(master) if master != *from => return format!("the master moved from {from} to {master}"),
+                Ok(master) if master != *from => {
+                    return format!("the master moved from {from} to {master}");
+                }
                 Ok(_) | Err(_) => {}
             }
         }
