@@ -11,7 +11,9 @@ mod broker;
 mod error;
 mod memory;
 mod node;
+mod notifications;
 mod redis;
+mod store;
 
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage, HistoryQuery,
@@ -19,5 +21,14 @@ pub use broker::{
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
+pub use notifications::{
+    MemoryNotifications, NewNotification, Notification, NotificationAction, NotificationLimits,
+    NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
+    NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
+};
 pub use node::{NodeId, NodeRecord};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};
+pub use store::{
+    Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
+    StoreError, SubscriptionId,
+};
