@@ -3,8 +3,9 @@
 //! rulings R6 and R33–R37.
 //!
 //! * `create` is whole or not at all. Where all of Redis is one server, record, inbox entries and
-//!   outbox entry are one script. Elsewhere record and outbox entry are one, and the inboxes follow
-//!   from the outbox, whoever lives to write them; writing one twice changes nothing.
+//!   outbox entry are one script for up to 1,000 recipients. Beyond, and on several servers, record
+//!   and outbox entry are one, and the inboxes follow from the outbox, whoever lives to write them;
+//!   writing one twice changes nothing.
 //! * Delivery and reading are each recipient's own; the record's status is the aggregate (R33).
 //! * Expired and aged-out entries go when their inbox is touched next, records by themselves: there
 //!   is no scan and no timer. Everything is gone after [`NotificationLimits::age_max`].

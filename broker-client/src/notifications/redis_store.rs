@@ -52,6 +52,11 @@ const PARTITIONS: u32 = 16;
 /// Ids that one script settles.
 const SETTLE_MAX: usize = 1_000;
 
+/// Recipients whose entries are written in the record's own script, where all keys live on one
+/// server. It costs Redis about 40 µs each, in which it serves nobody else: 10,000 would stop every
+/// publish for half a second, so larger ones go by the outbox.
+const AT_ONCE_MAX: usize = 1_000;
+
 /// How long whoever begins a creation or deletion has to finish it before others do.
 pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -202,24 +207,21 @@ impl Inner {
     }
 
     async fn create_whole(&self, document: &Document, now: Moment) -> Result<(), StoreError> {
-        let one_slot = self.commands.one_slot();
+        let recipients = &document.body.recipients;
+        let at_once = self.commands.one_slot() && recipients.len() <= AT_ONCE_MAX;
         let mut keys = self.record_keys(document.id.as_str());
-        let mut due = now;
-        if one_slot {
-            for user in &document.body.recipients {
-                keys.extend(self.inbox_keys(user));
-            }
-        } else {
-            due = now.after(FINISH_WITHIN);
+        let due = if at_once { now } else { now.after(FINISH_WITHIN) };
+        if at_once {
+            keys.extend(recipients.iter().flat_map(|user| self.inbox_keys(user)));
         }
-        let outboxed = !(one_slot && document.is_expired(now));
+        let outboxed = !(at_once && document.is_expired(now));
         let json = serde_json::to_vec(document)
             .map_err(|error| StoreError::Unavailable(format!("writing JSON: {error}")))?;
         let call = ScriptCall::new(&CREATE, keys)
             .arg(json)
             .arg(if outboxed { due.unix_ms().to_string() } else { String::new() });
         self.commands.script(self.describe(call, document, now)).await?;
-        if !one_slot {
+        if !at_once {
             self.finish_creation(document, now).await?;
         }
         Ok(())
