@@ -14,6 +14,7 @@ mod node;
 mod notifications;
 mod redis;
 mod store;
+mod subscriptions;
 
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage, HistoryQuery,
@@ -31,4 +32,9 @@ pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
     StoreError, SubscriptionId,
+};
+pub use subscriptions::{
+    MemorySubscriptions, NewSubscription, RedisSubscriptions, Subscription, SubscriptionLimits,
+    SubscriptionPage, SubscriptionPatch, SubscriptionQuery, SubscriptionStatus, SubscriptionStore,
+    SubscriptionType,
 };

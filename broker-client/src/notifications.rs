@@ -17,8 +17,8 @@ mod entity;
 mod memory;
 mod new;
 mod record;
-mod redis_store;
 mod redis_outbox;
+mod redis_store;
 
 use std::time::Duration;
 

@@ -12,7 +12,6 @@ pub use ids::{NotificationId, SubscriptionId};
 pub use moment::{InvalidMoment, Moment};
 pub use scripts::{RedisCommands, ScriptCall};
 
-#[allow(unused_imports)]
 pub(crate) use ids::{bucket_digits, sortable as sortable_id, spread};
 pub(crate) use scripts::{decode, pairs};
 

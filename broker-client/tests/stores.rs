@@ -7,6 +7,8 @@ mod document;
 mod facts_inbox;
 #[path = "stores/facts_outbox.rs"]
 mod facts_outbox;
+#[path = "stores/facts_subscriptions.rs"]
+mod facts_subscriptions;
 #[path = "stores/facts_time.rs"]
 mod facts_time;
 #[path = "stores/interrupted.rs"]
@@ -70,4 +72,15 @@ facts! {
         a_claim_that_ends_falls_to_the_next_with_its_progress
         two_nodes_never_claim_the_same
         what_is_deleted_or_expired_is_not_claimed;
+    facts_subscriptions:
+        a_created_subscription_is_found_by_any_node
+        subscriptions_are_listed_oldest_first_and_paged
+        a_users_subscriptions_are_the_users_alone
+        status_changes_are_seen_everywhere
+        an_expired_subscription_ends_and_is_revived_by_a_new_expiry
+        a_patch_changes_what_it_names
+        concurrent_changes_do_not_overwrite_each_other
+        what_is_deleted_is_unknown
+        the_limit_counts_what_has_not_ended
+        what_no_subscription_may_hold_is_refused;
 }

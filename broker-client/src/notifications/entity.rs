@@ -36,7 +36,9 @@ impl NotificationType {
     pub fn new(word: &str) -> Result<Self, Invalid> {
         let is_word = word.starts_with(|first: char| first.is_ascii_lowercase())
             && word.len() <= Self::BYTES_MAX
-            && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b));
         if !is_word {
             return Err(Invalid::new("type", "must be a lower-case word of at most 64 bytes"));
         }
@@ -64,7 +66,9 @@ impl<'de> Deserialize<'de> for NotificationType {
 }
 
 /// How much it matters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum NotificationPriority {
     /// `low`

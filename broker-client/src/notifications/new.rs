@@ -110,7 +110,12 @@ impl NewNotification {
 
     /// One more thing that the reader may do.
     #[must_use]
-    pub fn action(mut self, label: impl Into<String>, action: impl Into<String>, data: Value) -> Self {
+    pub fn action(
+        mut self,
+        label: impl Into<String>,
+        action: impl Into<String>,
+        data: Value,
+    ) -> Self {
         self.actions.push(NotificationAction { label: label.into(), action: action.into(), data });
         self
     }

@@ -62,9 +62,11 @@ impl Inner {
     async fn finish_deletion(&self, document: &Document) -> Result<(), StoreError> {
         let (now, id) = (self.clock.now(), document.id.as_str());
         let purge_at = document.purge_at(&self.limits).unix_ms();
-        let calls = document.body.recipients.iter().map(|user| {
-            self.in_inbox(&TAKE_OUT, user, now).arg(id).number(purge_at)
-        });
+        let calls = document
+            .body
+            .recipients
+            .iter()
+            .map(|user| self.in_inbox(&TAKE_OUT, user, now).arg(id).number(purge_at));
         for answer in self.commands.scripts(calls.collect()).await {
             answer?;
         }

@@ -111,12 +111,22 @@ impl Inner {
             .into_iter()
     }
 
-    pub(super) fn in_inbox(&self, script: &'static Script, user: &UserId, now: Moment) -> ScriptCall {
+    pub(super) fn in_inbox(
+        &self,
+        script: &'static Script,
+        user: &UserId,
+        now: Moment,
+    ) -> ScriptCall {
         ScriptCall::new(script, self.inbox_keys(user).collect()).number(now.unix_ms())
     }
 
     /// Adds the entry as `described` in `inbox.lua` reads it.
-    pub(super) fn describe(&self, call: ScriptCall, document: &Document, now: Moment) -> ScriptCall {
+    pub(super) fn describe(
+        &self,
+        call: ScriptCall,
+        document: &Document,
+        now: Moment,
+    ) -> ScriptCall {
         let body = &document.body;
         let expires = body.expires_at.map_or(String::new(), |at| at.unix_ms().to_string());
         call.arg(document.id.as_str())
@@ -152,8 +162,11 @@ impl Inner {
                 }
                 b"delivered_at" => record.delivered_at = number().map(Moment::from_unix_ms),
                 _ => {
-                    let user = field.strip_prefix(b"read:").and_then(|u| std::str::from_utf8(u).ok());
-                    if let (Some(user), Some(at)) = (user.and_then(|u| UserId::new(u).ok()), number()) {
+                    let user =
+                        field.strip_prefix(b"read:").and_then(|u| std::str::from_utf8(u).ok());
+                    if let (Some(user), Some(at)) =
+                        (user.and_then(|u| UserId::new(u).ok()), number())
+                    {
                         record.reads.push((user, Moment::from_unix_ms(at)));
                     }
                 }
@@ -163,9 +176,9 @@ impl Inner {
     }
 
     fn visible(&self, answer: Value, now: Moment) -> Result<Option<Notification>, StoreError> {
-        let record = self.record_of(answer)?.filter(|record| {
-            !record.gone && record.document.purge_at(&self.limits) > now
-        });
+        let record = self
+            .record_of(answer)?
+            .filter(|record| !record.gone && record.document.purge_at(&self.limits) > now);
         Ok(record.map(|record| record.into_notification(now)))
     }
 
@@ -178,7 +191,11 @@ impl Inner {
         Ok(self.commands.scripts(calls).await.into_iter().collect::<Result<_, _>>()?)
     }
 
-    async fn notifications(&self, ids: &[String], now: Moment) -> Result<Vec<Notification>, StoreError> {
+    async fn notifications(
+        &self,
+        ids: &[String],
+        now: Moment,
+    ) -> Result<Vec<Notification>, StoreError> {
         let mut found = Vec::with_capacity(ids.len());
         for answer in self.records(ids).await? {
             // A record may have gone since its id was read; its inbox entry follows.
@@ -217,9 +234,11 @@ impl Inner {
         let outboxed = !(at_once && document.is_expired(now));
         let json = serde_json::to_vec(document)
             .map_err(|error| StoreError::Unavailable(format!("writing JSON: {error}")))?;
-        let call = ScriptCall::new(&CREATE, keys)
-            .arg(json)
-            .arg(if outboxed { due.unix_ms().to_string() } else { String::new() });
+        let call = ScriptCall::new(&CREATE, keys).arg(json).arg(if outboxed {
+            due.unix_ms().to_string()
+        } else {
+            String::new()
+        });
         self.commands.script(self.describe(call, document, now)).await?;
         if !at_once {
             self.finish_creation(document, now).await?;
@@ -356,7 +375,8 @@ impl NotificationStore for RedisNotifications {
 
     async fn pending(&self, user: &UserId, limit: usize) -> Result<Vec<Notification>, StoreError> {
         let now = self.0.clock.now();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX).min(i64::from(self.0.limits.entries_max));
+        let limit =
+            i64::try_from(limit).unwrap_or(i64::MAX).min(i64::from(self.0.limits.entries_max));
         let call = self.0.in_inbox(&PENDING, user, now).number(limit);
         let ids: Vec<String> = decode(self.0.commands.script(call).await?)?;
         self.0.notifications(&ids, now).await

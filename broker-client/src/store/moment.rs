@@ -95,7 +95,9 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused_and_the_ends_of_the_range_are_written() {
-        for text in ["", "tomorrow", "2025-05-16", "2025-05-16T10:30:00", "2025-05-16T10:30:00Z[UTC]"] {
+        for text in
+            ["", "tomorrow", "2025-05-16", "2025-05-16T10:30:00", "2025-05-16T10:30:00Z[UTC]"]
+        {
             assert_eq!(text.parse::<Moment>(), Err(InvalidMoment), "{text:?}");
         }
         for ms in [i64::MIN, i64::MAX] {

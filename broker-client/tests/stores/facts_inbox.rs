@@ -17,15 +17,16 @@ fn page(number: u32, size: u32) -> NotificationQuery {
 pub(crate) async fn a_created_notification_is_found_with_every_field(stage: &Stage) {
     let (jane, joe) = (user("user-456"), user("jö:e {x}"));
     let expires = stage.clock.now().after(Duration::from_secs(60));
-    let new = NewNotification::new("New message", "from Jane", [jane.clone(), joe.clone(), jane.clone()])
-        .kind(NotificationType::MESSAGE)
-        .priority(NotificationPriority::Urgent)
-        .sender(user("user-123"))
-        .resource("message", "message-789")
-        .action("View", "view", json!({"id": "message-789"}))
-        .metadata("thread_id", "thread-123")
-        .metadata("empty", json!([]))
-        .expires_at(expires);
+    let new =
+        NewNotification::new("New message", "from Jane", [jane.clone(), joe.clone(), jane.clone()])
+            .kind(NotificationType::MESSAGE)
+            .priority(NotificationPriority::Urgent)
+            .sender(user("user-123"))
+            .resource("message", "message-789")
+            .action("View", "view", json!({"id": "message-789"}))
+            .metadata("thread_id", "thread-123")
+            .metadata("empty", json!([]))
+            .expires_at(expires);
     let created = stage.here.create(new).await.expect("created");
     assert_eq!(created.recipients, [jane.clone(), joe.clone()]);
     assert_eq!(created.status, NotificationStatus::Pending);
@@ -68,7 +69,10 @@ pub(crate) async fn what_the_contract_forbids_is_refused(stage: &Stage) {
         ("title", NewNotification::new(" ", "text", [ann.clone()])),
         ("recipients", NewNotification::new("title", "text", [])),
         ("recipients", NewNotification::new("title", "text", [user(&"ü".repeat(120))])),
-        ("notification", NewNotification::new("title", "x".repeat(LIMITS.bytes_max), [ann.clone()])),
+        (
+            "notification",
+            NewNotification::new("title", "x".repeat(LIMITS.bytes_max), [ann.clone()]),
+        ),
     ];
     for (field, new) in cases {
         match stage.here.create(new).await {
@@ -163,7 +167,10 @@ pub(crate) async fn reading_is_each_recipients_own_and_the_status_the_aggregate(
     let (ann, bob) = (user("ann"), user("bob"));
     let id = stage.create(&["one"], &[ann.clone(), bob.clone()]).await.remove(0).id;
     let by_ann = stage.there.mark_read(&ann, &id).await.expect("marked").expect("found");
-    assert_eq!((by_ann.status, &by_ann.read_by[..]), (NotificationStatus::Delivered, &[ann.clone()][..]));
+    assert_eq!(
+        (by_ann.status, &by_ann.read_by[..]),
+        (NotificationStatus::Delivered, &[ann.clone()][..])
+    );
     assert_eq!(by_ann.delivered_at, Some(stage.clock.now()));
     assert_eq!(stage.here.unread_count(&ann).await, Ok(0));
     assert_eq!(stage.here.unread_count(&bob).await, Ok(1));
@@ -202,13 +209,16 @@ pub(crate) async fn unread_counts_are_exact_under_concurrent_marks(stage: &Stage
     for store in [stage.here.clone(), stage.there.clone()] {
         for id in ids[..40].to_vec() {
             let (store, ann) = (store.clone(), ann.clone());
-            marks.spawn(async move { store.mark_read(&ann, &id).await.expect("marked").expect("found") });
+            marks.spawn(async move {
+                store.mark_read(&ann, &id).await.expect("marked").expect("found")
+            });
         }
     }
     marks.join_all().await;
     assert_eq!(stage.here.unread_count(&ann).await, Ok(20));
 
-    let (here, there) = tokio::join!(stage.here.mark_all_read(&ann), stage.there.mark_all_read(&ann));
+    let (here, there) =
+        tokio::join!(stage.here.mark_all_read(&ann), stage.there.mark_all_read(&ann));
     assert_eq!(here.expect("marked") + there.expect("marked"), 20, "each is marked by one call");
     assert_eq!(stage.here.unread_count(&ann).await, Ok(0));
 }

@@ -8,10 +8,13 @@ use crate::stage::{LIMITS, Stage, user};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-pub(crate) async fn an_expired_notification_is_neither_unread_nor_pending_and_then_gone(stage: &Stage) {
+pub(crate) async fn an_expired_notification_is_neither_unread_nor_pending_and_then_gone(
+    stage: &Stage,
+) {
     let ann = user("ann");
     let new = NewNotification::new("soon over", "text", [ann.clone()]);
-    let created = stage.here.create(new.expires_at(stage.clock.now().after(MINUTE))).await.expect("created");
+    let created =
+        stage.here.create(new.expires_at(stage.clock.now().after(MINUTE))).await.expect("created");
     stage.create(&["stays"], std::slice::from_ref(&ann)).await;
     assert_eq!(stage.there.unread_count(&ann).await, Ok(2));
 
@@ -54,5 +57,8 @@ pub(crate) async fn nothing_outlives_the_age_bound(stage: &Stage) {
     assert_eq!(stage.there.unread_count(&ann).await, Ok(0));
     assert_eq!(stage.there.pending(&ann, 10).await, Ok(Vec::new()));
     assert_eq!(stage.there.find(&created.id).await, Ok(None));
-    assert_eq!(stage.there.list(&ann, &NotificationQuery::default()).await.expect("a page").total, 0);
+    assert_eq!(
+        stage.there.list(&ann, &NotificationQuery::default()).await.expect("a page").total,
+        0
+    );
 }

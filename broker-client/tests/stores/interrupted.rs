@@ -23,7 +23,9 @@ fn later() -> Clock {
 async fn a_creation_that_died_half_way_is_finished_by_another_node() {
     let limits = NotificationLimits::default();
     let users: Vec<_> = (0..1_001).map(|n| user(&format!("user-{n}"))).collect();
-    for (one_slot, scripts) in [(true, 1), (true, 6), (true, 12), (false, 1), (false, 300), (false, 1_002)] {
+    for (one_slot, scripts) in
+        [(true, 1), (true, 6), (true, 12), (false, 1), (false, 300), (false, 1_002)]
+    {
         let server = if one_slot { RedisServer::shared() } else { cluster_of_one().await };
         let prefix = RedisServer::prefix();
         let dying = Link::to(&server, &prefix, one_slot).await.die_after(scripts);
@@ -84,7 +86,8 @@ async fn every_key_ends_by_itself_and_an_expired_record_is_gone_from_redis() {
     let record = format!("{prefix}:{{n0}}:notification:{id}");
     let mut exists = true;
     while exists {
-        exists = redis::cmd("EXISTS").arg(&record).query_async(&mut connection).await.expect("asked");
+        exists =
+            redis::cmd("EXISTS").arg(&record).query_async(&mut connection).await.expect("asked");
     }
     let keys: Vec<String> = redis::cmd("KEYS")
         .arg(format!("{prefix}:*"))
@@ -92,7 +95,8 @@ async fn every_key_ends_by_itself_and_an_expired_record_is_gone_from_redis() {
         .await
         .expect("keys");
     for key in &keys {
-        let ends: i64 = redis::cmd("PTTL").arg(key).query_async(&mut connection).await.expect("asked");
+        let ends: i64 =
+            redis::cmd("PTTL").arg(key).query_async(&mut connection).await.expect("asked");
         assert!(ends > 0, "{key} never ends");
     }
     assert_eq!(store.unread_count(&ann).await, Ok(0));

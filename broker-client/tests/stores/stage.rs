@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_broker_client::{
-    BrokerError, Clock, MemoryNotifications, Moment, NewNotification, Notification,
-    NotificationLimits, NotificationQuery, NotificationStore, RedisCommands, RedisNotifications,
-    ScriptCall,
+    BrokerError, Clock, MemoryNotifications, MemorySubscriptions, Moment, NewNotification,
+    Notification, NotificationLimits, NotificationQuery, NotificationStore, RedisCommands,
+    RedisNotifications, RedisSubscriptions, ScriptCall, SubscriptionLimits, SubscriptionStore,
 };
 use carillon_protocol::UserId;
 use redis::Value;
@@ -48,11 +48,17 @@ pub(crate) const LIMITS: NotificationLimits = NotificationLimits {
     entries_max: 200,
 };
 
+/// Bounds small enough to reach.
+pub(crate) const SUBSCRIPTION_LIMITS: SubscriptionLimits =
+    SubscriptionLimits { per_user: 5, bytes_max: 4 * 1024, ended_kept: Duration::from_secs(3600) };
+
 pub(crate) struct Stage {
     /// One node.
     pub(crate) here: Arc<dyn NotificationStore>,
     /// Another.
     pub(crate) there: Arc<dyn NotificationStore>,
+    /// Subscriptions on the one node and on the other.
+    pub(crate) subscriptions: [Arc<dyn SubscriptionStore>; 2],
     pub(crate) clock: HandClock,
     _server: Option<Arc<RedisServer>>,
 }
@@ -61,7 +67,14 @@ impl Stage {
     pub(crate) fn memory() -> Self {
         let clock = HandClock::new();
         let store = MemoryNotifications::new(LIMITS, clock.clock());
-        Self { here: Arc::new(store.clone()), there: Arc::new(store), clock, _server: None }
+        let subscriptions = MemorySubscriptions::new(SUBSCRIPTION_LIMITS, clock.clock());
+        Self {
+            here: Arc::new(store.clone()),
+            there: Arc::new(store),
+            subscriptions: [Arc::new(subscriptions.clone()), Arc::new(subscriptions)],
+            clock,
+            _server: None,
+        }
     }
 
     pub(crate) async fn redis_standalone() -> Self {
@@ -75,13 +88,19 @@ impl Stage {
     async fn redis(server: Arc<RedisServer>, one_slot: bool) -> Self {
         let clock = HandClock::new();
         let prefix = RedisServer::prefix();
-        let mut nodes: Vec<Arc<dyn NotificationStore>> = Vec::new();
-        for _ in 0..2 {
-            let link = Arc::new(Link::to(&server, &prefix, one_slot).await);
-            nodes.push(Arc::new(RedisNotifications::new(link, LIMITS, clock.clock())));
+        let one = Arc::new(Link::to(&server, &prefix, one_slot).await);
+        let other = Arc::new(Link::to(&server, &prefix, one_slot).await);
+        let notifications = |link| Arc::new(RedisNotifications::new(link, LIMITS, clock.clock()));
+        let subscriptions = |link| -> Arc<dyn SubscriptionStore> {
+            Arc::new(RedisSubscriptions::new(link, SUBSCRIPTION_LIMITS, clock.clock()))
+        };
+        Self {
+            here: notifications(one.clone()),
+            there: notifications(other.clone()),
+            subscriptions: [subscriptions(one), subscriptions(other)],
+            clock,
+            _server: Some(server),
         }
-        let (there, here) = (nodes.remove(1), nodes.remove(0));
-        Self { here, there, clock, _server: Some(server) }
     }
 
     /// Creates one per title for these users, a second apart.

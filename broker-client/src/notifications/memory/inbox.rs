@@ -67,7 +67,13 @@ impl Entry {
 }
 
 impl Inbox {
-    pub(super) fn add(&mut self, id: NotificationId, mut entry: Entry, now: Moment, entries_max: usize) {
+    pub(super) fn add(
+        &mut self,
+        id: NotificationId,
+        mut entry: Entry,
+        now: Moment,
+        entries_max: usize,
+    ) {
         let after_top = self.order.last_key_value().map_or(i64::MIN, |(top, _)| top + 1);
         entry.order = entry.created_ms.max(after_top);
         if entry.unread_until > now {
