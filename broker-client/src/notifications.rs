@@ -17,6 +17,7 @@ mod entity;
 mod memory;
 mod new;
 mod record;
+mod redis_layout;
 mod redis_outbox;
 mod redis_store;
 

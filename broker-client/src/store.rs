@@ -15,6 +15,8 @@ pub use scripts::{RedisCommands, ScriptCall};
 pub(crate) use ids::{bucket_digits, sortable as sortable_id, spread};
 pub(crate) use scripts::{decode, pairs};
 
+use serde::Deserialize;
+
 use crate::BrokerError;
 
 /// A value that the contract does not allow.
@@ -110,4 +112,13 @@ impl Default for Page {
     fn default() -> Self {
         Self { number: 1, size: Self::SIZE_DEFAULT }
     }
+}
+
+/// Reads `null` like an absent field: clients of the document write both.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + serde::Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

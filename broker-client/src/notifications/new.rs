@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{NotificationAction, NotificationLimits, NotificationPriority, NotificationType};
-use crate::store::{Invalid, Moment};
+use crate::store::{Invalid, Moment, null_as_default};
 
 /// A notification to be stored. Deserializes from the document's request body.
 ///
@@ -32,10 +32,10 @@ pub struct NewNotification {
     /// Whom it is for; repetitions are dropped.
     pub recipients: Vec<UserId>,
     /// What it is about.
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type", default, deserialize_with = "null_as_default")]
     pub kind: NotificationType,
     /// How much it matters.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub priority: NotificationPriority,
     /// Who caused it.
     #[serde(default)]
@@ -47,10 +47,10 @@ pub struct NewNotification {
     #[serde(default)]
     pub resource_id: Option<String>,
     /// What the reader may do.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub actions: Vec<NotificationAction>,
     /// Anything else.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub metadata: Map<String, Value>,
     /// When it stops mattering; in the past is allowed (R33).
     #[serde(default)]

@@ -10,7 +10,8 @@ use redis::Script;
 
 use super::OutboxEntry;
 use super::record::{Document, Record};
-use super::redis_store::{FINISH_WITHIN, Inner, TAKE_OUT, script};
+use super::redis_layout::Inner;
+use super::redis_store::{FINISH_WITHIN, TAKE_OUT, script};
 use crate::store::{Moment, ScriptCall, StoreError, decode};
 
 script!(INDEX inbox "index.lua");

@@ -1,8 +1,5 @@
-//! Notifications in Redis: inboxes and records. The outbox is in `redis_outbox.rs`, the layout of an
-//! inbox in `inbox.lua`.
-//!
-//! A record and its outbox share a slot, an inbox has its user's. A record is a hash: `document` (what
-//! never changes, JSON), `purge_at`, `indexed`, `published`, `delivered_at`, `gone`, `read:{user}`.
+//! Notifications in Redis: inboxes and records. The outbox is in `redis_outbox.rs`, keys and
+//! records in `redis_layout.rs`, the inside of an inbox in `inbox.lua`.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -10,17 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::UserId;
-use carillon_protocol::channel::escape_segment;
 use redis::{Script, Value};
 
 use super::record::{Document, Record};
+use super::redis_layout::Inner;
 use super::{
     NewNotification, Notification, NotificationLimits, NotificationPage, NotificationPriority,
     NotificationQuery, NotificationStatus, NotificationStore, NotificationType, OutboxEntry,
 };
-use crate::store::{
-    Clock, Moment, NotificationId, RedisCommands, ScriptCall, StoreError, decode, pairs, spread,
-};
+use crate::store::{Clock, Moment, NotificationId, RedisCommands, ScriptCall, StoreError, decode};
 
 macro_rules! script {
     ($name:ident $file:literal) => {
@@ -46,9 +41,6 @@ script!(DELIVERED "delivered.lua");
 script!(PENDING inbox "pending.lua");
 script!(TAKE_OUT inbox "take_out.lua");
 
-/// Outboxes where keys live on several servers.
-const PARTITIONS: u32 = 16;
-
 /// Ids that one script settles.
 const SETTLE_MAX: usize = 1_000;
 
@@ -62,13 +54,7 @@ pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// [`NotificationStore`] in Redis. Cheap to clone.
 #[derive(Clone)]
-pub struct RedisNotifications(pub(super) Arc<Inner>);
-
-pub(super) struct Inner {
-    pub(super) commands: Arc<dyn RedisCommands>,
-    pub(super) limits: NotificationLimits,
-    pub(super) clock: Clock,
-}
+pub struct RedisNotifications(Arc<Inner>);
 
 impl RedisNotifications {
     /// Over these connections.
@@ -85,96 +71,6 @@ impl fmt::Debug for RedisNotifications {
 }
 
 impl Inner {
-    pub(super) fn partitions(&self) -> u32 {
-        if self.commands.one_slot() { 1 } else { PARTITIONS }
-    }
-
-    pub(super) fn outbox_key(&self, partition: u32) -> String {
-        format!("{}:{{n{partition}}}:outbox", self.commands.prefix())
-    }
-
-    fn record_key(&self, id: &str) -> String {
-        let partition = spread(id) % self.partitions();
-        format!("{}:{{n{partition}}}:notification:{id}", self.commands.prefix())
-    }
-
-    /// The record's key and its outbox's.
-    pub(super) fn record_keys(&self, id: &str) -> Vec<String> {
-        vec![self.record_key(id), self.outbox_key(spread(id) % self.partitions())]
-    }
-
-    pub(super) fn inbox_keys(&self, user: &UserId) -> impl Iterator<Item = String> {
-        let prefix = self.commands.prefix();
-        let user = escape_segment(user.as_str());
-        ["order", "unread", "pending", "purge", "meta"]
-            .map(|part| format!("{prefix}:{{u:{user}}}:notifications:{part}"))
-            .into_iter()
-    }
-
-    pub(super) fn in_inbox(
-        &self,
-        script: &'static Script,
-        user: &UserId,
-        now: Moment,
-    ) -> ScriptCall {
-        ScriptCall::new(script, self.inbox_keys(user).collect()).number(now.unix_ms())
-    }
-
-    /// Adds the entry as `described` in `inbox.lua` reads it.
-    pub(super) fn describe(
-        &self,
-        call: ScriptCall,
-        document: &Document,
-        now: Moment,
-    ) -> ScriptCall {
-        let body = &document.body;
-        let expires = body.expires_at.map_or(String::new(), |at| at.unix_ms().to_string());
-        call.arg(document.id.as_str())
-            .number(now.unix_ms())
-            .number(document.created_at.unix_ms())
-            .number(document.unread_until(&self.limits).unix_ms())
-            .number(document.purge_at(&self.limits).unix_ms())
-            .number(now.after(self.limits.age_max).after(self.limits.expired_kept).unix_ms())
-            .number(i64::from(self.limits.entries_max))
-            .arg(format!("{expires};{};{}", body.priority.as_str(), body.kind.as_str()))
-    }
-
-    /// The record as HGETALL tells it; `None` where there is none, or none that this program reads.
-    pub(super) fn record_of(&self, answer: Value) -> Result<Option<Record>, StoreError> {
-        let fields = pairs(answer)?;
-        let document = fields.iter().find(|(field, _)| field == b"document");
-        let Some((_, document)) = document else { return Ok(None) };
-        let document = match serde_json::from_slice(document) {
-            Ok(document) => document,
-            Err(error) => {
-                tracing::error!(%error, "a stored notification is not what this program writes");
-                return Ok(None);
-            }
-        };
-        let mut record = Record::new(document);
-        for (field, value) in fields {
-            let number = || std::str::from_utf8(&value).ok()?.parse::<i64>().ok();
-            match &field[..] {
-                b"indexed" => record.indexed = true,
-                b"gone" => record.gone = true,
-                b"published" => {
-                    record.published = number().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-                }
-                b"delivered_at" => record.delivered_at = number().map(Moment::from_unix_ms),
-                _ => {
-                    let user =
-                        field.strip_prefix(b"read:").and_then(|u| std::str::from_utf8(u).ok());
-                    if let (Some(user), Some(at)) =
-                        (user.and_then(|u| UserId::new(u).ok()), number())
-                    {
-                        record.reads.push((user, Moment::from_unix_ms(at)));
-                    }
-                }
-            }
-        }
-        Ok(Some(record))
-    }
-
     fn visible(&self, answer: Value, now: Moment) -> Result<Option<Notification>, StoreError> {
         let record = self
             .record_of(answer)?
@@ -215,7 +111,7 @@ impl Inner {
         let (mut changed, mut own) = (0, Vec::new());
         for ids in ids.chunks(SETTLE_MAX) {
             let call = self.in_inbox(&SETTLE, user, now).arg(what);
-            let call = ids.iter().fold(call, |call, id| call.arg(id));
+            let call = ids.iter().fold(call, ScriptCall::arg);
             let (count, ids) = counted(self.commands.script(call).await?)?;
             changed += count;
             own.extend(ids);

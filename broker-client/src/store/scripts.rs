@@ -76,8 +76,11 @@ pub(crate) fn decode<T: FromRedisValue>(value: Value) -> Result<T, BrokerError> 
         .map_err(|error| BrokerError::unavailable(format_args!("an unexpected answer: {error}")))
 }
 
+/// Fields of a hash with their values.
+pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Reads the flat answer of HGETALL.
-pub(crate) fn pairs(value: Value) -> Result<Vec<(Vec<u8>, Vec<u8>)>, BrokerError> {
+pub(crate) fn pairs(value: Value) -> Result<Pairs, BrokerError> {
     let flat: Option<Vec<Vec<u8>>> = decode(value)?;
     let mut pairs = Vec::new();
     let mut flat = flat.unwrap_or_default().into_iter();

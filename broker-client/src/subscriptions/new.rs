@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{SubscriptionQuery, SubscriptionType};
-use crate::store::{Invalid, Moment};
+use crate::store::{Invalid, Moment, null_as_default};
 
 /// Most channels of one query.
 pub(super) const QUERY_CHANNELS_MAX: usize = 50;
@@ -47,10 +47,10 @@ pub struct NewSubscription {
     #[serde(default)]
     pub query: Option<SubscriptionQuery>,
     /// The user's own words for it; repetitions are dropped.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub labels: Vec<String>,
     /// Anything else.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub metadata: Map<String, Value>,
     /// When it ends.
     #[serde(default)]

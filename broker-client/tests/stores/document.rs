@@ -176,3 +176,22 @@ async fn a_subscription_matches_what_it_is_for() {
     assert!(query.matches_event(&json!({"channel": "feed:b", "payload": {"hot": true}}), now));
     assert!(!query.matches_event(&json!({"channel": "feed:c", "payload": {"hot": true}}), now));
 }
+
+#[test]
+fn null_is_read_like_an_absent_field() {
+    let body: NewNotification = serde_json::from_value(json!({
+        "title": "t", "message": "m", "recipients": ["u"], "type": null, "priority": null,
+        "sender_id": null, "resource_type": null, "resource_id": null, "actions": null,
+        "metadata": null, "expires_at": null, "unknown": 1
+    }))
+    .expect("a body");
+    let short = json!({"title": "t", "message": "m", "recipients": ["u"]});
+    assert_eq!(body, serde_json::from_value(short).expect("a body"));
+    let body: NewSubscription = serde_json::from_value(json!({
+        "user_id": "u", "topic": "t", "labels": null, "metadata": null, "expires_at": null,
+        "payload_filter": null
+    }))
+    .expect("a body");
+    let short = json!({"user_id": "u", "topic": "t"});
+    assert_eq!(body, serde_json::from_value(short).expect("a body"));
+}

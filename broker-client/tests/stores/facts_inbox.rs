@@ -207,8 +207,8 @@ pub(crate) async fn unread_counts_are_exact_under_concurrent_marks(stage: &Stage
         .collect();
     let mut marks = tokio::task::JoinSet::new();
     for store in [stage.here.clone(), stage.there.clone()] {
-        for id in ids[..40].to_vec() {
-            let (store, ann) = (store.clone(), ann.clone());
+        for id in &ids[..40] {
+            let (store, ann, id) = (store.clone(), ann.clone(), id.clone());
             marks.spawn(async move {
                 store.mark_read(&ann, &id).await.expect("marked").expect("found")
             });

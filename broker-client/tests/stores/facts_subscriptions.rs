@@ -6,7 +6,7 @@ use carillon_broker_client::{
     NewSubscription, Page, StoreError, Subscription, SubscriptionId, SubscriptionPatch,
     SubscriptionQuery, SubscriptionStatus,
 };
-use carillon_protocol::UserId;
+use carillon_protocol::{ChannelName, UserId};
 use serde_json::json;
 
 use crate::stage::{SUBSCRIPTION_LIMITS, Stage, user};
@@ -23,6 +23,10 @@ async fn topics(stage: &Stage, owner: &UserId, topics: &[&str]) -> Vec<Subscript
     created
 }
 
+fn channel(name: &str) -> ChannelName {
+    ChannelName::new(name).expect("a channel")
+}
+
 fn patch(body: serde_json::Value) -> SubscriptionPatch {
     serde_json::from_value(body).expect("a patch")
 }
@@ -30,7 +34,7 @@ fn patch(body: serde_json::Value) -> SubscriptionPatch {
 pub(crate) async fn a_created_subscription_is_found_by_any_node(stage: &Stage) {
     let owner = user("jö:e {x}");
     let query = SubscriptionQuery {
-        channels: vec!["feed:a".parse_channel()],
+        channels: vec![channel("feed:a")],
         condition: Some(json!({"hot": true, "list": {"$in": []}})),
     };
     for new in [
@@ -49,16 +53,6 @@ pub(crate) async fn a_created_subscription_is_found_by_any_node(stage: &Stage) {
         assert_eq!(found.map(|found| found.filter()), Some(created.filter()));
     }
     assert_eq!(stage.subscriptions[1].active_for(&owner).await.expect("active").len(), 3);
-}
-
-trait ParseChannel {
-    fn parse_channel(&self) -> carillon_protocol::ChannelName;
-}
-
-impl ParseChannel for str {
-    fn parse_channel(&self) -> carillon_protocol::ChannelName {
-        carillon_protocol::ChannelName::new(self).expect("a channel")
-    }
 }
 
 pub(crate) async fn subscriptions_are_listed_oldest_first_and_paged(stage: &Stage) {
@@ -213,7 +207,7 @@ pub(crate) async fn the_limit_counts_what_has_not_ended(stage: &Stage) {
 pub(crate) async fn what_no_subscription_may_hold_is_refused(stage: &Stage) {
     let ann = || user("ann");
     let query = |channels: Vec<&str>, condition| SubscriptionQuery {
-        channels: channels.into_iter().map(|name| name.parse_channel()).collect(),
+        channels: channels.into_iter().map(channel).collect(),
         condition,
     };
     let many: Vec<String> = (0..51).map(|n| format!("feed:{n}")).collect();
