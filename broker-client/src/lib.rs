@@ -17,8 +17,9 @@ mod store;
 mod subscriptions;
 
 pub use broker::{
-    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage, HistoryQuery,
-    IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt, Retention, Start, Target,
+    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
+    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
+    Retention, Start, Target,
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};

@@ -13,6 +13,8 @@ mod facts_history;
 mod fixture;
 #[path = "behaviour/memory.rs"]
 mod memory;
+#[path = "behaviour/redis.rs"]
+mod redis;
 #[path = "behaviour/redis_server.rs"]
 mod redis_server;
 

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod metrics;
 pub mod node;
 pub mod operator;
+pub mod outbound;
 pub mod policy;
 pub mod relay;
 pub mod rest;

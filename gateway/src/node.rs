@@ -27,7 +27,8 @@ use crate::relay::Relay;
 
 pub use admission::Admitted;
 pub use banished::Banished;
-pub use publish::{Outgoing, PublishLimits};
+pub use publish::{Outgoing, PublishLimits, RateState};
+pub(crate) use publish::channel_not_found;
 
 /// See the module. Shared by reference.
 pub struct Node {

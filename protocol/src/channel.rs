@@ -14,14 +14,27 @@ pub struct ChannelName(Arc<str>);
 
 /// The text is no channel name: wrong length or alphabet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a channel name is 1 to {CHANNEL_BYTES_MAX} bytes of A–Z a–z 0–9 _ - . : / @ = + ~ ! $ ; %")]
+#[error(
+    "a channel name is 1 to {CHANNEL_BYTES_MAX} bytes of A–Z a–z 0–9 _ - . : / @ = + ~ ! $ ; %"
+)]
 pub struct InvalidChannel;
 
 const fn is_channel_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,
-            b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'=' | b'+' | b'~' | b'!' | b'$' | b';' | b'%'
+            b'_' | b'-'
+                | b'.'
+                | b':'
+                | b'/'
+                | b'@'
+                | b'='
+                | b'+'
+                | b'~'
+                | b'!'
+                | b'$'
+                | b';'
+                | b'%'
         )
 }
 
@@ -77,6 +90,8 @@ pub fn unescape_segment(text: &str) -> String {
         let escaped = (bytes[at] == b'%')
             .then(|| text.get(at + 1..at + 3))
             .flatten()
+            // `from_str_radix` alone would take a sign.
+            .filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()))
             .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         if let Some(byte) = escaped {
             plain.push(byte);
@@ -163,13 +178,15 @@ impl Pattern {
             } else if let Some(after) = rest.strip_prefix('{') {
                 let Some(end) = after.find('}') else { return fail("`{` without `}`") };
                 let name = &after[..end];
-                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                {
                     return fail("a placeholder is `{name}`");
                 }
                 parts.push(Part::Segment(name.to_owned()));
                 rest = &after[end + 1..];
             } else {
-                let end = rest.find("**").into_iter().chain(rest.find('{')).min().unwrap_or(rest.len());
+                let end =
+                    rest.find("**").into_iter().chain(rest.find('{')).min().unwrap_or(rest.len());
                 let literal = &rest[..end];
                 if !literal.bytes().all(is_channel_byte) {
                     return fail("holds a character that no channel name may hold");
@@ -201,7 +218,8 @@ impl Pattern {
                 }
                 Part::Segment(name) => {
                     let last = index + 1 == self.parts.len();
-                    let end = if last { rest.len() } else { rest.find([':', '.']).unwrap_or(rest.len()) };
+                    let end =
+                        if last { rest.len() } else { rest.find([':', '.']).unwrap_or(rest.len()) };
                     if end == 0 {
                         return None;
                     }
@@ -234,7 +252,10 @@ mod tests {
 
     #[test]
     fn a_last_placeholder_takes_the_rest_and_others_one_segment() {
-        assert_eq!(captured("entity:{name}:{id}", "entity:Task:v1.2"), Some(vec!["Task".into(), "v1.2".into()]));
+        assert_eq!(
+            captured("entity:{name}:{id}", "entity:Task:v1.2"),
+            Some(vec!["Task".into(), "v1.2".into()])
+        );
         assert_eq!(captured("user.{id}.**", "user.42.messages"), Some(vec!["42".into()]));
         assert_eq!(captured("user.{id}.**", "user.42."), None);
         assert_eq!(captured("user:{id}", "user:"), None);
@@ -247,6 +268,35 @@ mod tests {
     fn escaping_round_trips() {
         for name in ["plain", "a:b.c/d", "ü%", "100%"] {
             assert_eq!(unescape_segment(&escape_segment(name)), name);
+        }
+        for malformed in ["%", "%4", "%+A", "%zz", "%ü"] {
+            assert_eq!(unescape_segment(malformed), malformed);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_user_stream_gives_the_user_back_whatever_they_are_called(user in "\\PC{1,60}") {
+            let Some(stream) = ChannelName::user_stream(&user) else { return Ok(()) };
+            proptest::prop_assert_eq!(captured("user:{id}", stream.as_str()), Some(vec![user.clone()]));
+            let below = format!("{stream}:x");
+            proptest::prop_assert_eq!(captured("user:{id}:**", &below), Some(vec![user]));
+        }
+
+        #[test]
+        fn matching_never_panics_and_captures_nothing_empty(pattern in "[a-z:.{}*é]{1,20}", channel in "\\PC{0,40}") {
+            let Ok(pattern) = Pattern::new(&pattern) else { return Ok(()) };
+            for (_, value) in pattern.matches(&channel).into_iter().flatten() {
+                proptest::prop_assert!(!value.is_empty());
+            }
+        }
+
+        #[test]
+        fn a_literal_pattern_matches_itself_alone(name in "[a-z:.]{1,20}", other in "[a-z:.]{1,20}") {
+            proptest::prop_assert!(captured(&name, &name).is_some());
+            proptest::prop_assert_eq!(captured(&name, &other).is_some(), name == other);
+            let any_rest = format!("{name}**");
+            proptest::prop_assert_eq!(captured(&any_rest, &other).is_some(), other.len() > name.len() && other.starts_with(&name));
         }
     }
 }

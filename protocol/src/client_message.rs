@@ -43,24 +43,31 @@ impl ClientMessage {
         let correlation = correlation(&document.fields);
         let read = match document.problem {
             None => Self::from_fields(document.fields, correlation.clone()),
-            Some(problem) => Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
-                .with("reason", problem.reason)
-                .with("at", format!("byte {}", problem.byte))),
+            Some(problem) => {
+                Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
+                    .with("reason", problem.reason)
+                    .with("at", format!("byte {}", problem.byte)))
+            }
         };
         read.map_err(|refusal| Unreadable { refusal, correlation })
     }
 
     fn from_fields(fields: strict::Fields<'_>, correlation: Correlation) -> Result<Self, Refusal> {
-        let kind = match text(&fields.kind, "type", ID_BYTES_MAX)? {
-            Some(kind) => kind,
-            None => return Err(invalid("Message type is required", "type")),
+        let Some(kind) = text(&fields.kind, "type", ID_BYTES_MAX)? else {
+            return Err(invalid("Message type is required", "type"));
         };
         text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
         text(&fields.request_id, "requestId", ID_BYTES_MAX)?;
         let id = text(&fields.id, "id", ID_BYTES_MAX)?;
         // Too long a channel is told by the channel's own rule; here only the shape counts.
         let channel = text(&fields.channel, "channel", usize::MAX)?;
-        Ok(Self { kind, id, channel, payload: fields.payload.unwrap_or(Payload::NULL), correlation })
+        Ok(Self {
+            kind,
+            id,
+            channel,
+            payload: fields.payload.unwrap_or(Payload::NULL),
+            correlation,
+        })
     }
 }
 

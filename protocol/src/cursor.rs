@@ -38,7 +38,10 @@ impl Cursor {
     /// The position of one channel.
     #[must_use]
     pub fn get(&self, channel: &str) -> Option<Position> {
-        self.positions.iter().find(|(name, _)| name.as_str() == channel).map(|(_, position)| *position)
+        self.positions
+            .iter()
+            .find(|(name, _)| name.as_str() == channel)
+            .map(|(_, position)| *position)
     }
 
     /// Sets or replaces a channel's position.
@@ -71,7 +74,8 @@ impl Cursor {
         }
         let from = out.len();
         out.resize(from + raw.len().div_ceil(3) * 4, 0);
-        let written = URL_SAFE_NO_PAD.encode_slice(&raw, &mut out[from..]).expect("there is room enough");
+        let written =
+            URL_SAFE_NO_PAD.encode_slice(&raw, &mut out[from..]).expect("there is room enough");
         out.truncate(from + written);
     }
 
@@ -192,7 +196,8 @@ mod tests {
     #[test]
     fn the_start_of_a_history_and_the_longest_name_fit() {
         let mut cursor = Cursor::default();
-        let position = Position { epoch: Epoch::from_random(1), offset: 0, tag: Position::START_TAG };
+        let position =
+            Position { epoch: Epoch::from_random(1), offset: 0, tag: Position::START_TAG };
         cursor.set(&ChannelName::new(&"x".repeat(CHANNEL_BYTES_MAX)).expect("allowed"), position);
         assert_eq!(Cursor::parse(&cursor.to_text()), Ok(cursor));
     }

@@ -113,11 +113,14 @@ impl ServerMessage {
         self
     }
 
-    /// `ack` with `status: success`; `data` is any serializable value.
+    /// `ack` with `status: success`; `data` is any serializable value. The payload names the `ack_id`
+    /// where the request had one: a `requestId` comes back under its own name alone (R20).
     #[must_use]
     pub fn ack(correlation: Correlation, data: &impl serde::Serialize) -> Self {
-        let ack_id = correlation.ack_id.as_deref().or(correlation.request_id.as_deref());
-        let payload = serde_json::json!({"ack_id": ack_id, "status": "success", "data": data});
+        let mut payload = serde_json::json!({"status": "success", "data": data});
+        if let Some(ack_id) = correlation.ack_id.as_deref() {
+            payload["ack_id"] = ack_id.into();
+        }
         Self::new("ack", &payload).answering(correlation)
     }
 

@@ -14,6 +14,7 @@ const HAS_META: u8 = 2;
 const HAS_EXCLUDE: u8 = 4;
 const HAS_MSGPACK: u8 = 8;
 const HAS_TRACE: u8 = 16;
+const FLAGS_KNOWN: u8 = HAS_USER | HAS_META | HAS_EXCLUDE | HAS_MSGPACK | HAS_TRACE;
 
 /// Who must not hear a publication, live or on recovery (R17).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -152,6 +153,10 @@ impl Publication {
             return Err(InvalidBody);
         }
         let flags = reader.byte()?;
+        // A field we do not know would be read as the payload.
+        if flags & !FLAGS_KNOWN != 0 {
+            return Err(InvalidBody);
+        }
         let id = MessageId::new(reader.text()?).map_err(|_| InvalidBody)?;
         let kind = reader.text()?.into();
         let timestamp_ms = i64::try_from(reader.varint()?).map_err(|_| InvalidBody)?;
@@ -164,7 +169,9 @@ impl Publication {
         let mut exclude = Exclude::default();
         if flags & HAS_EXCLUDE != 0 {
             for _ in 0..reader.varint()? {
-                exclude.connections.push(ConnectionId::new(reader.text()?).map_err(|_| InvalidBody)?);
+                exclude
+                    .connections
+                    .push(ConnectionId::new(reader.text()?).map_err(|_| InvalidBody)?);
             }
             for _ in 0..reader.varint()? {
                 exclude.users.push(UserId::new(reader.text()?).map_err(|_| InvalidBody)?);
@@ -232,7 +239,8 @@ impl Reader<'_> {
 
     fn bytes(&mut self) -> Result<Bytes, InvalidBody> {
         let length = usize::try_from(self.varint()?).map_err(|_| InvalidBody)?;
-        let end = self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
+        let end =
+            self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
         let bytes = self.body.slice(self.at..end);
         self.at = end;
         Ok(bytes)
@@ -240,9 +248,92 @@ impl Reader<'_> {
 
     fn text(&mut self) -> Result<&str, InvalidBody> {
         let length = usize::try_from(self.varint()?).map_err(|_| InvalidBody)?;
-        let end = self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
+        let end =
+            self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
         let text = std::str::from_utf8(&self.body[self.at..end]).map_err(|_| InvalidBody)?;
         self.at = end;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ids<T>(new: fn(&str) -> Result<T, crate::ids::InvalidId>) -> impl Strategy<Value = Vec<T>>
+    where
+        T: std::fmt::Debug,
+    {
+        prop::collection::vec(
+            "[a-z0-9-]{1,40}".prop_map(move |id| new(&id).expect("allowed")),
+            0..4,
+        )
+    }
+
+    prop_compose! {
+        fn publication()(
+            id in "[ -~é]{1,64}",
+            kind in "[a-z:_]{1,200}",
+            timestamp_ms in 0..i64::MAX,
+            user in prop::option::of("[a-z]{1,200}"),
+            meta in prop::option::of(Just(Bytes::from_static(b"{\"conflate_key\":\"k\"}"))),
+            connections in ids(ConnectionId::new),
+            users in ids(UserId::new),
+            traceparent in prop::option::of("[0-9a-f-]{55}"),
+            json in prop::collection::vec(any::<u8>(), 0..300),
+            msgpack in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
+        ) -> Publication {
+            Publication {
+                channel: ChannelName::new("chat").expect("allowed"),
+                position: None,
+                previous_tag: None,
+                id: MessageId::new(&id).expect("allowed"),
+                kind: kind.into(),
+                timestamp_ms,
+                user_id: user.map(|user| UserId::new(&user).expect("allowed")),
+                meta,
+                exclude: Exclude { connections, users },
+                traceparent: traceparent.map(Into::into),
+                payload: match msgpack {
+                    Some(msgpack) => Payload::with_msgpack(json, msgpack),
+                    None => Payload::from_json(json),
+                },
+            }
+        }
+    }
+
+    fn read(body: Vec<u8>) -> Result<Publication, InvalidBody> {
+        Publication::from_body(ChannelName::new("chat").expect("allowed"), None, None, &body.into())
+    }
+
+    proptest! {
+        #[test]
+        fn a_body_reads_back_as_written(publication in publication()) {
+            prop_assert_eq!(read(publication.to_body()), Ok(publication));
+        }
+
+        #[test]
+        fn no_body_panics_however_it_is_broken(
+            publication in publication(),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            garbage in prop::collection::vec(any::<u8>(), 0..100),
+        ) {
+            let mut body = publication.to_body();
+            let at = at.index(body.len());
+            let _ = read(body[..at].to_vec());
+            body[at] = byte;
+            let _ = read(body);
+            let _ = read([&[VERSION], garbage.as_slice()].concat());
+            prop_assert_eq!(read([&[VERSION + 1], garbage.as_slice()].concat()), Err(InvalidBody));
+        }
+    }
+
+    #[test]
+    fn a_flag_of_another_version_is_refused() {
+        assert_eq!(read(vec![VERSION, 0x80, 1, b'i', 1, b't', 0, b'1']), Err(InvalidBody));
+        assert!(read(vec![VERSION, 0, 1, b'i', 1, b't', 0, b'1']).is_ok());
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! It must not know: sockets, the hub, Redis, configuration files.
 
+mod body;
 mod rate;
 mod routes;
 #[cfg(test)]
@@ -14,6 +15,8 @@ mod tests;
 
 use crate::envelope::{Correlation, Refusal, ServerMessage};
 use crate::{ChannelName, ClientMessage, CloseCode, ErrorCode, Payload, Since};
+
+use body::Body;
 
 pub use rate::{Rate, Verdict};
 pub use routes::{InvalidRoute, Route, Routes};
@@ -195,7 +198,7 @@ impl Session {
                 return Step::Reply(vec![ServerMessage::error(correlation, &unreadable.refusal)]);
             }
         };
-        match meaning(message, unix_ms, user, routes) {
+        match meaning(&message, unix_ms, user, routes) {
             Ok(Meaning::Own(reply)) => Step::Reply(own_reply(reply, &correlation)),
             Ok(Meaning::Request(request)) => Step::Perform(request, correlation),
             Ok(Meaning::Goodbye) => Step::Goodbye,
@@ -238,12 +241,12 @@ enum Meaning {
 }
 
 fn meaning(
-    message: ClientMessage,
+    message: &ClientMessage,
     unix_ms: i64,
     user: Option<&str>,
     routes: &Routes,
 ) -> Result<Meaning, Refusal> {
-    let body = Body::of(&message);
+    let body = Body::of(message);
     Ok(match &*message.kind {
         "ping" => Meaning::Own(ServerMessage::new("pong", &timestamp(unix_ms))),
         "heartbeat" => Meaning::Own(ServerMessage::new("heartbeat", &timestamp(unix_ms))),
@@ -258,10 +261,12 @@ fn meaning(
         "presence:join" => Meaning::Request(Request::PresenceJoin {
             channel: body.presence_channel()?,
             name: body.text("name")?,
-            metadata: body.object("metadata")?,
+            metadata: body.field("metadata").cloned(),
         }),
         "presence:leave" => Meaning::Request(Request::PresenceLeave(body.presence_channel()?)),
-        "presence:heartbeat" => Meaning::Request(Request::PresenceHeartbeat(body.presence_channel()?)),
+        "presence:heartbeat" => {
+            Meaning::Request(Request::PresenceHeartbeat(body.presence_channel()?))
+        }
         "presence" => {
             let status = match body.required_text("status")?.as_ref() {
                 "online" => Status::Online,
@@ -283,7 +288,7 @@ fn meaning(
         kind => {
             let sender = routes::Sender { user, unix_ms };
             if let Some(route) = routes.find(kind) {
-                Meaning::Request(Request::Publish(route.apply(&message, &body.value, sender)?))
+                Meaning::Request(Request::Publish(route.apply(message, body.value(), sender)?))
             } else if let Some(channel) = &message.channel {
                 let channel = channel_name(channel)?;
                 Meaning::Request(Request::Publish(ClientPublish {
@@ -310,16 +315,55 @@ fn meaning(
 pub fn is_reserved(kind: &str) -> bool {
     matches!(
         kind,
-        "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect" | "feed_update" | "count_update"
-    ) || ["connect", "notification", "presence:", "entity:"].iter().any(|prefix| kind.starts_with(prefix))
+        "subscribed"
+            | "unsubscribed"
+            | "ack"
+            | "error"
+            | "pong"
+            | "resync"
+            | "disconnect"
+            | "feed_update"
+            | "count_update"
+    ) || ["connect", "notification", "presence:", "entity:"]
+        .iter()
+        .any(|prefix| kind.starts_with(prefix))
 }
 
-/// Types that not even a backend may publish (R1): the control messages of a connection.
+/// Types that not even a backend may publish (R1): the control messages of a connection and the
+/// announcements of presence, which the server alone can know.
 #[must_use]
 pub fn is_control(kind: &str) -> bool {
     matches!(
         kind,
-        "connect" | "connection" | "connected" | "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect"
+        "connect"
+            | "connection"
+            | "connected"
+            | "subscribed"
+            | "unsubscribed"
+            | "ack"
+            | "error"
+            | "pong"
+            | "resync"
+            | "disconnect"
+    ) || kind.starts_with("presence:")
+}
+
+/// Types whose meaning is the session's own, whatever the table of routes says.
+fn is_request(kind: &str) -> bool {
+    matches!(
+        kind,
+        "ping"
+            | "heartbeat"
+            | "disconnect"
+            | "subscribe"
+            | "unsubscribe"
+            | "presence"
+            | "presence:join"
+            | "presence:leave"
+            | "presence:heartbeat"
+            | "notification_read"
+            | "notification_read_all"
+            | "auth"
     )
 }
 
@@ -327,103 +371,12 @@ fn timestamp(unix_ms: i64) -> serde_json::Value {
     serde_json::json!({"timestamp": crate::time::rfc3339(unix_ms)})
 }
 
-fn wrong(message: &'static str, field: &'static str) -> Refusal {
-    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field)
+fn wrong(message: &'static str, field: impl Into<String>) -> Refusal {
+    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field.into())
 }
 
 fn channel_name(text: &str) -> Result<ChannelName, Refusal> {
     ChannelName::new(text).map_err(|invalid| {
         Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "channel")
     })
-}
-
-/// A request's payload, parsed: only requests to the server itself are looked into.
-struct Body<'a> {
-    message: &'a ClientMessage,
-    value: serde_json::Value,
-}
-
-impl<'a> Body<'a> {
-    fn of(message: &'a ClientMessage) -> Self {
-        // Publications stay opaque; requests and routed types are small.
-        let value = if message.channel.is_some()
-            && !is_reserved(&message.kind)
-            && !matches!(&*message.kind, "subscribe" | "unsubscribe" | "presence")
-            && !message.kind.starts_with("typing")
-            && &*message.kind != "read_receipt"
-            && &*message.kind != "auth"
-        {
-            serde_json::Value::Null
-        } else {
-            message.payload.to_value()
-        };
-        Self { message, value }
-    }
-
-    fn channel(&self) -> Result<ChannelName, Refusal> {
-        match (&self.message.channel, self.value.get("channel")) {
-            (Some(channel), _) => channel_name(channel),
-            (None, Some(serde_json::Value::String(channel))) => channel_name(channel),
-            (None, Some(_)) => Err(wrong("channel must be a string", "payload.channel")),
-            (None, None) => Err(wrong("channel is required", "channel")),
-        }
-    }
-
-    fn presence_channel(&self) -> Result<ChannelName, Refusal> {
-        let channel = self.channel()?;
-        if channel.as_str().strip_prefix("presence:").is_some_and(|resource| !resource.is_empty()) {
-            Ok(channel)
-        } else {
-            Err(wrong("presence is announced on presence:{resource}", "channel"))
-        }
-    }
-
-    fn text(&self, field: &'static str) -> Result<Option<Box<str>>, Refusal> {
-        match self.value.get(field) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(serde_json::Value::String(text)) => Ok(Some(text.as_str().into())),
-            Some(_) => Err(wrong("must be a string", field)),
-        }
-    }
-
-    fn required_text(&self, field: &'static str) -> Result<Box<str>, Refusal> {
-        self.text(field)?.filter(|text| !text.is_empty()).ok_or_else(|| wrong("is required", field))
-    }
-
-    fn object(&self, field: &'static str) -> Result<Option<serde_json::Value>, Refusal> {
-        match self.value.get(field) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(value @ serde_json::Value::Object(_)) => Ok(Some(value.clone())),
-            Some(_) => Err(wrong("must be an object", field)),
-        }
-    }
-
-    fn limit(&self) -> Result<Option<u32>, Refusal> {
-        match self.value.get("limit") {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(value) => match value.as_u64().and_then(|limit| u32::try_from(limit).ok()) {
-                Some(limit) => Ok(Some(limit)),
-                None => Err(wrong("must be a whole number", "payload.limit")),
-            },
-        }
-    }
-
-    fn since(&self) -> Result<Option<Since>, Refusal> {
-        let since = match self.value.get("since") {
-            None | Some(serde_json::Value::Null) => return Ok(None),
-            Some(since) => since,
-        };
-        let offset = since.get("offset").and_then(serde_json::Value::as_u64);
-        let epoch = since.get("epoch").and_then(serde_json::Value::as_str);
-        let tag = match since.get("tag") {
-            None | Some(serde_json::Value::Null) => None,
-            Some(serde_json::Value::String(tag)) => Some(tag.as_str()),
-            Some(_) => return Err(wrong("tag must be a string", "payload.since.tag")),
-        };
-        match (offset, epoch) {
-            (Some(offset), Some(epoch)) => Ok(Some(Since::new(epoch, offset, tag))),
-            (None, _) => Err(wrong("offset must be a whole number", "payload.since.offset")),
-            (_, None) => Err(wrong("epoch must be a string", "payload.since.epoch")),
-        }
-    }
 }

@@ -59,7 +59,7 @@ fn reload(node: &Arc<Node>) {
         Ok((
             Policy::new(config).map_err(|error| error.to_string())?,
             TokenVerifier::new(&config.auth.jwt).map_err(|error| error.to_string())?,
-            ApiKeys::new(&config.auth.api_keys).map_err(|error| error.to_string())?,
+            ApiKeys::new(&config.auth.api_keys),
             Routes::with(config.routes.clone()).map_err(|error| error.to_string())?,
         ))
     };

@@ -47,7 +47,10 @@ pub(super) struct Named {
 pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: Correlation) {
     let outcome = match request {
         Request::Subscribe(subscribe) => driver.subscribe(subscribe, &correlation).await,
-        Request::Unsubscribe(channel) => Ok(driver.unsubscribe(&channel, &correlation)),
+        Request::Unsubscribe(channel) => {
+            driver.unsubscribe(&channel, &correlation);
+            Ok(())
+        }
         Request::Publish(publish) => driver.publish(publish).await.map(|receipt| {
             let data = receipt_data(&receipt);
             driver.answer(Session::done(correlation.clone(), &data));
@@ -116,19 +119,19 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
-        if let Ok(named) = self.resolve(name) {
-            if let Some(own) = self.subscriptions.get(&named.channel).cloned() {
-                let labels = Labels {
-                    notifications: own.labels.notifications && !named.labels.notifications,
-                    others: own.labels.others && !named.labels.others,
-                };
-                if labels == Labels::NONE {
-                    self.drop_subscription(&named.channel);
-                } else {
-                    self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
-                    if let Some(own) = self.subscriptions.get_mut(&named.channel) {
-                        own.labels = labels;
-                    }
+        if let Ok(named) = self.resolve(name)
+            && let Some(own) = self.subscriptions.get(&named.channel).cloned()
+        {
+            let labels = Labels {
+                notifications: own.labels.notifications && !named.labels.notifications,
+                others: own.labels.others && !named.labels.others,
+            };
+            if labels == Labels::NONE {
+                self.drop_subscription(&named.channel);
+            } else {
+                self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
+                if let Some(own) = self.subscriptions.get_mut(&named.channel) {
+                    own.labels = labels;
                 }
             }
         }

@@ -1,8 +1,6 @@
 //! From a request to publish to a publication at the broker: namespace, limits, identity of the
 //! sender. Used by client connections and REST alike.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use carillon_broker_client::{BrokerError, Idempotency, Publish, Receipt};
 use carillon_protocol::envelope::Refusal;
@@ -86,6 +84,23 @@ impl PublishLimits {
     }
 }
 
+impl PublishLimits {
+    /// The state of a channel's limit, nothing taken.
+    #[must_use]
+    pub fn state(&self, channel: &ChannelName, per_second: u32) -> RateState {
+        if per_second == 0 {
+            return RateState { limit: 0, remaining: u64::MAX };
+        }
+        let now = clock::monotonic_ms();
+        let mut rates = self.rates.lock();
+        let remaining = rates.get_mut(channel).map_or(u64::from(per_second), |rate| {
+            rate.refill(now);
+            rate.remaining()
+        });
+        RateState { limit: per_second, remaining }
+    }
+}
+
 fn too_fast(retry_after_ms: u64) -> Refusal {
     Refusal::new(ErrorCode::RateLimited, "Too many publishes to this channel").with("retry_after_ms", retry_after_ms)
 }
@@ -138,6 +153,15 @@ impl Node {
         }
     }
 
+    /// The state of a channel's publish limit; `None` for a channel without a namespace.
+    #[must_use]
+    pub fn publish_rate(&self, channel: &ChannelName) -> Option<RateState> {
+        let policy = self.policy.load();
+        let namespace = policy.find(channel)?.namespace;
+        let per_second = namespace.publishes_per_second.unwrap_or(self.config.limits.publishes_per_second_per_channel);
+        Some(self.publish_limits.state(channel, per_second))
+    }
+
     fn prepare(&self, outgoing: Outgoing) -> Result<Publish, Refusal> {
         let policy = self.policy.load();
         let found = policy.find(&outgoing.channel).ok_or_else(|| channel_not_found(&outgoing.channel))?;
@@ -178,6 +202,3 @@ impl Node {
 pub(crate) fn channel_not_found(channel: &ChannelName) -> Refusal {
     Refusal::new(ErrorCode::ChannelNotFound, "No namespace matches the channel").with("channel", channel.as_str())
 }
-
-/// A shared node, as tasks hold it.
-pub type SharedNode = Arc<Node>;

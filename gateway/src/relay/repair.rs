@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use carillon_broker_client::{Broker, BrokerError, HistoryPage, HistoryQuery, Start};
-use carillon_protocol::{ChannelName, Position};
+use carillon_protocol::ChannelName;
 use foldhash::HashMap;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use parking_lot::Mutex;
@@ -174,10 +174,4 @@ impl Flights {
         }
         page
     }
-}
-
-/// The position after which a page continues.
-#[must_use]
-pub fn end_of(page: &HistoryPage, from: Position) -> Position {
-    page.publications.last().and_then(|last| last.position).unwrap_or(from)
 }

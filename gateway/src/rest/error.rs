@@ -10,7 +10,7 @@ use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 /// The header that carries the request id.
-pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 tokio::task_local! {
     /// Id of the request that this task answers.
@@ -27,27 +27,46 @@ impl From<Refusal> for ApiError {
     }
 }
 
-impl ApiError {
-    /// The error body, also used for single failures of a batch.
+/// The error body, also used for single failures of a batch.
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
+pub(super) struct ErrorBody {
+    /// One sentence for people.
+    pub error: String,
+    /// Which error.
+    pub code: &'static str,
+    /// What helps: the field, the place, when to try again.
+    #[schema(value_type = Object)]
+    pub details: serde_json::Map<String, serde_json::Value>,
+    /// Id of the request.
+    pub request_id: Option<String>,
+}
+
+impl ErrorBody {
+    /// The body of a refusal.
     #[must_use]
-    pub fn body(refusal: &Refusal) -> serde_json::Value {
-        let request_id = REQUEST_ID.try_with(Clone::clone).ok();
-        serde_json::json!({
-            "error": refusal.message,
-            "code": refusal.code.name(),
-            "details": refusal.details,
-            "request_id": request_id,
-        })
+    pub(super) fn of(refusal: &Refusal) -> Self {
+        Self {
+            error: refusal.message.clone().into_owned(),
+            code: refusal.code.name(),
+            details: refusal.details.clone(),
+            request_id: REQUEST_ID.try_with(Clone::clone).ok(),
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(Self::body(&self.0))).into_response();
+        let status = StatusCode::from_u16(self.0.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(ErrorBody::of(&self.0))).into_response();
         let headers = response.headers_mut();
         if matches!(self.0.code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
-            let ms = self.0.details.get("retry_after_ms").and_then(serde_json::Value::as_u64).unwrap_or(1_000);
+            let ms = self
+                .0
+                .details
+                .get("retry_after_ms")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or(1_000);
             headers.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000).max(1)));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -61,7 +80,9 @@ impl IntoResponse for ApiError {
 pub async fn with_request_id(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
     let sane = |id: &&str| {
-        !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
+        !id.is_empty()
+            && id.len() <= 128
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
     };
     let id = given.filter(sane).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
     let header = HeaderValue::from_str(&id);

@@ -26,7 +26,7 @@ pub fn write_json(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u8>) 
     out.extend_from_slice(envelope.payload.json());
     out.extend_from_slice(b",\"timestamp\":");
     if profile.integer_time() {
-        out.extend_from_slice(envelope.timestamp_ms.to_string().as_bytes());
+        push_number(out, envelope.timestamp_ms);
     } else {
         out.push(b'"');
         push_rfc3339(out, envelope.timestamp_ms);
@@ -42,7 +42,7 @@ pub fn write_json(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u8>) 
     }
     if let Some(position) = envelope.position {
         out.extend_from_slice(b",\"offset\":");
-        out.extend_from_slice(position.offset.to_string().as_bytes());
+        push_number(out, position.offset);
         out.extend_from_slice(b",\"epoch\":\"");
         out.extend_from_slice(position.epoch.as_str().as_bytes());
         out.extend_from_slice(b"\",\"tag\":\"");
@@ -68,6 +68,11 @@ pub fn write_json(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u8>) 
         out.push(b']');
     }
     out.push(b'}');
+}
+
+fn push_number(out: &mut Vec<u8>, number: impl std::fmt::Display) {
+    use std::io::Write as _;
+    write!(out, "{number}").expect("writing to a Vec cannot fail");
 }
 
 /// Appends a JSON string literal.

@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use rmp::encode::{write_array_len, write_bool, write_f64, write_map_len, write_nil, write_sint, write_str, write_uint};
+use rmp::encode::{
+    write_array_len, write_bool, write_f64, write_map_len, write_nil, write_sint, write_str,
+    write_uint,
+};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::time::rfc3339;

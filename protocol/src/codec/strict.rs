@@ -51,15 +51,6 @@ pub(crate) enum Field<'a> {
     Other,
 }
 
-impl Field<'_> {
-    pub(crate) fn as_text(&self) -> Option<&str> {
-        match self {
-            Field::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
 /// A document as far as it could be read.
 #[derive(Debug)]
 pub(crate) struct Document<'a> {
@@ -109,7 +100,8 @@ impl<'a> Keys<'a> {
             keys.sort_unstable();
             (1..keys.len()).find(|&at| keys[at - 1].0 == keys[at].0)
         };
-        let problem = twice.map(|at| Problem { reason: "a key stands twice in an object", byte: keys[at].1 });
+        let problem =
+            twice.map(|at| Problem { reason: "a key stands twice in an object", byte: keys[at].1 });
         self.open.truncate(from);
         problem.map_or(Ok(()), Err)
     }

@@ -61,7 +61,11 @@ impl Compiler {
 
     fn count(&mut self) -> Result<(), InvalidFilter> {
         self.conditions += 1;
-        if self.conditions > CONDITIONS_MAX { self.fail("more than 256 conditions") } else { Ok(()) }
+        if self.conditions > CONDITIONS_MAX {
+            self.fail("more than 256 conditions")
+        } else {
+            Ok(())
+        }
     }
 
     fn condition(&mut self, document: &Value) -> Result<Condition, InvalidFilter> {
@@ -144,7 +148,11 @@ impl Compiler {
     fn list(&mut self, operand: &Value) -> Result<Vec<Value>, InvalidFilter> {
         let Value::Array(values) = operand else { return self.fail("expected a list") };
         self.values += values.len();
-        if self.values > VALUES_MAX { self.fail("more than 1,024 values") } else { Ok(values.clone()) }
+        if self.values > VALUES_MAX {
+            self.fail("more than 1,024 values")
+        } else {
+            Ok(values.clone())
+        }
     }
 
     fn comparison(&self, comparison: Comparison, operand: &Value) -> Result<Test, InvalidFilter> {

@@ -50,7 +50,10 @@ fn operators_select_as_the_contract_says() {
         assert_eq!(passes(&filter, &payload), expected, "{filter}");
     }
     assert!(!passes(&json!({"n": 1}), &json!("no object")));
-    assert!(!passes(&json!({"id": 9_007_199_254_740_993_u64}), &json!({"id": 9_007_199_254_740_992_u64})));
+    assert!(!passes(
+        &json!({"id": 9_007_199_254_740_993_u64}),
+        &json!({"id": 9_007_199_254_740_992_u64})
+    ));
 }
 
 #[test]
@@ -79,7 +82,8 @@ fn a_wrong_document_is_refused_with_its_place() {
 
 #[test]
 fn the_source_does_not_depend_on_the_order_of_keys() {
-    let filter = |text: &str| Filter::new(&serde_json::from_str(text).expect("JSON")).expect("a filter");
+    let filter =
+        |text: &str| Filter::new(&serde_json::from_str(text).expect("JSON")).expect("a filter");
     let one = filter(r#"{"b": 1, "a": {"$in": [2, 1]}}"#);
     let two = filter(r#"{"a": {"$in": [2, 1]}, "b": 1}"#);
     assert_eq!(one.source(), two.source());

@@ -80,8 +80,10 @@ impl Routes {
             relay,
             history,
         };
-        let chat = json!({"userId": "$user_id", "text": "$payload.text", "timestamp": "$timestamp_ms"});
-        let indicator = |typing| json!({"userId": "$user_id", "isTyping": typing, "channel": "$channel"});
+        let chat =
+            json!({"userId": "$user_id", "text": "$payload.text", "timestamp": "$timestamp_ms"});
+        let indicator =
+            |typing| json!({"userId": "$user_id", "isTyping": typing, "channel": "$channel"});
         let sender = json!({"user_id": "$user_id"});
         let none = json!({});
         vec![
@@ -100,12 +102,18 @@ impl Routes {
     /// A row that re-types to, or from, a type that is the server's.
     pub fn with(operators: Vec<Route>) -> Result<Self, InvalidRoute> {
         for route in &operators {
-            let fail = |problem: &str| InvalidRoute { from: route.from.clone(), problem: problem.to_owned() };
+            let fail = |problem: &str| InvalidRoute {
+                from: route.from.clone(),
+                problem: problem.to_owned(),
+            };
             if route.from.is_empty() || route.to.is_empty() {
                 return Err(fail("`from` and `to` are required"));
             }
             if super::is_reserved(&route.from) || super::is_control(&route.to) {
                 return Err(fail("control types cannot be routed"));
+            }
+            if super::is_request(&route.from) {
+                return Err(fail("this type is a request to the server and is never routed"));
             }
         }
         let mut rows = operators;
@@ -128,14 +136,6 @@ impl Route {
         payload: &Value,
         sender: Sender<'_>,
     ) -> Result<ClientPublish, Refusal> {
-        let parsed;
-        // A routed message with a top-level channel was not parsed yet.
-        let payload = if payload.is_null() {
-            parsed = message.payload.to_value();
-            &parsed
-        } else {
-            payload
-        };
         let channel = target(message, payload)?;
         let mut outgoing = if self.payload.is_empty() {
             match payload {
@@ -150,6 +150,13 @@ impl Route {
             match fill(template, &channel, payload, sender) {
                 Some(value) => outgoing.insert(field.clone(), value),
                 None => outgoing.remove(field),
+            };
+        }
+        // The other spelling of the sender is as little the client's as the one the row sets (R4).
+        if self.relay && !self.payload.contains_key("userId") && outgoing.contains_key("userId") {
+            match sender.user {
+                Some(user) => outgoing.insert("userId".to_owned(), user.into()),
+                None => outgoing.remove("userId"),
             };
         }
         Ok(ClientPublish {
@@ -178,7 +185,12 @@ fn target(message: &ClientMessage, payload: &Value) -> Result<ChannelName, Refus
     }
 }
 
-fn fill(template: &Value, channel: &ChannelName, payload: &Value, sender: Sender<'_>) -> Option<Value> {
+fn fill(
+    template: &Value,
+    channel: &ChannelName,
+    payload: &Value,
+    sender: Sender<'_>,
+) -> Option<Value> {
     let Value::String(text) = template else { return Some(template.clone()) };
     let Some(variable) = text.strip_prefix('$') else { return Some(template.clone()) };
     match variable {

@@ -168,7 +168,10 @@ impl Assembler {
         }
         let room = self.message_bytes_max - begun.map_or(0, |message| message.bytes.len());
         if header.payload_bytes > room as u64 {
-            return Err(Violation { code: CloseCode::TooLarge, problem: "a message over the limit" });
+            return Err(Violation {
+                code: CloseCode::TooLarge,
+                problem: "a message over the limit",
+            });
         }
         Ok(())
     }
@@ -265,7 +268,10 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
         return Err(Violation::protocol("a close code that may not be sent"));
     }
     if std::str::from_utf8(reason).is_err() {
-        return Err(Violation { code: CloseCode::InvalidUtf8, problem: "a close reason is not UTF-8" });
+        return Err(Violation {
+            code: CloseCode::InvalidUtf8,
+            problem: "a close reason is not UTF-8",
+        });
     }
     Ok(Some(code))
 }

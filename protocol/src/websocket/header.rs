@@ -74,7 +74,9 @@ impl Header {
         let Some(extended) = bytes.get(2..2 + length_bytes) else { return Ok(None) };
         let extended = extended.iter().fold(0_u64, |length, byte| length << 8 | u64::from(*byte));
         let payload_bytes = match short {
-            126 if extended < 126 => return Err(Violation::protocol("a length not in its shortest form")),
+            126 if extended < 126 => {
+                return Err(Violation::protocol("a length not in its shortest form"));
+            }
             127 if extended <= 0xFFFF => {
                 return Err(Violation::protocol("a length not in its shortest form"));
             }

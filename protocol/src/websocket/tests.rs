@@ -75,7 +75,11 @@ fn violations_close_with_the_code_of_the_rfc() {
         ("fragmented ping", client_frame(0x09, b""), 1002),
         ("long ping", client_frame(0x89, &[0; 126]), 1002),
         ("continuation of nothing", client_frame(0x80, b"a"), 1002),
-        ("new inside fragmented", [client_frame(0x01, b"a"), client_frame(0x81, b"b")].concat(), 1002),
+        (
+            "new inside fragmented",
+            [client_frame(0x01, b"a"), client_frame(0x81, b"b")].concat(),
+            1002,
+        ),
         ("length not shortest", vec![0x82, 0xFE, 0, 5, 0, 0, 0, 0], 1002),
         ("length over 63 bits", vec![0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1002),
         ("close of one byte", client_frame(0x88, &[3]), 1002),
@@ -128,9 +132,10 @@ fn control_frames_may_stand_between_fragments() {
         client_frame(0x81, b"after the close"),
     ]
     .concat();
-    let expected: Vec<String> = ["Ping([112])", "Pong", "Text(\"Hé\")", "Binary([])", "Close(None)"]
-        .map(str::to_owned)
-        .into();
+    let expected: Vec<String> =
+        ["Ping([112])", "Pong", "Text(\"Hé\")", "Binary([])", "Close(None)"]
+            .map(str::to_owned)
+            .into();
     assert_eq!(at_once(&stream), (expected.clone(), None));
     assert_eq!(byte_by_byte(&stream), (expected, None));
 }
@@ -179,7 +184,8 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         payload.clone().prop_map(|payload| client_frame(0x82, &payload)),
         "\\PC{0,30}".prop_map(|text| {
             let (one, two) = text.as_bytes().split_at(text.len() / 2);
-            [client_frame(0x01, one), client_frame(0x89, b"between"), client_frame(0x80, two)].concat()
+            [client_frame(0x01, one), client_frame(0x89, b"between"), client_frame(0x80, two)]
+                .concat()
         }),
         Just(client_frame(0x8A, b"")),
         (any::<u8>(), payload).prop_map(|(first, payload)| client_frame(first, &payload)),

@@ -43,7 +43,14 @@ struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     fn new(text: &'a str) -> Self {
-        Self { text, bytes: text.as_bytes(), at: 0, line_breaks: 0, keys: Keys::default(), objection: None }
+        Self {
+            text,
+            bytes: text.as_bytes(),
+            at: 0,
+            line_breaks: 0,
+            keys: Keys::default(),
+            objection: None,
+        }
     }
 
     fn object_to(&mut self, reason: &'static str, byte: usize) {
@@ -80,14 +87,22 @@ impl<'a> Scanner<'a> {
 
     fn end(&mut self) -> Result<(), Problem> {
         self.whitespace();
-        if self.at < self.bytes.len() { self.fail("more after the end of the document") } else { Ok(()) }
+        if self.at < self.bytes.len() {
+            self.fail("more after the end of the document")
+        } else {
+            Ok(())
+        }
     }
 
     fn payload(&mut self, depth: usize) -> Result<Payload, Problem> {
         let (from, line_breaks) = (self.at, self.line_breaks);
         self.value(depth)?;
         let raw = &self.bytes[from..self.at];
-        Ok(Payload::from_json(if self.line_breaks == line_breaks { raw.to_vec() } else { compact(raw) }))
+        Ok(Payload::from_json(if self.line_breaks == line_breaks {
+            raw.to_vec()
+        } else {
+            compact(raw)
+        }))
     }
 
     fn value(&mut self, depth: usize) -> Result<(), Problem> {

@@ -94,7 +94,8 @@ impl<'a> Reader<'a> {
         let from = self.at;
         let token = self.token()?;
         if depth > DEPTH_MAX && matches!(token, Token::Array(_) | Token::Map(_)) {
-            self.objection.get_or_insert(Problem { reason: "nested deeper than 128 levels", byte: from });
+            self.objection
+                .get_or_insert(Problem { reason: "nested deeper than 128 levels", byte: from });
             self.at = from;
             return self.pass_over();
         }
@@ -147,16 +148,13 @@ impl<'a> Reader<'a> {
         let first_key = self.keys.len();
         for _ in 0..pairs {
             let from = self.at;
-            let key = match self.token()? {
-                Token::Text(key) => key,
-                _ => {
-                    let problem = Problem { reason: "a key that is no string", byte: from };
-                    self.objection.get_or_insert(problem);
-                    self.at = from;
-                    self.pass_over()?;
-                    self.pass_over()?;
-                    continue;
-                }
+            let Token::Text(key) = self.token()? else {
+                self.objection
+                    .get_or_insert(Problem { reason: "a key that is no string", byte: from });
+                self.at = from;
+                self.pass_over()?;
+                self.pass_over()?;
+                continue;
             };
             member(self, key)?;
             self.keys.push(Cow::Borrowed(key), from);
@@ -228,7 +226,9 @@ impl<'a> Reader<'a> {
             Marker::Ext8 => self.length::<1>().and_then(|length| self.extension(length, from))?,
             Marker::Ext16 => self.length::<2>().and_then(|length| self.extension(length, from))?,
             Marker::Ext32 => self.length::<4>().and_then(|length| self.extension(length, from))?,
-            Marker::Reserved => return Err(Problem { reason: "a byte that MessagePack never uses", byte: from }),
+            Marker::Reserved => {
+                return Err(Problem { reason: "a byte that MessagePack never uses", byte: from });
+            }
         })
     }
 
@@ -236,16 +236,18 @@ impl<'a> Reader<'a> {
         if value.is_finite() {
             return Token::Float(value);
         }
-        self.objection.get_or_insert(Problem { reason: "a number that JSON cannot hold", byte: from });
+        self.objection
+            .get_or_insert(Problem { reason: "a number that JSON cannot hold", byte: from });
         Token::Refused
     }
 
     fn text(&mut self, length: usize) -> Result<Token<'a>, Problem> {
         let from = self.at;
         let bytes = self.slice(length)?;
-        std::str::from_utf8(bytes)
-            .map(Token::Text)
-            .map_err(|error| Problem { reason: "a string is not UTF-8", byte: from + error.valid_up_to() })
+        std::str::from_utf8(bytes).map(Token::Text).map_err(|error| Problem {
+            reason: "a string is not UTF-8",
+            byte: from + error.valid_up_to(),
+        })
     }
 
     fn binary(&mut self, length: usize) -> Result<Token<'a>, Problem> {
