@@ -35,6 +35,13 @@ pub use redis_store::RedisNotifications;
 
 use crate::store::{NotificationId, Page, StoreError};
 
+/// Every script that keeps notifications in Redis.
+pub(crate) fn scripts() -> Vec<&'static crate::store::Script> {
+    let mut scripts = redis_store::scripts();
+    scripts.extend(redis_outbox::scripts());
+    scripts
+}
+
 /// What bounds stored notifications.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotificationLimits {

@@ -13,7 +13,7 @@ pub use moment::{InvalidMoment, Moment};
 pub use scripts::{RedisCommands, ScriptCall};
 
 pub(crate) use ids::{bucket_digits, sortable as sortable_id, spread};
-pub(crate) use scripts::{decode, pairs};
+pub(crate) use scripts::{Script, decode, pairs};
 
 use serde::Deserialize;
 
@@ -112,6 +112,13 @@ impl Default for Page {
     fn default() -> Self {
         Self { number: 1, size: Self::SIZE_DEFAULT }
     }
+}
+
+/// Every script of the stores, for whoever loads scripts ahead of their use.
+#[allow(dead_code, reason = "the Redis broker calls it once it serves the stores")]
+pub(crate) fn script_texts() -> impl Iterator<Item = &'static str> {
+    let notifications = crate::notifications::scripts().into_iter();
+    notifications.chain(crate::subscriptions::scripts()).map(Script::text)
 }
 
 /// Reads `null` like an absent field: clients of the document write both.

@@ -28,6 +28,11 @@ pub use redis_store::RedisSubscriptions;
 
 use crate::store::{Page, StoreError, SubscriptionId};
 
+/// Every script that keeps subscriptions in Redis.
+pub(crate) fn scripts() -> Vec<&'static crate::store::Script> {
+    redis_store::scripts()
+}
+
 /// What bounds stored subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscriptionLimits {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use carillon_protocol::UserId;
 use carillon_protocol::channel::escape_segment;
-use redis::{Script, Value};
+use redis::Value;
 
 use super::NotificationLimits;
 use super::record::{Document, Record};
-use crate::store::{Clock, Moment, RedisCommands, ScriptCall, StoreError, pairs, spread};
+use crate::store::{Clock, Moment, RedisCommands, Script, ScriptCall, StoreError, pairs, spread};
 
 /// Outboxes where keys live on several servers.
 const PARTITIONS: u32 = 16;

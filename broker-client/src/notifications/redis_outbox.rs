@@ -6,13 +6,11 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::Script;
-
 use super::OutboxEntry;
 use super::record::{Document, Record};
 use super::redis_layout::Inner;
 use super::redis_store::{FINISH_WITHIN, TAKE_OUT, script};
-use crate::store::{Moment, ScriptCall, StoreError, decode};
+use crate::store::{Moment, Script, ScriptCall, StoreError, decode};
 
 script!(INDEX inbox "index.lua");
 script!(INDEXED "indexed.lua");
@@ -21,6 +19,11 @@ script!(DELETED "deleted.lua");
 script!(CLAIM "claim.lua");
 script!(ADVANCE "advance.lua");
 script!(ACK "ack.lua");
+
+/// The scripts of this file.
+pub(super) fn scripts() -> Vec<&'static Script> {
+    vec![&INDEX, &INDEXED, &DELETE, &DELETED, &CLAIM, &ADVANCE, &ACK]
+}
 
 /// Inboxes that one script writes where all keys live on one server: a few milliseconds of Redis.
 const INDEXED_TOGETHER: usize = 100;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::UserId;
-use redis::{Script, Value};
+use redis::Value;
 
 use super::record::{Document, Record};
 use super::redis_layout::Inner;
@@ -15,7 +15,9 @@ use super::{
     NewNotification, Notification, NotificationLimits, NotificationPage, NotificationPriority,
     NotificationQuery, NotificationStatus, NotificationStore, NotificationType, OutboxEntry,
 };
-use crate::store::{Clock, Moment, NotificationId, RedisCommands, ScriptCall, StoreError, decode};
+use crate::store::{
+    Clock, Moment, NotificationId, RedisCommands, Script, ScriptCall, StoreError, decode,
+};
 
 macro_rules! script {
     ($name:ident $file:literal) => {
@@ -40,6 +42,23 @@ script!(READ "read.lua");
 script!(DELIVERED "delivered.lua");
 script!(PENDING inbox "pending.lua");
 script!(TAKE_OUT inbox "take_out.lua");
+
+/// The scripts of this file.
+pub(super) fn scripts() -> Vec<&'static Script> {
+    vec![
+        &CREATE,
+        &RECORD,
+        &HOLDS,
+        &LIST,
+        &UNREAD_COUNT,
+        &UNREAD_IDS,
+        &SETTLE,
+        &READ,
+        &DELIVERED,
+        &PENDING,
+        &TAKE_OUT,
+    ]
+}
 
 /// Ids that one script settles.
 const SETTLE_MAX: usize = 1_000;

@@ -3,12 +3,30 @@
 
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
-use redis::{FromRedisValue, Script, Value};
+use redis::{Cmd, FromRedisValue, Value};
 
 use crate::BrokerError;
 
 /// Scripts of one batch that are in flight at once.
 const IN_FLIGHT_MAX: usize = 512;
+
+/// A script's text and digest.
+#[derive(Debug)]
+pub(crate) struct Script {
+    text: &'static str,
+    digest: String,
+}
+
+impl Script {
+    pub(crate) fn new(text: &'static str) -> Self {
+        Self { text, digest: redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    /// What a server is taught with SCRIPT LOAD.
+    pub(crate) fn text(&self) -> &'static str {
+        self.text
+    }
+}
 
 /// One script with its keys and arguments. All its keys share one hash tag.
 #[derive(Clone, Debug)]
@@ -32,23 +50,36 @@ impl ScriptCall {
         self.arg(argument.to_string())
     }
 
-    /// The key that decides where it runs.
+    /// The hash tag that decides where it runs, without its braces.
     #[must_use]
-    pub fn slot_key(&self) -> &str {
-        self.keys.first().map_or("", String::as_str)
+    pub fn hash_tag(&self) -> &str {
+        let key = self.keys.first().map_or("", String::as_str);
+        let tag = key.split_once('{').and_then(|(_, after)| after.split_once('}'));
+        tag.map_or(key, |(tag, _)| tag)
     }
 
-    /// Ready for `invoke_async`, which loads the script where the server does not know it.
+    /// The call by digest; a server that does not know the script answers NOSCRIPT.
     #[must_use]
-    pub fn invocation(&self) -> redis::ScriptInvocation<'static> {
-        let mut invocation = self.script.prepare_invoke();
+    pub fn command(&self) -> Cmd {
+        self.command_with("EVALSHA", &self.script.digest)
+    }
+
+    /// The same with the script's text, which teaches it to the server.
+    #[must_use]
+    pub fn teaching_command(&self) -> Cmd {
+        self.command_with("EVAL", self.script.text)
+    }
+
+    fn command_with(&self, verb: &str, script: &str) -> Cmd {
+        let mut command = redis::cmd(verb);
+        command.arg(script).arg(self.keys.len());
         for key in &self.keys {
-            invocation.key(key);
+            command.arg(key);
         }
         for argument in &self.arguments {
-            invocation.arg(argument);
+            command.arg(argument);
         }
-        invocation
+        command
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 use carillon_protocol::channel::escape_segment;
-use redis::Script;
 
 use super::record::{Record, bucket_of};
 use super::{
@@ -15,7 +14,7 @@ use super::{
     SubscriptionStatus, SubscriptionStore, paged,
 };
 use crate::store::{
-    Clock, Moment, Page, RedisCommands, ScriptCall, StoreError, SubscriptionId, decode,
+    Clock, Moment, Page, RedisCommands, Script, ScriptCall, StoreError, SubscriptionId, decode,
 };
 
 macro_rules! script {
@@ -31,6 +30,11 @@ script!(DELETE "delete.lua");
 script!(ONE "one.lua");
 script!(ALL "all.lua");
 static WAY: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("way.lua")));
+
+/// The scripts of this file.
+pub(super) fn scripts() -> Vec<&'static Script> {
+    vec![&CREATE, &REPLACE, &DELETE, &ONE, &ALL, &WAY]
+}
 
 /// Changes that others may make to one subscription while we change it.
 const ATTEMPTS_MAX: u32 = 32;

@@ -207,7 +207,13 @@ impl RedisCommands for Link {
             return Err(BrokerError::unavailable("the node is dead"));
         }
         let mut connection = self.connection.clone();
-        call.invocation().invoke_async(&mut connection).await.map_err(BrokerError::unavailable)
+        match call.command().query_async(&mut connection).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                call.teaching_command().query_async(&mut connection).await
+            }
+            other => other,
+        }
+        .map_err(BrokerError::unavailable)
     }
 
     fn prefix(&self) -> &str {
