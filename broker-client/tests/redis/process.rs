@@ -20,6 +20,8 @@ pub(crate) struct RedisProcess {
     pub(crate) port: u16,
     directory: tempfile::TempDir,
     arguments: Vec<String>,
+    /// Whole command line instead, for servers that are configured by file.
+    other: Option<Vec<String>>,
     running: Option<Running>,
 }
 
@@ -36,7 +38,13 @@ impl RedisProcess {
         // A cluster's bus takes the port 10,000 above.
         let port = if port > 50_000 { port - 20_000 } else { port };
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self { port, directory: tempfile::tempdir().expect("a directory"), arguments, running: None }
+        Self {
+            port,
+            directory: tempfile::tempdir().expect("a directory"),
+            arguments,
+            other: None,
+            running: None,
+        }
     }
 
     /// A running server without persistence.
@@ -51,17 +59,32 @@ impl RedisProcess {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
+    /// This command line, whole, from the next start on.
+    pub(crate) fn be(&mut self, arguments: &[&str]) {
+        self.other = Some(arguments.iter().map(|&argument| argument.to_owned()).collect());
+    }
+
     /// Starts the server at its port and waits until it answers.
     pub(crate) fn start_again(&mut self) {
-        let mut keeper = Command::new("sh")
-            .args(["-c", KEEPER, "sh", "--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--dir"])
-            .arg(self.directory.path())
-            .args(&self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a shell");
+        let mut command = Command::new("sh");
+        command.args(["-c", KEEPER, "sh"]);
+        match &self.other {
+            Some(arguments) => command.args(arguments),
+            None => command
+                .args([
+                    "--port",
+                    &self.port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--dir",
+                ])
+                .arg(self.directory.path())
+                .args(&self.arguments),
+        };
+        let mut keeper =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
         let mut pid = String::new();
         let stdout = keeper.stdout.take().expect("piped");
         BufReader::new(stdout).read_line(&mut pid).expect("the server's id");
