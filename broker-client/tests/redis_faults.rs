@@ -12,7 +12,7 @@ mod process;
 use std::time::Duration;
 
 use carillon_broker_client::{
-    Broker, BrokerError, ConnectionRecord, Event, Health, RedisMode, RedisTls,
+    Broker, BrokerError, ConnectionRecord, Event, Health, Publish, RedisMode, RedisTls, Retention,
 };
 use carillon_protocol::{ConnectionId, UserId};
 use tokio::time::Instant;
@@ -248,6 +248,26 @@ async fn a_restricted_user_is_enough() {
     node.broker.register(&record, 10).await.expect("registered");
     node.broker.count("poll", Duration::from_secs(60)).await.expect("counted");
     node.broker.retire().await.expect("retired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_of_what_is_too_old_is_given_back_while_publishing_goes_on() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    let retention = Some(Retention { size: 1_000, age: Duration::from_secs(1) });
+    let batch =
+        |count| (0..count).map(|_| Publish { retention, ..kept(&name, "m") }).collect::<Vec<_>>();
+    for count in [100, 1, 27] {
+        let receipts = node.broker.publish_batch(batch(count)).await;
+        assert!(receipts.iter().all(Result::is_ok));
+        tokio::time::sleep(Duration::from_millis(if count == 27 { 0 } else { 600 })).await;
+    }
+    assert_eq!(
+        server.cli(&["XLEN", "t:{room:a}:h"]),
+        "28",
+        "the first hundred are gone from Redis"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 const KEEPER: &str = r#"redis-server "$@" >/dev/null 2>&1 & server=$!
@@ -33,10 +34,7 @@ struct Running {
 impl RedisProcess {
     /// A port and a directory, and nobody there yet.
     pub(crate) fn absent(arguments: &[&str]) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
-        let port = listener.local_addr().expect("a bound socket").port();
-        // A cluster's bus takes the port 10,000 above.
-        let port = if port > 50_000 { port - 20_000 } else { port };
+        let port = free_port();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         Self {
             port,
@@ -137,5 +135,19 @@ impl RedisProcess {
 impl Drop for RedisProcess {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A port below those that outgoing connections take, so that none of them can be faster; a cluster's bus, 10,000
+/// above, stays below them too.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 500).expect("below 500") * 20;
+    loop {
+        let port = 12_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return port;
+        }
     }
 }
