@@ -21,6 +21,7 @@ mod resp;
 mod scripts;
 mod sentinel;
 mod settings;
+mod stores;
 mod tls;
 
 use std::sync::Arc;

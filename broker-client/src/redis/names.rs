@@ -20,6 +20,11 @@ pub(super) const ALL: &str = "all";
 pub(super) const INBOUND: &str = "inbound";
 
 impl Names {
+    /// The prefix of every key and channel.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Braces in the prefix would become the hash tag of every key: they are written `_`.
     pub(super) fn new(prefix: &str, node: &NodeId) -> Self {
         Self { prefix: prefix.replace(['{', '}'], "_"), node: node.clone() }

@@ -42,11 +42,14 @@ impl Source {
     }
 }
 
-/// Loads every script.
+/// Loads every script, the stores' too.
 pub(super) fn load_all() -> (Pipeline, usize) {
-    let mut pipeline = Pipeline::with_capacity(ALL.len());
-    for source in ALL {
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(source.text);
+    let mut pipeline = Pipeline::new();
+    let mut count = 0;
+    let stores = crate::store::script_texts();
+    for text in ALL.iter().map(|source| source.text).chain(stores) {
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(text);
+        count += 1;
     }
-    (pipeline, ALL.len())
+    (pipeline, count)
 }
