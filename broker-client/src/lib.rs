@@ -11,6 +11,7 @@ mod broker;
 mod error;
 mod memory;
 mod node;
+mod polls;
 mod redis;
 
 pub use broker::{
@@ -21,4 +22,5 @@ pub use broker::{
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
 pub use node::{NodeId, NodeRecord};
+pub use polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState, PollStore};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};

@@ -7,6 +7,7 @@ mod address;
 mod commands;
 mod hearing;
 mod names;
+mod polls;
 mod publishing;
 mod registry;
 mod resp;

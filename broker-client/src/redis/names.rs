@@ -74,6 +74,13 @@ impl Names {
         format!("{}:inbound", self.prefix)
     }
 
+    /// A user's poll answers: pages, and the state beside them.
+    pub(super) fn polls(&self, user: &UserId) -> (String, String) {
+        let key = format!("{}:p:{{{}}}", self.prefix, escape_segment(user.as_str()));
+        let state = format!("{key}:s");
+        (key, state)
+    }
+
     pub(super) fn counter(&self, key: &str) -> String {
         format!("{}:c:{key}", self.prefix)
     }

@@ -18,6 +18,8 @@ scripts! {
     REGISTER "register.lua"
     BEAT "beat.lua"
     COUNT "count.lua"
+    FIND_POLL_PAGES "find_poll_pages.lua"
+    KEEP_POLL_PAGE "keep_poll_page.lua"
 }
 
 /// A script's text and digest.
