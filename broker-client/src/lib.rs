@@ -12,6 +12,7 @@ mod error;
 mod memory;
 mod node;
 mod notifications;
+mod polls;
 mod redis;
 mod store;
 mod subscriptions;
@@ -39,3 +40,4 @@ pub use subscriptions::{
     SubscriptionPage, SubscriptionPatch, SubscriptionQuery, SubscriptionStatus, SubscriptionStore,
     SubscriptionType,
 };
+pub use polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState, PollStore};
