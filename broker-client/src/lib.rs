@@ -24,12 +24,12 @@ pub use broker::{
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
+pub use node::{NodeId, NodeRecord};
 pub use notifications::{
     MemoryNotifications, NewNotification, Notification, NotificationAction, NotificationLimits,
     NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
     NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
 };
-pub use node::{NodeId, NodeRecord};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
