@@ -176,7 +176,7 @@ pub struct RateCount {
 
 /// See the module. Implementations are cheap handles.
 #[async_trait]
-pub trait Broker: Send + Sync + 'static {
+pub trait Broker: crate::PresenceStore {
     /// Publishes one message. Two calls one after the other keep their order.
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError>;
 

@@ -11,6 +11,7 @@ mod broker;
 mod error;
 mod memory;
 mod node;
+pub mod presence;
 mod redis;
 
 pub use broker::{
@@ -20,4 +21,5 @@ pub use broker::{
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
 pub use node::{NodeId, NodeRecord};
+pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};

@@ -7,6 +7,7 @@ mod address;
 mod commands;
 mod hearing;
 mod names;
+mod presence;
 mod publishing;
 mod registry;
 mod resp;
@@ -49,6 +50,7 @@ struct Inner {
     commands: Arc<Commands>,
     hearing: Hearing,
     registry: Registry,
+    held: presence::Held,
     _stop: DropGuard,
 }
 
@@ -72,7 +74,7 @@ impl RedisBroker {
         let hearing = Hearing::start(settings, names.clone(), Arc::clone(&commands), events, &tasks, &stop);
         tasks.close();
         let registry = Registry::new(node.clone());
-        let inner = Inner { node, names, commands, hearing, registry, _stop: stop.drop_guard() };
+        let inner = Inner { node, names, commands, hearing, registry, held: presence::Held::default(), _stop: stop.drop_guard() };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
@@ -130,7 +132,8 @@ impl Broker for RedisBroker {
     }
 
     async fn retire(&self) -> Result<(), BrokerError> {
-        self.inner.registry.retire(&self.inner.commands, &self.inner.names).await
+        let presence = self.inner.retire_presence().await;
+        self.inner.registry.retire(&self.inner.commands, &self.inner.names).await.and(presence)
     }
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {

@@ -74,6 +74,11 @@ impl Names {
         format!("{}:inbound", self.prefix)
     }
 
+    /// A key of presence; `redis/presence.rs` knows which.
+    pub(super) fn presence(&self, key: &str) -> String {
+        format!("{}:{key}", self.prefix)
+    }
+
     pub(super) fn counter(&self, key: &str) -> String {
         format!("{}:c:{key}", self.prefix)
     }

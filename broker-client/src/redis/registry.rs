@@ -143,6 +143,21 @@ impl Registry {
         Ok(())
     }
 
+    /// Nodes alive at the last beat.
+    pub(super) fn living(&self) -> std::sync::Arc<HashSet<String>> {
+        self.living.load_full()
+    }
+
+    /// Users with a connection on this node.
+    pub(super) fn users(&self) -> HashSet<UserId> {
+        self.own.lock().values().cloned().collect()
+    }
+
+    /// Connections of a user on this node.
+    pub(super) fn connections_here(&self, user: &UserId) -> usize {
+        self.own.lock().values().filter(|own| *own == user).count()
+    }
+
     pub(super) async fn retire(&self, commands: &Commands, names: &Names) -> Result<(), BrokerError> {
         let mut command = redis::cmd("HDEL");
         command.arg(names.nodes()).arg(self.node.as_str());
@@ -152,8 +167,8 @@ impl Registry {
     }
 }
 
-/// Removes what a node registered, in chunks.
-async fn sweep(commands: &Commands, names: &Names, node: &str) -> Result<(), BrokerError> {
+/// Removes what a node registered, in chunks. May be repeated.
+pub(super) async fn sweep(commands: &Commands, names: &Names, node: &str) -> Result<(), BrokerError> {
     let index = names.node_connections(node);
     let mut command = redis::cmd("HGETALL");
     command.arg(&index);
@@ -166,6 +181,8 @@ async fn sweep(commands: &Commands, names: &Names, node: &str) -> Result<(), Bro
             }
         }
         commands.pipeline(&pipeline).await?;
+        let users: Vec<&str> = chunk.iter().map(|(_, user)| user.as_str()).collect();
+        super::presence::look_later(commands, names, &users, Duration::ZERO).await?;
     }
     let mut command = redis::cmd("DEL");
     command.arg(&index);

@@ -18,6 +18,12 @@ scripts! {
     REGISTER "register.lua"
     BEAT "beat.lua"
     COUNT "count.lua"
+    PRESENCE_JOIN "presence_join.lua"
+    PRESENCE_LEAVE "presence_leave.lua"
+    PRESENCE_SETTLE "presence_settle.lua"
+    PRESENCE_LOOK "presence_look.lua"
+    PRESENCE_TEND "presence_tend.lua"
+    PRESENCE_SWEPT "presence_swept.lua"
 }
 
 /// A script's text and digest.
