@@ -100,6 +100,10 @@ pub struct HistoryPage {
 }
 
 /// What a node hears.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is a publication; boxing it would cost an allocation each"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A publication on a channel that the node hears.
@@ -194,13 +198,21 @@ pub trait Broker: crate::PresenceStore {
     async fn tops(&self, channels: &[ChannelName]) -> Result<Vec<Position>, BrokerError>;
 
     /// Reads history.
-    async fn history(&self, channel: &ChannelName, query: HistoryQuery) -> Result<HistoryPage, BrokerError>;
+    async fn history(
+        &self,
+        channel: &ChannelName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage, BrokerError>;
 
     /// Forgets a channel's history and begins a new epoch (R17); the new top.
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError>;
 
     /// Registers a connection, unless the user has `limit` connections on live nodes (0: no limit).
-    async fn register(&self, record: &ConnectionRecord, limit: u64) -> Result<Admission, BrokerError>;
+    async fn register(
+        &self,
+        record: &ConnectionRecord,
+        limit: u64,
+    ) -> Result<Admission, BrokerError>;
 
     /// Takes a registration back. Idempotent.
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError>;

@@ -12,14 +12,32 @@ mod error;
 mod memory;
 mod node;
 pub mod presence;
+mod notifications;
 mod redis;
+mod store;
+mod subscriptions;
 
 pub use broker::{
-    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage, HistoryQuery,
-    IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt, Retention, Start, Target,
+    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
+    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
+    Retention, Start, Target,
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
+pub use notifications::{
+    MemoryNotifications, NewNotification, Notification, NotificationAction, NotificationLimits,
+    NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
+    NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
+};
 pub use node::{NodeId, NodeRecord};
 pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
-pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisTls};
+pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
+pub use store::{
+    Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
+    StoreError, SubscriptionId,
+};
+pub use subscriptions::{
+    MemorySubscriptions, NewSubscription, RedisSubscriptions, Subscription, SubscriptionLimits,
+    SubscriptionPage, SubscriptionPatch, SubscriptionQuery, SubscriptionStatus, SubscriptionStore,
+    SubscriptionType,
+};

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 /// One life of one gateway process: 12 characters of `0–9 a–z`, random. Connection ids begin with it.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
+)]
 pub struct NodeId(Box<str>);
 
 impl NodeId {

@@ -30,6 +30,8 @@ use crate::presence::Presence;
 use crate::relay::{Relay, Told};
 use crate::{clock, operator, transport};
 
+#[cfg(test)]
+pub(crate) use router::client as client_routes;
 pub use signals::run;
 
 /// Handshakes that the kernel keeps for us while all tasks are busy.
@@ -90,6 +92,9 @@ impl App {
         events: Events,
     ) -> Result<Self, StartError> {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
+        if config.server.tls.is_some() {
+            return Err(StartError::Setting("server.tls: end TLS at the balancer; this version does not".to_owned()));
+        }
         let policy = Policy::new(&config).map_err(|error| setting(&error))?;
         let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
         let api_keys = ApiKeys::new(&config.auth.api_keys);
@@ -161,6 +166,7 @@ impl App {
         node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
         node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
+        node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         let routes = router::client(&node);
         node.tasks.spawn(transport::accept::accept(Arc::clone(&node), client, routes, accepting.clone()));
         let operators = axum::serve(operator, operator::router(Arc::clone(&node)))
@@ -180,6 +186,27 @@ impl App {
         }
         accepting.cancel();
         drain::end(&node, &hurry).await;
+    }
+}
+
+/// Refreshes a configured JWK set; follows the verifier when a reload replaces it.
+async fn keep_keys_fresh(node: Arc<Node>) {
+    let mut look = tokio::time::interval(std::time::Duration::from_secs(5));
+    loop {
+        let verifier = node.verifier.load_full();
+        let replaced = async {
+            loop {
+                look.tick().await;
+                if !Arc::ptr_eq(&verifier, &node.verifier.load_full()) {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = verifier.keep_fresh() => {}
+            () = replaced => {}
+            () = node.stop.cancelled() => return,
+        }
     }
 }
 

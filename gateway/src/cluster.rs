@@ -153,9 +153,7 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
             Ok(nodes) => node.cluster.inner.nodes.store(Arc::new(nodes)),
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),
         }
-        let connections = node.hub.connections();
-        let queued = connections.iter().map(|connection| connection.outbox.queued_bytes()).sum();
-        let subscriptions = node.hub.subscriptions();
+        let (subscriptions, queued) = (node.hub.subscriptions(), node.hub.queued_bytes());
         node.metrics.observe(node.broker_is_up(), node.relay.channels_heard(), subscriptions, queued);
     }
 }

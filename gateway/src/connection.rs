@@ -93,7 +93,7 @@ impl Connection {
     pub fn push(&self, message: &ServerMessage) {
         let id = crate::ids::message_id();
         let bytes = encode(&message.envelope(id.as_str(), clock::unix_ms()), self.dress);
-        self.outbox.push_own(bytes, self.dress);
+        self.outbox.push_own(&bytes, self.dress);
     }
 
     /// Queues a message of the server's own and writes what can be written.

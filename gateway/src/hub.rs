@@ -232,6 +232,12 @@ impl Hub {
         self.shards.iter().map(|shard| shard.subscriptions()).sum()
     }
 
+    /// Bytes that wait for the sockets of this node.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.queued_bytes()).sum()
+    }
+
     /// Connections that listen to one channel on this node.
     #[must_use]
     pub fn listeners(&self, channel: &str) -> Vec<Arc<Connection>> {

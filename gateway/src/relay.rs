@@ -221,7 +221,7 @@ impl Relay {
         if let Err(error) = &outcome {
             tracing::debug!(%error, channels = channels.len(), "channels cannot be opened yet");
         }
-        let late = self.inner.interest.opened(&channels, outcome);
+        let late = self.inner.interest.opened(&channels, &outcome);
         let notices: Vec<Notice> =
             late.into_iter().map(|(channel, position)| Notice::Resync(channel, "unavailable", position)).collect();
         if !notices.is_empty() {

@@ -38,7 +38,10 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/users/{user_id}/messages", post(users::message))
         .route("/users/{user_id}/connections", delete(users::disconnect))
         .route("/connections", get(connections::list))
-        .route("/connections/{connection_id}", get(connections::show).delete(connections::disconnect))
+        .route(
+            "/connections/{connection_id}",
+            get(connections::show).delete(connections::disconnect),
+        )
         .route("/connections/{connection_id}/messages", post(connections::message))
         .route("/entities/{entity}/{id}/events", post(entities::publish))
         .route("/events", post(events::create))

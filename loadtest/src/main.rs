@@ -1,2 +1,58 @@
-//! Placeholder.
-fn main() {}
+//! `loadtest`: the load driver, the two servers it compares with, and the bench over all of them.
+//!
+//! An outsider: it knows Carillon only by its protocol, never by its code.
+
+mod floor;
+mod mark;
+mod naive;
+mod process;
+mod publisher;
+mod report;
+mod run;
+mod subscriber;
+mod tally;
+mod target;
+mod token;
+mod websocket;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::net::SocketAddr;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The least a server can do: one write() a delivery, framed once
+    Floor {
+        #[arg(long, default_value = "127.0.0.1:8090")]
+        listen: SocketAddr,
+    },
+    /// The naive server: tungstenite, a task and a broadcast receiver a connection
+    Naive {
+        #[arg(long, default_value = "127.0.0.1:8091")]
+        listen: SocketAddr,
+    },
+    /// One scenario against one server
+    Run(run::Options),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Floor { listen } => floor::serve(listen),
+        Command::Naive { listen } => naive::serve(listen),
+        Command::Run(options) => {
+            let report = run::run(&options)?;
+            if !options.json {
+                eprint!("{}", report.human());
+            }
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(())
+        }
+    }
+}

@@ -14,14 +14,27 @@ pub struct ChannelName(Arc<str>);
 
 /// The text is no channel name: wrong length or alphabet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a channel name is 1 to {CHANNEL_BYTES_MAX} bytes of A–Z a–z 0–9 _ - . : / @ = + ~ ! $ ; %")]
+#[error(
+    "a channel name is 1 to {CHANNEL_BYTES_MAX} bytes of A–Z a–z 0–9 _ - . : / @ = + ~ ! $ ; %"
+)]
 pub struct InvalidChannel;
 
 const fn is_channel_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,
-            b'_' | b'-' | b'.' | b':' | b'/' | b'@' | b'=' | b'+' | b'~' | b'!' | b'$' | b';' | b'%'
+            b'_' | b'-'
+                | b'.'
+                | b':'
+                | b'/'
+                | b'@'
+                | b'='
+                | b'+'
+                | b'~'
+                | b'!'
+                | b'$'
+                | b';'
+                | b'%'
         )
 }
 
@@ -165,13 +178,15 @@ impl Pattern {
             } else if let Some(after) = rest.strip_prefix('{') {
                 let Some(end) = after.find('}') else { return fail("`{` without `}`") };
                 let name = &after[..end];
-                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+                if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                {
                     return fail("a placeholder is `{name}`");
                 }
                 parts.push(Part::Segment(name.to_owned()));
                 rest = &after[end + 1..];
             } else {
-                let end = rest.find("**").into_iter().chain(rest.find('{')).min().unwrap_or(rest.len());
+                let end =
+                    rest.find("**").into_iter().chain(rest.find('{')).min().unwrap_or(rest.len());
                 let literal = &rest[..end];
                 if !literal.bytes().all(is_channel_byte) {
                     return fail("holds a character that no channel name may hold");
@@ -203,7 +218,8 @@ impl Pattern {
                 }
                 Part::Segment(name) => {
                     let last = index + 1 == self.parts.len();
-                    let end = if last { rest.len() } else { rest.find([':', '.']).unwrap_or(rest.len()) };
+                    let end =
+                        if last { rest.len() } else { rest.find([':', '.']).unwrap_or(rest.len()) };
                     if end == 0 {
                         return None;
                     }
@@ -236,7 +252,10 @@ mod tests {
 
     #[test]
     fn a_last_placeholder_takes_the_rest_and_others_one_segment() {
-        assert_eq!(captured("entity:{name}:{id}", "entity:Task:v1.2"), Some(vec!["Task".into(), "v1.2".into()]));
+        assert_eq!(
+            captured("entity:{name}:{id}", "entity:Task:v1.2"),
+            Some(vec!["Task".into(), "v1.2".into()])
+        );
         assert_eq!(captured("user.{id}.**", "user.42.messages"), Some(vec!["42".into()]));
         assert_eq!(captured("user.{id}.**", "user.42."), None);
         assert_eq!(captured("user:{id}", "user:"), None);

@@ -31,7 +31,8 @@ pub struct InvalidJson {
 /// What a client's message is refused for too (R24): duplicate keys, depth over 128 with the body
 /// counted, numbers out of range, malformed text.
 pub fn compact_json(raw: &str) -> Result<Payload, InvalidJson> {
-    strict::compact_json(raw).map_err(|problem| InvalidJson { reason: problem.reason, byte: problem.byte })
+    strict::compact_json(raw)
+        .map_err(|problem| InvalidJson { reason: problem.reason, byte: problem.byte })
 }
 
 /// The codec of a WebSocket connection.

@@ -100,12 +100,22 @@ impl Since {
     #[must_use]
     pub fn new(epoch: &str, offset: u64, tag: Option<&str>) -> Self {
         let parsed = tag.and_then(Tag::parse);
-        Self { epoch: Epoch::parse(epoch), offset, tag: parsed, foreign_tag: tag.is_some() && parsed.is_none() }
+        Self {
+            epoch: Epoch::parse(epoch),
+            offset,
+            tag: parsed,
+            foreign_tag: tag.is_some() && parsed.is_none(),
+        }
     }
 }
 
 impl From<Position> for Since {
     fn from(position: Position) -> Self {
-        Self { epoch: Some(position.epoch), offset: position.offset, tag: Some(position.tag), foreign_tag: false }
+        Self {
+            epoch: Some(position.epoch),
+            offset: position.offset,
+            tag: Some(position.tag),
+            foreign_tag: false,
+        }
     }
 }

@@ -169,7 +169,9 @@ impl Publication {
         let mut exclude = Exclude::default();
         if flags & HAS_EXCLUDE != 0 {
             for _ in 0..reader.varint()? {
-                exclude.connections.push(ConnectionId::new(reader.text()?).map_err(|_| InvalidBody)?);
+                exclude
+                    .connections
+                    .push(ConnectionId::new(reader.text()?).map_err(|_| InvalidBody)?);
             }
             for _ in 0..reader.varint()? {
                 exclude.users.push(UserId::new(reader.text()?).map_err(|_| InvalidBody)?);
@@ -237,7 +239,8 @@ impl Reader<'_> {
 
     fn bytes(&mut self) -> Result<Bytes, InvalidBody> {
         let length = usize::try_from(self.varint()?).map_err(|_| InvalidBody)?;
-        let end = self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
+        let end =
+            self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
         let bytes = self.body.slice(self.at..end);
         self.at = end;
         Ok(bytes)
@@ -245,7 +248,8 @@ impl Reader<'_> {
 
     fn text(&mut self) -> Result<&str, InvalidBody> {
         let length = usize::try_from(self.varint()?).map_err(|_| InvalidBody)?;
-        let end = self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
+        let end =
+            self.at.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(InvalidBody)?;
         let text = std::str::from_utf8(&self.body[self.at..end]).map_err(|_| InvalidBody)?;
         self.at = end;
         Ok(text)
@@ -262,7 +266,10 @@ mod tests {
     where
         T: std::fmt::Debug,
     {
-        prop::collection::vec("[a-z0-9-]{1,40}".prop_map(move |id| new(&id).expect("allowed")), 0..4)
+        prop::collection::vec(
+            "[a-z0-9-]{1,40}".prop_map(move |id| new(&id).expect("allowed")),
+            0..4,
+        )
     }
 
     prop_compose! {

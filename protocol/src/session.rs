@@ -264,7 +264,9 @@ fn meaning(
             metadata: body.field("metadata").cloned(),
         }),
         "presence:leave" => Meaning::Request(Request::PresenceLeave(body.presence_channel()?)),
-        "presence:heartbeat" => Meaning::Request(Request::PresenceHeartbeat(body.presence_channel()?)),
+        "presence:heartbeat" => {
+            Meaning::Request(Request::PresenceHeartbeat(body.presence_channel()?))
+        }
         "presence" => {
             let status = match body.required_text("status")?.as_ref() {
                 "online" => Status::Online,
@@ -313,8 +315,18 @@ fn meaning(
 pub fn is_reserved(kind: &str) -> bool {
     matches!(
         kind,
-        "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect" | "feed_update" | "count_update"
-    ) || ["connect", "notification", "presence:", "entity:"].iter().any(|prefix| kind.starts_with(prefix))
+        "subscribed"
+            | "unsubscribed"
+            | "ack"
+            | "error"
+            | "pong"
+            | "resync"
+            | "disconnect"
+            | "feed_update"
+            | "count_update"
+    ) || ["connect", "notification", "presence:", "entity:"]
+        .iter()
+        .any(|prefix| kind.starts_with(prefix))
 }
 
 /// Types that not even a backend may publish (R1): the control messages of a connection and the
@@ -323,7 +335,16 @@ pub fn is_reserved(kind: &str) -> bool {
 pub fn is_control(kind: &str) -> bool {
     matches!(
         kind,
-        "connect" | "connection" | "connected" | "subscribed" | "unsubscribed" | "ack" | "error" | "pong" | "resync" | "disconnect"
+        "connect"
+            | "connection"
+            | "connected"
+            | "subscribed"
+            | "unsubscribed"
+            | "ack"
+            | "error"
+            | "pong"
+            | "resync"
+            | "disconnect"
     ) || kind.starts_with("presence:")
 }
 

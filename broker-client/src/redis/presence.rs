@@ -4,19 +4,18 @@
 //! A node's holds are indexed under the node (`…:pn:{node}`) before they are made, so that a survivor finds them;
 //! leaving twice is harmless, which makes sweeping repeatable.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use carillon_protocol::channel::escape_segment;
 use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
 use foldhash::HashMap;
 use futures_util::stream::{self, TryStreamExt as _};
 use parking_lot::Mutex;
-use redis::Pipeline;
-
-use super::commands::Commands;
-use super::names::Names;
-use super::{Inner, RedisBroker, scripts};
+use super::layout::{Call, Layout};
+use super::message::WITHOUT_HISTORY;
+use super::names::{NODES, Names};
+use super::{Inner, RedisBroker, answer, scripts};
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
 use crate::{BrokerError, Joined, Member, PresenceStore, UserPresence, UserStatus};
 
@@ -30,7 +29,6 @@ const SWEPT: Duration = Duration::from_secs(24 * 3600);
 const ITEMS: usize = 500;
 /// Calls on their way at once while sweeping or restoring.
 const PARALLEL: usize = 64;
-const PUBLISH: &str = "PUBLISH";
 
 /// What this node holds, to write it again when Redis lost it (R43), and what it has done but not reported.
 #[derive(Default)]
@@ -38,6 +36,8 @@ pub(super) struct Held {
     holds: Mutex<HashMap<(ConnectionId, ChannelName), (UserId, String)>>,
     chosen: Mutex<HashMap<UserId, UserStatus>>,
     done: Mutex<Done>,
+    /// The number of connections to Redis ever made, when all holds were known to be there.
+    written_at: AtomicU64,
 }
 
 #[derive(Default)]
@@ -81,9 +81,7 @@ fn sorted(entries: &[(String, String)]) -> Vec<Member> {
 
 /// A message as it crosses pub/sub without history.
 fn message(publication: &Publication) -> Vec<u8> {
-    let mut message = b"- - - - ".to_vec();
-    message.extend_from_slice(&publication.to_body());
-    message
+    [WITHOUT_HISTORY, &publication.to_body()].concat()
 }
 
 fn keys(names: &Names, resource: &ChannelName) -> [String; 3] {
@@ -91,16 +89,21 @@ fn keys(names: &Names, resource: &ChannelName) -> [String; 3] {
 }
 
 fn node_index(names: &Names, node: &str) -> String {
-    names.presence(&format!("pn:{node}"))
+    names.presence(&format!("pn:{{{node}}}"))
 }
 
 fn status_key(names: &Names, user: &UserId) -> String {
-    names.presence(&format!("us:{{{}}}", escape_segment(user.as_str())))
+    names.presence(&format!("us:{{{}}}", Names::user_tag(user)))
+}
+
+/// A key that the nodes share.
+fn common(names: &Names, key: &str) -> String {
+    names.presence(&format!("{{{NODES}}}:{key}"))
 }
 
 /// Remembers to look at users after a while.
 pub(super) async fn look_later(
-    commands: &Commands,
+    layout: &Layout,
     names: &Names,
     users: &[&str],
     wait: Duration,
@@ -108,13 +111,9 @@ pub(super) async fn look_later(
     if users.is_empty() {
         return Ok(());
     }
-    let key = names.presence("pl");
-    let wait = wait.as_millis() as u64;
-    let looked = commands.script::<u8>(&scripts::PRESENCE_LOOK, |command| {
-        command.arg(1).arg(&key).arg(wait);
-        users.iter().fold(command, |command, user| command.arg(*user))
-    });
-    looked.await.map(|_| ())
+    let mut look = scripts::PRESENCE_LOOK.call(&[&common(names, "pl")]);
+    look.arg(wait.as_millis() as u64).arg(users);
+    layout.run(&layout.common(NODES), &look).await.map(|_| ())
 }
 
 impl Inner {
@@ -126,16 +125,15 @@ impl Inner {
         announcement: Option<&Publication>,
         user: &UserId,
     ) -> Result<(bool, Vec<(String, String)>), BrokerError> {
-        let keys = keys(&self.names, resource);
+        let names = &self.shared.names;
+        let [entries, holders, counts] = keys(names, resource);
         let body = announcement.map(message).unwrap_or_default();
-        let channel = announcement.map(|_| self.names.publications(resource)).unwrap_or_default();
-        let (first, entries) = self
-            .commands
-            .script::<(u8, Vec<(String, String)>)>(&scripts::PRESENCE_JOIN, |command| {
-                command.arg(3).arg(&keys[..]).arg(holder).arg(user.as_str()).arg(entry);
-                command.arg(&body[..]).arg(&channel).arg(PUBLISH)
-            })
-            .await?;
+        let channel = announcement.map(|_| names.publications(resource)).unwrap_or_default();
+        let mut join = scripts::PRESENCE_JOIN.call(&[&entries, &holders, &counts]);
+        join.arg(holder).arg(user.as_str()).arg(entry);
+        join.arg(&body[..]).arg(channel).arg(self.layout.publish_verb());
+        let (first, entries): (u8, Vec<(String, String)>) =
+            answer::read(self.layout.run(&self.layout.place(resource.as_str()), &join).await?)?;
         Ok((first == 1, entries))
     }
 
@@ -146,26 +144,29 @@ impl Inner {
         user: &UserId,
         last_seen_ms: i64,
     ) -> Result<bool, BrokerError> {
-        let keys = keys(&self.names, resource);
+        let names = &self.shared.names;
+        let [entries, holders, counts] = keys(names, resource);
         let head = presence::announcement("presence:leave", resource.clone(), user, String::new());
-        let head = message(&head);
-        let channel = self.names.publications(resource);
-        let gone = self.commands.script::<u8>(&scripts::PRESENCE_LEAVE, |command| {
-            command.arg(3).arg(&keys[..]).arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
-            command.arg(&head[..]).arg(&channel).arg(PUBLISH)
-        });
-        Ok(gone.await? == 1)
+        let mut leave = scripts::PRESENCE_LEAVE.call(&[&entries, &holders, &counts]);
+        leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
+        leave.arg(message(&head)).arg(names.publications(resource)).arg(self.layout.publish_verb());
+        let gone: u8 = answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
+        Ok(gone == 1)
+    }
+
+    fn own_index(&self) -> String {
+        node_index(&self.shared.names, self.shared.node.as_str())
     }
 
     async fn index(&self, resource: &ChannelName, connection: &ConnectionId, user: &UserId) -> Result<(), BrokerError> {
         let mut index = redis::cmd("HSET");
-        index.arg(node_index(&self.names, self.node.as_str())).arg(format!("{connection} {resource}")).arg(user.as_str());
-        self.commands.run::<u64>(&index).await.map(|_| ())
+        index.arg(self.own_index()).arg(format!("{connection} {resource}")).arg(user.as_str());
+        self.layout.run(&self.layout.common(self.shared.node.as_str()), &index).await.map(|_| ())
     }
 
-    async fn settle(&self, user: &UserId, happening: Happening) -> Result<(), BrokerError> {
-        let status = status_key(&self.names, user);
-        let connections = self.names.user_connections(user);
+    /// `living` is looked at by [`Happening::Look`] alone.
+    async fn settle(&self, user: &UserId, happening: Happening, living: &[String]) -> Result<(), BrokerError> {
+        let (names, layout) = (&self.shared.names, &self.layout);
         let (what, chosen, delay) = match happening {
             Happening::Seen(status) => ("seen", status, Duration::ZERO),
             Happening::Departed(delay) => ("departed", None, delay),
@@ -173,36 +174,45 @@ impl Inner {
             Happening::Restore(status) => ("restore", status, Duration::ZERO),
         };
         let now = presence::unix_ms();
-        let text = time::rfc3339(now);
-        let name = serde_json::Value::from(user.as_str()).to_string();
         let channels = presence::status_channels(user);
         let Some(first) = channels.first() else { return Ok(()) };
         let head = message(&presence::announcement("presence", first.clone(), user, String::new()));
-        let heard = [0, 1].map(|at| channels.get(at).map(|channel| self.names.publications(channel)).unwrap_or_default());
-        let living = self.registry.living();
-        let wait = self.commands.script::<u64>(&scripts::PRESENCE_SETTLE, |command| {
-            command.arg(2).arg(&status).arg(&connections);
-            command.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
-            command.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
-            command.arg(now).arg(&text).arg(&name).arg(&head[..]).arg(PUBLISH).arg(&heard[..]);
-            command.arg(self.node.as_str());
-            living.iter().fold(command, |command, node| command.arg(node))
+        // One server announces in the same step; several cannot, for the channels live elsewhere.
+        let one_step = matches!(layout, Layout::Servers(servers) if servers.len() == 1);
+        let heard = [0, 1].map(|at| match channels.get(at) {
+            Some(channel) if one_step => names.publications(channel),
+            _ => String::new(),
         });
-        match wait.await? {
-            0 => Ok(()),
-            // A departure was noted before it happened.
-            _ if what == "departed" => Ok(()),
-            wait => look_later(&self.commands, &self.names, &[user.as_str()], Duration::from_millis(wait)).await,
+        let mut settle =
+            scripts::PRESENCE_SETTLE.call(&[&status_key(names, user), &names.user_connections(user)]);
+        settle.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
+        settle.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
+        settle.arg(now).arg(time::rfc3339(now)).arg(serde_json::Value::from(user.as_str()).to_string());
+        settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
+        settle.arg(self.shared.node.as_str()).arg(living);
+        let settled = layout.run(&layout.place(&Names::user_tag(user)), &settle).await?;
+        let (wait, payload): (u64, String) = answer::read(settled)?;
+        if !one_step && !payload.is_empty() {
+            for channel in &channels {
+                let mut publish = redis::cmd(layout.publish_verb());
+                publish.arg(names.publications(channel)).arg([&head[..], payload.as_bytes()].concat());
+                layout.run(&layout.place(channel.as_str()), &publish).await?;
+            }
         }
+        // That a departure is looked at was agreed before it.
+        if wait == 0 || what == "departed" {
+            return Ok(());
+        }
+        look_later(layout, names, &[user.as_str()], Duration::from_millis(wait)).await
     }
 
     /// Takes back what a node held. May be repeated.
     async fn sweep_presence(&self, node: &str) -> Result<(), BrokerError> {
-        super::registry::sweep(&self.commands, &self.names, node).await?;
-        let index = node_index(&self.names, node);
+        let index = node_index(&self.shared.names, node);
+        let place = self.layout.common(node);
         let mut command = redis::cmd("HGETALL");
         command.arg(&index);
-        let holds: Vec<(String, String)> = self.commands.run(&command).await?;
+        let holds: Vec<(String, String)> = answer::read(self.layout.run(&place, &command).await?)?;
         let now = presence::unix_ms();
         stream::iter(holds.iter().map(Ok::<_, BrokerError>))
             .try_for_each_concurrent(PARALLEL, |(field, user)| async move {
@@ -220,7 +230,7 @@ impl Inner {
             for (field, _) in chunk {
                 command.arg(field);
             }
-            self.commands.run::<u64>(&command).await?;
+            self.layout.run(&place, &command).await?;
         }
         Ok(())
     }
@@ -249,41 +259,45 @@ impl Inner {
             if announced { Happening::Seen(status) } else { Happening::Restore(status) }
         };
         stream::iter(users.iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(PARALLEL, |user| self.settle(user, restored(user)))
+            .try_for_each_concurrent(PARALLEL, |user| self.settle(user, restored(user), &[]))
             .await
     }
 
     async fn tend_once(&self) -> Result<bool, BrokerError> {
-        let keys = ["pb", "pc", "pl", "pt"].map(|name| self.names.presence(name));
+        let names = &self.shared.names;
+        let [leases, claims, looks, ends] = ["pb", "pc", "pl", "pt"].map(|key| common(names, key));
+        let connects = self.shared.counters.command_connects.load(Ordering::Relaxed);
         let done = std::mem::take(&mut *self.held.done.lock());
-        let (known, swept, dead, looks, ends): Tended = self
-            .commands
-            .script(&scripts::PRESENCE_TEND, |command| {
-                command.arg(4).arg(&keys[..]).arg(self.node.as_str()).arg(LEASE.as_millis() as u64);
-                command.arg(CLAIM.as_millis() as u64).arg(ITEMS).arg(SWEPT.as_millis() as u64);
-                for done in [&done.looks, &done.ends] {
-                    command.arg(done.len());
-                    for (item, due) in done {
-                        command.arg(item).arg(due);
-                    }
-                }
-                command
-            })
-            .await?;
-        if known == 0 {
+        let mut tend = scripts::PRESENCE_TEND.call(&[&leases, &claims, &looks, &ends]);
+        tend.arg(self.shared.node.as_str()).arg(LEASE.as_millis() as u64).arg(CLAIM.as_millis() as u64);
+        tend.arg(ITEMS).arg(SWEPT.as_millis() as u64);
+        for done in [&done.looks, &done.ends] {
+            tend.arg(done.len());
+            for (item, due) in done {
+                tend.arg(item).arg(due);
+            }
+        }
+        let place = self.layout.common(NODES);
+        let (known, swept, dead, looks, ends): Tended = answer::read(self.layout.run(&place, &tend).await?)?;
+        // A new connection may lead to a server that was promoted without the last writes.
+        if known == 0 || self.held.written_at.load(Ordering::Relaxed) != connects {
             self.restore_presence(swept == 1).await?;
+            self.held.written_at.store(connects, Ordering::Relaxed);
         }
         for node in dead {
             tracing::info!(%node, "taking back a dead node's presence");
             self.sweep_presence(&node).await?;
-            let key = &keys[1];
-            self.commands.script::<u8>(&scripts::PRESENCE_SWEPT, |command| command.arg(1).arg(key).arg(&node)).await?;
+            let mut over = scripts::PRESENCE_SWEPT.call(&[&claims]);
+            over.arg(&node);
+            self.layout.run(&place, &over).await?;
         }
+        let living = if looks.is_empty() { Vec::new() } else { self.registry.living(&self.layout, names).await? };
+        let living = &living;
         let more = looks.len() >= ITEMS || ends.len() >= ITEMS;
         let settled = stream::iter(looks.iter().map(Ok::<_, BrokerError>))
             .try_for_each_concurrent(PARALLEL, |look| async move {
                 if let Ok(user) = UserId::new(&look.0) {
-                    self.settle(&user, Happening::Look).await?;
+                    self.settle(&user, Happening::Look, living).await?;
                 }
                 self.held.done.lock().looks.push(look.clone());
                 Ok(())
@@ -304,10 +318,10 @@ impl Inner {
     /// Gives this node's holds back, announced.
     pub(super) async fn retire_presence(&self) -> Result<(), BrokerError> {
         self.held.holds.lock().clear();
-        self.sweep_presence(self.node.as_str()).await?;
+        self.sweep_presence(self.shared.node.as_str()).await?;
         let mut command = redis::cmd("HDEL");
-        command.arg(self.names.presence("pb")).arg(self.node.as_str());
-        self.commands.run::<u64>(&command).await.map(|_| ())
+        command.arg(common(&self.shared.names, "pb")).arg(self.shared.node.as_str());
+        self.layout.run(&self.layout.common(NODES), &command).await.map(|_| ())
     }
 }
 
@@ -321,11 +335,11 @@ impl PresenceStore for RedisBroker {
     ) -> Result<Joined, BrokerError> {
         let inner = &self.inner;
         let entry = entry(member);
-        inner.held.holds.lock().insert((connection.clone(), resource.clone()), (member.id.clone(), entry.clone()));
-        inner.index(resource, connection, &member.id).await?;
         let announcement = presence::member_announcement("presence:join", resource, member, Some(connection));
+        inner.index(resource, connection, &member.id).await?;
         let (first, entries) =
             inner.join(resource, connection.as_str(), &entry, Some(&announcement), &member.id).await?;
+        inner.held.holds.lock().insert((connection.clone(), resource.clone()), (member.id.clone(), entry));
         Ok(Joined { first, everyone: sorted(&entries) })
     }
 
@@ -340,8 +354,8 @@ impl PresenceStore for RedisBroker {
         inner.held.holds.lock().remove(&(connection.clone(), resource.clone()));
         let gone = inner.leave(resource, connection.as_str(), user, last_seen_ms).await?;
         let mut index = redis::cmd("HDEL");
-        index.arg(node_index(&inner.names, inner.node.as_str())).arg(format!("{connection} {resource}"));
-        if let Err(error) = inner.commands.run::<u64>(&index).await {
+        index.arg(inner.own_index()).arg(format!("{connection} {resource}"));
+        if let Err(error) = inner.layout.run(&inner.layout.common(inner.shared.node.as_str()), &index).await {
             // Sweeping it again does nothing.
             tracing::debug!(%error, "an index entry of presence stays");
         }
@@ -355,7 +369,7 @@ impl PresenceStore for RedisBroker {
         ttl: Option<Duration>,
     ) -> Result<bool, BrokerError> {
         let inner = &self.inner;
-        let ends = inner.names.presence("pt");
+        let ends = common(&inner.shared.names, "pt");
         let item = format!("{resource} {}", member.id);
         let mut command = match ttl {
             Some(_) => redis::cmd("ZADD"),
@@ -366,7 +380,7 @@ impl PresenceStore for RedisBroker {
             command.arg(presence::unix_ms().saturating_add(ttl.as_millis() as i64));
         }
         command.arg(&item);
-        inner.commands.run::<u64>(&command).await?;
+        inner.layout.run(&inner.layout.common(NODES), &command).await?;
         let announcement = presence::member_announcement("presence:join", resource, member, None);
         let entry = format!("p{}", entry(member));
         let (first, _) =
@@ -377,22 +391,25 @@ impl PresenceStore for RedisBroker {
     async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError> {
         let gone = self.inner.leave(resource, "", user, presence::unix_ms()).await?;
         let mut command = redis::cmd("ZREM");
-        command.arg(self.inner.names.presence("pt")).arg(format!("{resource} {user}"));
-        self.inner.commands.run::<u64>(&command).await?;
+        command.arg(common(&self.inner.shared.names, "pt")).arg(format!("{resource} {user}"));
+        self.inner.layout.run(&self.inner.layout.common(NODES), &command).await?;
         Ok(gone)
     }
 
     async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError> {
         let mut command = redis::cmd("HGETALL");
-        command.arg(&keys(&self.inner.names, resource)[0]);
-        Ok(sorted(&self.inner.commands.run::<Vec<(String, String)>>(&command).await?))
+        command.arg(&keys(&self.inner.shared.names, resource)[0]);
+        let layout = &self.inner.layout;
+        let entries: Vec<(String, String)> =
+            answer::read(layout.run(&layout.place(resource.as_str()), &command).await?)?;
+        Ok(sorted(&entries))
     }
 
     async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError> {
         if let Some(status) = status {
             self.inner.held.chosen.lock().insert(user.clone(), status);
         }
-        self.inner.settle(user, Happening::Seen(status)).await
+        self.inner.settle(user, Happening::Seen(status), &[]).await
     }
 
     async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {
@@ -402,28 +419,34 @@ impl PresenceStore for RedisBroker {
             inner.held.chosen.lock().remove(user);
         }
         // Agreed first: should this node end in between, others look.
-        look_later(&inner.commands, &inner.names, &[user.as_str()], delay).await?;
-        inner.settle(user, Happening::Departed(delay)).await
+        look_later(&inner.layout, &inner.shared.names, &[user.as_str()], delay).await?;
+        inner.settle(user, Happening::Departed(delay), &[]).await
     }
 
     async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BrokerError> {
         let inner = &self.inner;
-        let living = inner.registry.living();
+        let (layout, names) = (&inner.layout, &inner.shared.names);
+        let living = inner.registry.living(layout, names).await?;
+        let own = inner.shared.node.as_str();
         let mut found = Vec::with_capacity(users.len());
         for chunk in users.chunks(500) {
-            let mut pipeline = Pipeline::new();
+            let mut calls = Vec::with_capacity(2 * chunk.len());
             for user in chunk {
-                pipeline.cmd("HMGET").arg(status_key(&inner.names, user)).arg("v").arg("l");
-                pipeline.cmd("HVALS").arg(inner.names.user_connections(user));
+                let place = layout.place(&Names::user_tag(user));
+                let mut status = redis::cmd("HMGET");
+                status.arg(status_key(names, user)).arg("v").arg("l");
+                calls.push(Call { place: place.clone(), command: status });
+                let mut connections = redis::cmd("HVALS");
+                connections.arg(names.user_connections(user));
+                calls.push(Call { place, command: connections });
             }
-            let mut answers = inner.commands.pipeline(&pipeline).await?.into_iter();
+            let answers: Result<Vec<_>, _> = layout.run_all(calls).await.into_iter().collect();
+            let mut answers = answers?.into_iter();
             for user in chunk {
-                let status = answers.next().and_then(|answer| redis::from_redis_value(answer).ok());
-                let (status, seen): (Option<String>, Option<i64>) = status.unwrap_or_default();
-                let nodes = answers.next().and_then(|answer| redis::from_redis_value(answer).ok());
-                let nodes: Vec<String> = nodes.unwrap_or_default();
-                let here = |node: &&String| node.as_str() == inner.node.as_str() || living.contains(node.as_str());
-                let connections = nodes.iter().filter(here).count() as u64;
+                let (Some(status), Some(nodes)) = (answers.next(), answers.next()) else { break };
+                let (status, seen): (Option<String>, Option<i64>) = answer::read(status)?;
+                let nodes: Vec<String> = answer::read(nodes)?;
+                let connections = nodes.iter().filter(|node| *node == own || living.contains(node)).count() as u64;
                 found.push(known(user, status.as_deref().and_then(UserStatus::parse), seen, connections));
             }
         }

@@ -3,8 +3,8 @@
 --      2 the user's connections (id -> node)
 -- ARGV 1 what happens: 'seen', 'departed', 'look' or 'restore', 2 chosen status or '', 3 delay ms, 4 gap ms, 5 lifetime ms,
 --      6 caller's clock ms, 7 the same as text, 8 user as JSON, 9 message without its payload, 10 publish command,
---      11 pub/sub channel of all, 12 of this user ('' for none), 13… living nodes
--- Answers ms after which to look again, 0 for never
+--      11 pub/sub channel of all, 12 of this user ('' announces nothing), 13… living nodes
+-- Answers {ms after which to look again or 0, payload announced or ''}; without channels the caller announces it
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('HMGET', KEYS[1], 'v', 'c', 'p', 't', 'g')
@@ -21,7 +21,7 @@ elseif ARGV[1] == 'departed' then
   grace = now + tonumber(ARGV[3])
   redis.call('HSET', KEYS[1], 'l', ARGV[6], 't', ARGV[7], 'g', grace)
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  return tonumber(ARGV[3])
+  return {tonumber(ARGV[3]), ''}
 end
 if not here then
   local live = {}
@@ -42,11 +42,11 @@ end
 local wanted = here and (chosen or 'online') or 'offline'
 if wanted == announced or (not announced and wanted == 'offline') then
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
-  return wait
+  return {wait, ''}
 end
 if ARGV[1] ~= 'restore' then
   if now - at < tonumber(ARGV[4]) then
-    return at + tonumber(ARGV[4]) - now
+    return {at + tonumber(ARGV[4]) - now, ''}
   end
   redis.call('HSET', KEYS[1], 'p', now)
 end
@@ -57,10 +57,9 @@ if wanted == 'offline' then
   if grace == 0 then redis.call('HSET', KEYS[1], 'l', ARGV[6], 't', ARGV[7]) end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-if ARGV[1] ~= 'restore' then
-  local seen = (wanted == 'offline' and grace > 0 and text) or ARGV[7]
-  local message = ARGV[9] .. '{"user_id":' .. ARGV[8] .. ',"status":"' .. wanted .. '","last_seen":"' .. seen .. '"}'
-  redis.call(ARGV[10], ARGV[11], message)
-  if ARGV[12] ~= '' then redis.call(ARGV[10], ARGV[12], message) end
-end
-return wait
+if ARGV[1] == 'restore' then return {wait, ''} end
+local seen = (wanted == 'offline' and grace > 0 and text) or ARGV[7]
+local payload = '{"user_id":' .. ARGV[8] .. ',"status":"' .. wanted .. '","last_seen":"' .. seen .. '"}'
+if ARGV[11] ~= '' then redis.call(ARGV[10], ARGV[11], ARGV[9] .. payload) end
+if ARGV[12] ~= '' then redis.call(ARGV[10], ARGV[12], ARGV[9] .. payload) end
+return {wait, payload}

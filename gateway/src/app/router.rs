@@ -18,7 +18,7 @@ use crate::rest::{self, ApiError, with_request_id};
 use crate::transport::{sse, websocket};
 
 /// All routes of the client port.
-pub(super) fn client(node: &Arc<Node>) -> Router {
+pub(crate) fn client(node: &Arc<Node>) -> Router {
     Router::new()
         .route("/ws", get(websocket::social))
         .route("/ws/{name}", get(websocket::social))

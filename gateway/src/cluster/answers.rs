@@ -67,7 +67,7 @@ fn announce(node: &Node, announcement: &Announcement, audience: &Audience) -> u6
             encoded.push((connection.dress, bytes.clone()));
             bytes
         });
-        if connection.outbox.push_message(bytes, connection.dress) {
+        if connection.outbox.push_message(&bytes, connection.dress) {
             reached += 1;
         } else {
             connection.outbox.close(CloseCode::SlowConsumer);

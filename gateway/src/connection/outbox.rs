@@ -78,7 +78,7 @@ struct State {
     reader: Option<Waker>,
     close: Option<CloseCode>,
     sse: Option<Box<SseState>>,
-    twins: Option<Box<VecDeque<u64>>>,
+    twins: Option<VecDeque<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -162,20 +162,20 @@ impl Outbox {
 
     /// Queues a reply of the server's own. Replies are small and follow requests one by one, so
     /// they are admitted beyond the bound; a peer that never reads stops being read.
-    pub fn push_own(&self, bytes: Bytes, dress: Dress) {
+    pub fn push_own(&self, bytes: &Bytes, dress: Dress) {
         let mut state = self.state.lock();
         if state.failed {
             return;
         }
-        state.enqueue_dressed(&bytes, dress, 0);
+        state.enqueue_dressed(bytes, dress, 0);
     }
 
     /// Queues a message that belongs to no channel; `false` when there is no room.
-    pub fn push_message(&self, bytes: Bytes, dress: Dress) -> bool {
+    pub fn push_message(&self, bytes: &Bytes, dress: Dress) -> bool {
         let mut state = self.state.lock();
         let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= self.bytes_max;
         if room && state.close.is_none() && !state.failed {
-            state.enqueue_dressed(&bytes, dress, 0);
+            state.enqueue_dressed(bytes, dress, 0);
         }
         room
     }
@@ -408,10 +408,8 @@ impl State {
         if !dispatch.publication.kind.starts_with("entity:") {
             return false;
         }
-        use std::hash::{BuildHasher, Hash, Hasher};
-        let mut hasher = foldhash::fast::FixedState::default().build_hasher();
-        dispatch.publication.id.hash(&mut hasher);
-        let id = hasher.finish();
+        use std::hash::BuildHasher;
+        let id = foldhash::fast::FixedState::default().hash_one(&dispatch.publication.id);
         if twins.contains(&id) {
             return true;
         }

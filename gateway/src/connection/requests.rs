@@ -47,7 +47,10 @@ pub(super) struct Named {
 pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: Correlation) {
     let outcome = match request {
         Request::Subscribe(subscribe) => driver.subscribe(subscribe, &correlation).await,
-        Request::Unsubscribe(channel) => Ok(driver.unsubscribe(&channel, &correlation)),
+        Request::Unsubscribe(channel) => {
+            driver.unsubscribe(&channel, &correlation);
+            Ok(())
+        }
         Request::Publish(publish) => driver.publish(publish).await.map(|receipt| {
             let data = receipt_data(&receipt);
             driver.answer(Session::done(correlation.clone(), &data));
@@ -105,7 +108,7 @@ impl Driver {
     /// Whether the policy lets this connection act on a channel; the channel's traits.
     pub(crate) async fn allowed(&self, action: Action, channel: &ChannelName) -> Result<(ChannelTraits, bool), Refusal> {
         let policy = self.node.policy.load_full();
-        match policy.decide(action, self.claims.as_ref(), channel) {
+        match policy.decide(action, self.claims.as_deref(), channel) {
             Decision::Allow => {}
             Decision::Refuse(refusal) => return Err(refusal),
             Decision::Ask => self.ask_application(action, channel).await?,
@@ -123,19 +126,19 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
-        if let Ok(named) = self.resolve(name) {
-            if let Some(own) = self.subscriptions.get(&named.channel).cloned() {
-                let labels = Labels {
-                    notifications: own.labels.notifications && !named.labels.notifications,
-                    others: own.labels.others && !named.labels.others,
-                };
-                if labels == Labels::NONE {
-                    self.drop_subscription(&named.channel);
-                } else {
-                    self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
-                    if let Some(own) = self.subscriptions.get_mut(&named.channel) {
-                        own.labels = labels;
-                    }
+        if let Ok(named) = self.resolve(name)
+            && let Some(own) = self.subscriptions.get(&named.channel).cloned()
+        {
+            let labels = Labels {
+                notifications: own.labels.notifications && !named.labels.notifications,
+                others: own.labels.others && !named.labels.others,
+            };
+            if labels == Labels::NONE {
+                self.drop_subscription(&named.channel);
+            } else {
+                self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
+                if let Some(own) = self.subscriptions.get_mut(&named.channel) {
+                    own.labels = labels;
                 }
             }
         }
@@ -204,7 +207,7 @@ impl Driver {
             return Err(Refusal::new(ErrorCode::Forbidden, "The token is another user's"));
         }
         let expires_at = claims.expires_at;
-        self.claims = Some(claims);
+        self.claims = Some(Box::new(claims));
         let generation = self.connection.renew_token();
         self.node.heartbeat.expire(&self.connection, expires_at, generation);
         self.recheck_subscriptions().await;

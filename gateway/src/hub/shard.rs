@@ -217,6 +217,10 @@ impl Shard {
         self.state.lock().channels.values().map(|channel| channel.subscriptions.len()).sum()
     }
 
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.state.lock().connections.values().map(|connection| connection.outbox.queued_bytes()).sum()
+    }
+
     /// Walks all channels: for the few lists that show one connection.
     pub(super) fn channels_of(&self, connection: &ConnectionId) -> Vec<String> {
         let state = self.state.lock();
@@ -283,12 +287,14 @@ fn deliver(
         }
         if let Some(filter) = &subscription.filter {
             let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
-            let passes = known.map(|(_, passes)| *passes).unwrap_or_else(|| {
+            let passes = if let Some((_, passes)) = known {
+                *passes
+            } else {
                 let payload = payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
                 let passes = filter.matches(payload);
                 verdicts.push((Arc::as_ptr(filter), passes));
                 passes
-            });
+            };
             if !passes {
                 continue;
             }

@@ -260,13 +260,13 @@ impl Interest {
     pub(super) fn opened(
         &self,
         channels: &[ChannelName],
-        outcome: Result<Vec<Option<Position>>, BrokerError>,
+        outcome: &Result<Vec<Option<Position>>, BrokerError>,
     ) -> Vec<(ChannelName, Option<Position>)> {
         let mut late = Vec::new();
         for (index, channel) in channels.iter().enumerate() {
             let mut shard = self.shard(channel).lock();
             let Some(entry) = shard.get_mut(channel) else { continue };
-            let told = match &outcome {
+            let told = match outcome {
                 Ok(positions) => {
                     if entry.phase == Phase::Closed {
                         entry.position = positions.get(index).copied().flatten();

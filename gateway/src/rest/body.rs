@@ -78,31 +78,41 @@ impl BatchBody {
 
 async fn collect(request: Request, limit: usize) -> Result<Bytes, Refusal> {
     check_type(request.headers())?;
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let announced = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large(limit));
     }
     let body = Limited::new(request.into_body(), limit).collect();
     match tokio::time::timeout(ARRIVAL, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => Err(too_large(limit)),
+        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(too_large(limit))
+        }
         Ok(Err(_)) => Err(Refusal::new(ErrorCode::InvalidMessage, "The body broke off")),
         Err(_) => Err(Refusal::new(ErrorCode::InvalidMessage, "The body did not arrive in time")),
     }
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut parts = content_type.split(';').map(str::trim);
     let json = parts.next().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"));
     let utf8 = parts.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
-        !name.trim().eq_ignore_ascii_case("charset") || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+        !name.trim().eq_ignore_ascii_case("charset")
+            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
     });
     let plain = headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
     if json && utf8 && plain {
         return Ok(());
     }
-    Err(Refusal::new(ErrorCode::UnsupportedMediaType, "The body must be application/json in UTF-8, not compressed"))
+    Err(Refusal::new(
+        ErrorCode::UnsupportedMediaType,
+        "The body must be application/json in UTF-8, not compressed",
+    ))
 }
 
 fn too_large(limit: usize) -> Refusal {
@@ -110,8 +120,10 @@ fn too_large(limit: usize) -> Refusal {
 }
 
 fn text_of(body: &[u8]) -> Result<&str, Refusal> {
-    std::str::from_utf8(body)
-        .map_err(|error| Refusal::new(ErrorCode::InvalidMessage, "The body is not UTF-8").with("byte", error.valid_up_to()))
+    std::str::from_utf8(body).map_err(|error| {
+        Refusal::new(ErrorCode::InvalidMessage, "The body is not UTF-8")
+            .with("byte", error.valid_up_to())
+    })
 }
 
 /// Reads one JSON object.
@@ -121,22 +133,64 @@ fn text_of(body: &[u8]) -> Result<&str, Refusal> {
 pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Refusal> {
     // serde reads structs from arrays too; a body is an object.
     if !text.trim_start().starts_with('{') {
-        return Err(Refusal::new(ErrorCode::InvalidMessage, "The body must be a JSON object").with("line", 1).with("column", 1));
+        return Err(Refusal::new(ErrorCode::InvalidMessage, "The body must be a JSON object")
+            .with("line", 1)
+            .with("column", 1));
     }
+    serde_json::from_str::<DistinctKeys>(text).map_err(|error| unreadable(text, &error))?;
     serde_json::from_str(text).map_err(|error| unreadable(text, &error))
 }
+
+/// An object none of whose own keys stands twice, unknown ones included (R24). What lies in
+/// payloads is checked where they are taken.
+struct DistinctKeys;
+
+impl<'a> Deserialize<'a> for DistinctKeys {
+    fn deserialize<D: serde::Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(DistinctKeys)
+    }
+}
+
+impl<'a> serde::de::Visitor<'a> for DistinctKeys {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'a>>(self, mut map: A) -> Result<Self, A::Error> {
+        let mut seen: std::collections::HashSet<std::borrow::Cow<'a, str>> =
+            std::collections::HashSet::new();
+        while let Some(Key(key)) = map.next_key()? {
+            if seen.contains(&key) {
+                return Err(serde::de::Error::custom(format_args!("duplicate field `{key}`")));
+            }
+            seen.insert(key);
+            map.next_value::<serde::de::IgnoredAny>()?;
+        }
+        Ok(self)
+    }
+}
+
+/// A key, borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 
 fn unreadable(text: &str, error: &serde_json::Error) -> Refusal {
     let (line, column) = (error.line(), error.column());
     let reason = error.to_string();
-    let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
+    let reason =
+        reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason).to_owned();
     let mut field = place::path_at(text, place::offset_of(text, line, column));
-    if let Some(missing) = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+    if let Some(missing) =
+        reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'))
+    {
         // The place is the end of the object that lacks it: what stands last in it is not to blame.
         let parent = field.rsplit_once('.').map_or("", |(parent, _)| parent);
         field = if parent.is_empty() { missing.to_owned() } else { format!("{parent}.{missing}") };
     }
-    let refusal = Refusal::new(ErrorCode::InvalidMessage, reason).with("line", line).with("column", column);
+    let refusal =
+        Refusal::new(ErrorCode::InvalidMessage, reason).with("line", line).with("column", column);
     if field.is_empty() { refusal } else { refusal.with("field", field) }
 }
 
@@ -144,14 +198,20 @@ fn unreadable(text: &str, error: &serde_json::Error) -> Refusal {
 ///
 /// # Errors
 /// `INVALID_MESSAGE` by R24, `PAYLOAD_TOO_LARGE` over `limits.max_message_size`.
-pub(super) fn payload(node: &Node, raw: Option<&RawValue>, field: &'static str) -> Result<Payload, Refusal> {
+pub(super) fn payload(
+    node: &Node,
+    raw: Option<&RawValue>,
+    field: &'static str,
+) -> Result<Payload, Refusal> {
     let Some(raw) = raw else { return Ok(Payload::NULL) };
     let limit = node.config.limits.max_message_size;
     if limit > 0 && raw.get().len() > limit {
         return Err(too_large(limit).with("field", field));
     }
     compact_json(raw.get()).map_err(|invalid| {
-        Refusal::new(ErrorCode::InvalidMessage, invalid.reason).with("field", field).with("byte", invalid.byte)
+        Refusal::new(ErrorCode::InvalidMessage, invalid.reason)
+            .with("field", field)
+            .with("byte", invalid.byte)
     })
 }
 
@@ -159,7 +219,11 @@ pub(super) fn payload(node: &Node, raw: Option<&RawValue>, field: &'static str) 
 ///
 /// # Errors
 /// As [`payload`], and `INVALID_MESSAGE` for anything but an object.
-pub(super) fn object(node: &Node, raw: Option<&RawValue>, field: &'static str) -> Result<Option<Bytes>, Refusal> {
+pub(super) fn object(
+    node: &Node,
+    raw: Option<&RawValue>,
+    field: &'static str,
+) -> Result<Option<Bytes>, Refusal> {
     let Some(raw) = raw else { return Ok(None) };
     if !raw.get().starts_with('{') {
         return Err(wrong(field, "must be an object"));
@@ -212,9 +276,13 @@ mod tests {
     fn a_mistake_is_named_by_its_field() {
         assert_eq!(field("{}"), "channel");
         assert_eq!(field(r#"{"channel":5}"#), "channel");
-        assert_eq!(field(r#"{"channel":"a","inner":{"users":["a",7],"name":"n"}}"#), "inner.users[1]");
+        assert_eq!(
+            field(r#"{"channel":"a","inner":{"users":["a",7],"name":"n"}}"#),
+            "inner.users[1]"
+        );
         assert_eq!(field(r#"{"channel":"a","inner":{"users":[]}}"#), "inner.name");
         assert_eq!(field(r#"{"channel":"a","channel":"b"}"#), "channel");
+        assert_eq!(field(r#"{"channel":"a","unknown":1,"unknown":2}"#), "unknown");
     }
 
     #[test]
@@ -226,7 +294,9 @@ mod tests {
 
     #[test]
     fn only_json_in_utf8_is_understood() {
-        let of = |value: &'static str| HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static(value))]);
+        let of = |value: &'static str| {
+            HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static(value))])
+        };
         assert!(check_type(&of("application/json")).is_ok());
         assert!(check_type(&of("Application/JSON; charset=\"UTF-8\"")).is_ok());
         assert!(check_type(&of("application/json; charset=latin1")).is_err());

@@ -35,7 +35,8 @@ async fn authenticate(node: &Node, headers: &HeaderMap) -> Result<Caller, Refusa
     let Some(authorization) = headers.get(AUTHORIZATION) else {
         return Err(Refusal::new(ErrorCode::MissingToken, "missing token"));
     };
-    let token = authorization.to_str().ok().and_then(bearer).ok_or_else(|| invalid("invalid token"))?;
+    let token =
+        authorization.to_str().ok().and_then(bearer).ok_or_else(|| invalid("invalid token"))?;
     let claims = node.verifier.load_full().verify(token).await?;
     Ok(Caller::User(Box::new(claims)))
 }

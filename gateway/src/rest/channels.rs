@@ -16,9 +16,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::body::wrong;
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::parameter::{self, Parameters, Search};
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::cluster::{ChannelCount, Question};
 use crate::dispatch::NOTIFICATIONS;
@@ -61,7 +61,11 @@ pub(super) struct ChannelState {
     ),
     responses((status = 200, description = "A page, in order of name", body = Channels), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn list(State(node): State<Arc<Node>>, caller: Caller, search: Search) -> Result<Json<Channels>, ApiError> {
+pub(super) async fn list(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    search: Search,
+) -> Result<Json<Channels>, ApiError> {
     caller.require(Scope::Read)?;
     let limit = search.limit()?;
     let question = Question::Channels {
@@ -70,14 +74,19 @@ pub(super) async fn list(State(node): State<Arc<Node>>, caller: Caller, search: 
         // One more tells whether there is another page.
         limit: limit + 1,
     };
-    let answers: Vec<Vec<ChannelCount>> =
-        node.cluster.ask(&Target::All, question).await.map_err(|error| node.broker_refusal(&error))?;
+    let answers: Vec<Vec<ChannelCount>> = node
+        .cluster
+        .ask(&Target::All, question)
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for count in answers.into_iter().flatten() {
         *counts.entry(count.channel).or_default() += count.subscribers;
     }
-    let mut channels: Vec<ChannelCount> =
-        counts.into_iter().map(|(channel, subscribers)| ChannelCount { channel, subscribers }).collect();
+    let mut channels: Vec<ChannelCount> = counts
+        .into_iter()
+        .map(|(channel, subscribers)| ChannelCount { channel, subscribers })
+        .collect();
     let next = parameter::page(&mut channels, limit, |count| &count.channel);
     Ok(Json(Channels { channels, next }))
 }
@@ -97,12 +106,19 @@ pub(super) async fn show(
     let channel = parameter::channel(&channel)?;
     let retention = retention(&node, &channel)?;
     let question = Question::Listeners(channel.as_str().to_owned());
-    let counts: Vec<u64> =
-        node.cluster.ask(&Target::All, question).await.map_err(|error| node.broker_refusal(&error))?;
+    let counts: Vec<u64> = node
+        .cluster
+        .ask(&Target::All, question)
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
     let top = match retention {
         None => None,
         Some(_) => {
-            let tops = node.broker.tops(std::slice::from_ref(&channel)).await.map_err(|error| node.broker_refusal(&error))?;
+            let tops = node
+                .broker
+                .tops(std::slice::from_ref(&channel))
+                .await
+                .map_err(|error| node.broker_refusal(&error))?;
             tops.first().copied()
         }
     };
@@ -144,7 +160,11 @@ pub(super) async fn history(
     caller.require(Scope::Read)?;
     let channel = parameter::channel(&channel)?;
     let limit = search.limit()? as u32;
-    let since = search.text("since").or_else(|| search.text("cursor")).map(|text| parse_since(&text)).transpose()?;
+    let since = search
+        .text("since")
+        .or_else(|| search.text("cursor"))
+        .map(|text| parse_since(&text))
+        .transpose()?;
     let Some(retention) = retention(&node, &channel)? else {
         let body = serde_json::json!({"messages": [], "epoch": null, "offset": null, "next": null});
         return Ok(Json(body).into_response());
@@ -159,10 +179,16 @@ pub(super) async fn history(
     let page = read(Start::After(since.offset)).await?;
     let bridge = match since.epoch {
         Stated::Epoch(epoch) => Bridge::judge(&Since { epoch, ..since.position() }, &page),
-        Stated::None => Bridge::judge(&Since { epoch: Some(page.top.epoch), ..since.position() }, &page),
+        Stated::None => {
+            Bridge::judge(&Since { epoch: Some(page.top.epoch), ..since.position() }, &page)
+        }
     };
     // An offset of another history means nothing in this one: all that is held is the honest answer.
-    let page = if matches!(bridge, Bridge::Epoch | Bridge::Fork) { read(Start::After(0)).await? } else { page };
+    let page = if matches!(bridge, Bridge::Epoch | Bridge::Fork) {
+        read(Start::After(0)).await?
+    } else {
+        page
+    };
     Ok(answer(&channel, &page, Some(bridge)))
 }
 
@@ -212,7 +238,9 @@ fn answer(channel: &ChannelName, page: &HistoryPage, bridge: Option<Bridge>) -> 
         last = publication.position.or(last);
     }
     let top = page.top;
-    let next = last.filter(|last| last.offset < top.offset).map(|last| format!("{}:{}", last.epoch, last.offset));
+    let next = last
+        .filter(|last| last.offset < top.offset)
+        .map(|last| format!("{}:{}", last.epoch, last.offset));
     let mut rest = serde_json::json!({"epoch": top.epoch, "offset": top.offset, "next": next});
     match bridge {
         None => {}
@@ -252,7 +280,10 @@ mod tests {
 
     #[test]
     fn since_is_a_position_or_an_offset() {
-        assert_eq!(parse_since("12").expect("an offset"), StatedSince { epoch: Stated::None, offset: 12 });
+        assert_eq!(
+            parse_since("12").expect("an offset"),
+            StatedSince { epoch: Stated::None, offset: 12 }
+        );
         let stated = parse_since("abcdEFGH:7").expect("a position");
         assert!(matches!(stated, StatedSince { epoch: Stated::Epoch(Some(_)), offset: 7 }));
         assert!(matches!(parse_since("foreign:7").expect("read").epoch, Stated::Epoch(None)));

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use carillon_broker_client::Target;
-use carillon_protocol::envelope::Refusal;
 use carillon_protocol::ConnectionId;
+use carillon_protocol::envelope::Refusal;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{ExcludeBody, check_backend_type};
 use super::parameter::{self, Parameters, Search, no_connection};
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::clock;
 use crate::cluster::{Announcement, Audience, ConnectionFilter, ConnectionView, Question};
@@ -110,19 +110,30 @@ pub(super) async fn message(
     post, path = "/broadcast", tag = "Publishing", request_body = AnnouncementBody<'static>,
     responses((status = 200, description = "Handed out", body = Recipients), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn broadcast(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Result<Json<Recipients>, ApiError> {
+pub(super) async fn broadcast(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<Recipients>, ApiError> {
     caller.require(Scope::Publish)?;
     let mut body: AnnouncementBody<'_> = body.read()?;
     let exclude = body.exclude.take().unwrap_or_default();
     let announcement = announcement(&node, &body)?;
-    let recipients = announce(&node, &Target::All, announcement, Audience::all_but(exclude.into())).await?;
+    let recipients =
+        announce(&node, &Target::All, announcement, Audience::all_but(exclude.into())).await?;
     Ok(Json(Recipients { recipients }))
 }
 
 /// Asks nodes to deliver; connections reached.
-pub(super) async fn announce(node: &Node, target: &Target, announcement: Announcement, audience: Audience) -> Result<u64, Refusal> {
+pub(super) async fn announce(
+    node: &Node,
+    target: &Target,
+    announcement: Announcement,
+    audience: Audience,
+) -> Result<u64, Refusal> {
     let question = Question::Announce(announcement, audience);
-    let reached: Vec<u64> = node.cluster.ask(target, question).await.map_err(|error| node.broker_refusal(&error))?;
+    let reached: Vec<u64> =
+        node.cluster.ask(target, question).await.map_err(|error| node.broker_refusal(&error))?;
     Ok(reached.iter().sum())
 }
 
@@ -138,11 +149,18 @@ pub(super) async fn announce(node: &Node, target: &Target, announcement: Announc
     ),
     responses((status = 200, description = "A page, in order of id", body = Connections), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn list(State(node): State<Arc<Node>>, caller: Caller, search: Search) -> Result<Json<Connections>, ApiError> {
+pub(super) async fn list(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    search: Search,
+) -> Result<Json<Connections>, ApiError> {
     caller.require(Scope::Admin)?;
     let limit = search.limit()?;
     let transport = search.text("transport");
-    if transport.as_ref().is_some_and(|name| Transport::ALL.iter().all(|known| known.name() != name)) {
+    if transport
+        .as_ref()
+        .is_some_and(|name| Transport::ALL.iter().all(|known| known.name() != name))
+    {
         return Err(wrong("transport", "is one of websocket, sse, poll").into());
     }
     let filter = ConnectionFilter {
@@ -160,10 +178,16 @@ pub(super) async fn list(State(node): State<Arc<Node>>, caller: Caller, search: 
 }
 
 /// Connections of all nodes that a filter lets through, in no order.
-pub(super) async fn matching(node: &Node, filter: ConnectionFilter) -> Result<Vec<ConnectionView>, Refusal> {
+pub(super) async fn matching(
+    node: &Node,
+    filter: ConnectionFilter,
+) -> Result<Vec<ConnectionView>, Refusal> {
     let question = Question::Connections(filter);
-    let found: Vec<Vec<ConnectionView>> =
-        node.cluster.ask(&Target::All, question).await.map_err(|error| node.broker_refusal(&error))?;
+    let found: Vec<Vec<ConnectionView>> = node
+        .cluster
+        .ask(&Target::All, question)
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
     Ok(found.into_iter().flatten().collect())
 }
 
@@ -181,8 +205,11 @@ pub(super) async fn show(
     caller.require(Scope::Admin)?;
     let id = parameter::connection(&id)?;
     let target = node_of(&id)?;
-    let found: Vec<Option<ConnectionView>> =
-        node.cluster.ask(&target, Question::Connection(id)).await.map_err(|error| node.broker_refusal(&error))?;
+    let found: Vec<Option<ConnectionView>> = node
+        .cluster
+        .ask(&target, Question::Connection(id))
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
     Ok(Json(found.into_iter().flatten().next().ok_or_else(no_connection)?))
 }
 
@@ -201,6 +228,11 @@ pub(super) async fn disconnect(
     let id = parameter::connection(&id)?;
     let target = node_of(&id)?;
     let question = Question::Disconnect { connection: Some(id), user: None };
-    let closed: Vec<u64> = node.cluster.ask(&target, question).await.map_err(|error| node.broker_refusal(&error))?;
-    if closed.iter().sum::<u64>() == 0 { Err(no_connection().into()) } else { Ok(StatusCode::NO_CONTENT) }
+    let closed: Vec<u64> =
+        node.cluster.ask(&target, question).await.map_err(|error| node.broker_refusal(&error))?;
+    if closed.iter().sum::<u64>() == 0 {
+        Err(no_connection().into())
+    } else {
+        Ok(StatusCode::NO_CONTENT)
+    }
 }

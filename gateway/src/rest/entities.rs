@@ -16,11 +16,11 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::traceparent;
 use super::parameter::Parameters;
 use super::publish::rate_headers;
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::node::{Node, Outgoing};
 
@@ -85,7 +85,8 @@ pub(super) async fn publish(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     caller.require(Scope::Publish)?;
-    let [one, all] = channels(&entity, &id).ok_or_else(|| wrong("entity", "and id are too long for a channel name"))?;
+    let [one, all] = channels(&entity, &id)
+        .ok_or_else(|| wrong("entity", "and id are too long for a channel name"))?;
     let body: EntityEventBody<'_> = body.read()?;
     let kind = match &*body.action {
         "created" => "entity:created",
@@ -98,8 +99,10 @@ pub(super) async fn publish(
         None => return Err(wrong("data", "is required").into()),
         data => body::payload(&node, data, "data")?,
     };
-    let changes = body.changes.map(|changes| body::payload(&node, Some(changes), "changes")).transpose()?;
-    let meta: Option<Bytes> = changes.map(|changes| format!("{{\"changes\":{}}}", changes.json_str()).into());
+    let changes =
+        body.changes.map(|changes| body::payload(&node, Some(changes), "changes")).transpose()?;
+    let meta: Option<Bytes> =
+        changes.map(|changes| format!("{{\"changes\":{}}}", changes.json_str()).into());
     let event = Outgoing {
         channel: one.clone(),
         kind: kind.into(),
@@ -126,8 +129,11 @@ pub(super) async fn publish(
             tag: receipt.position.map(|position| position.tag.to_string()),
         });
     }
-    let published =
-        EntityPublished { id: first.id.as_str().to_owned(), duplicate: first.duplicate && second.duplicate, channels };
+    let published = EntityPublished {
+        id: first.id.as_str().to_owned(),
+        duplicate: first.duplicate && second.duplicate,
+        channels,
+    };
     let mut response = Json(published).into_response();
     rate_headers(response.headers_mut(), node.publish_rate(&all));
     Ok(response)

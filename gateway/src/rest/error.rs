@@ -56,11 +56,17 @@ impl ErrorBody {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.0.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(ErrorBody::of(&self.0))).into_response();
         let headers = response.headers_mut();
         if matches!(self.0.code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
-            let ms = self.0.details.get("retry_after_ms").and_then(serde_json::Value::as_u64).unwrap_or(1_000);
+            let ms = self
+                .0
+                .details
+                .get("retry_after_ms")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or(1_000);
             headers.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1_000).max(1)));
         }
         if status == StatusCode::UNAUTHORIZED {
@@ -74,7 +80,9 @@ impl IntoResponse for ApiError {
 pub async fn with_request_id(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
     let sane = |id: &&str| {
-        !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
+        !id.is_empty()
+            && id.len() <= 128
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
     };
     let id = given.filter(sane).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
     let header = HeaderValue::from_str(&id);

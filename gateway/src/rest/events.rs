@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::body::{self, JsonBody, wrong};
-use crate::auth::Caller;
 use super::connections::{announce, matching, node_of};
 use super::error::{ApiError, ErrorBody};
 use super::message::{check_backend_type, traceparent};
 use super::parameter::{self, no_connection};
 use super::publish::rate_headers;
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::clock;
 use crate::cluster::{Announcement, Audience, ConnectionFilter};
@@ -94,7 +94,10 @@ impl Event {
                 .with("limit_bytes", limit));
         }
         let priority = body.priority.clone().unwrap_or_else(|| "normal".to_owned());
-        if priority.is_empty() || priority.len() > 32 || !priority.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        if priority.is_empty()
+            || priority.len() > 32
+            || !priority.bytes().all(|byte| byte.is_ascii_lowercase())
+        {
             return Err(wrong("priority", "is one of low, normal, high, urgent"));
         }
         Ok(Self {
@@ -145,7 +148,11 @@ pub(super) async fn create(
     let body: EventBody<'_> = body.read()?;
     let event = Event::of(&node, &body)?;
     let EventBody { channel, user_id, connection_id, .. } = body;
-    if usize::from(channel.is_some()) + usize::from(user_id.is_some()) + usize::from(connection_id.is_some()) > 1 {
+    if usize::from(channel.is_some())
+        + usize::from(user_id.is_some())
+        + usize::from(connection_id.is_some())
+        > 1
+    {
         return Err(wrong("channel", "user_id and connection_id exclude each other").into());
     }
     if let Some(channel) = channel {
@@ -169,17 +176,28 @@ pub(super) async fn create(
             ..ConnectionFilter::default()
         };
         let streams = matching(&node, streams).await?;
-        audience.connections = Some(streams.iter().filter_map(|view| ConnectionId::new(&view.id).ok()).collect());
+        audience.connections =
+            Some(streams.iter().filter_map(|view| ConnectionId::new(&view.id).ok()).collect());
     }
     announce(&node, &target, event.announcement(), audience).await?;
     Ok((StatusCode::CREATED, Json(event)).into_response())
 }
 
 /// An ordinary publication whose payload is the string (R39).
-async fn publish(node: &Node, caller: &Caller, headers: &HeaderMap, channel: &str, event: Event) -> Result<Response, ApiError> {
+async fn publish(
+    node: &Node,
+    caller: &Caller,
+    headers: &HeaderMap,
+    channel: &str,
+    event: Event,
+) -> Result<Response, ApiError> {
     let channel = parameter::channel(channel)?;
     if channel.as_str() == NOTIFICATIONS {
-        return Err(wrong("channel", "notifications is published to by /users/{id}/messages or /notifications").into());
+        return Err(wrong(
+            "channel",
+            "notifications is published to by /users/{id}/messages or /notifications",
+        )
+        .into());
     }
     let outgoing = Outgoing {
         channel: channel.clone(),
@@ -208,12 +226,17 @@ async fn publish(node: &Node, caller: &Caller, headers: &HeaderMap, channel: &st
     post, path = "/events/broadcast", tag = "Events", request_body = EventBody<'static>,
     responses((status = 200, description = "Live event streams that it reached", body = u64), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn broadcast(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Result<Json<u64>, ApiError> {
+pub(super) async fn broadcast(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<u64>, ApiError> {
     caller.require(Scope::Publish)?;
     let body: EventBody<'_> = body.read()?;
     let event = Event::of(&node, &body)?;
     // Naming a connection twice reaches it once.
-    let recipients = body.recipients.map(|ids| ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect());
+    let recipients =
+        body.recipients.map(|ids| ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect());
     let audience = Audience {
         connections: recipients,
         exclude_connections: body.exclude.unwrap_or_default(),

@@ -119,9 +119,19 @@ impl MessageBody<'_> {
     ///
     /// # Errors
     /// `INVALID_MESSAGE`, `PAYLOAD_TOO_LARGE`.
-    pub(super) fn outgoing(self, node: &Node, channel: ChannelName, caller: &Caller, headers: &HeaderMap) -> Result<Outgoing, Refusal> {
+    pub(super) fn outgoing(
+        self,
+        node: &Node,
+        channel: ChannelName,
+        caller: &Caller,
+        headers: &HeaderMap,
+    ) -> Result<Outgoing, Refusal> {
         let kind = body::name(&self.kind, "type")?;
-        if self.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
+        if self
+            .idempotency_key
+            .as_ref()
+            .is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX)
+        {
             return Err(wrong("idempotency_key", "must be 1 to 256 bytes"));
         }
         Ok(Outgoing {
@@ -178,7 +188,10 @@ mod tests {
     use super::*;
 
     fn trace(text: &'static str) -> Option<Box<str>> {
-        traceparent(&HeaderMap::from_iter([("traceparent".parse().expect("a name"), http::HeaderValue::from_static(text))]))
+        traceparent(&HeaderMap::from_iter([(
+            "traceparent".parse().expect("a name"),
+            http::HeaderValue::from_static(text),
+        )]))
     }
 
     #[test]

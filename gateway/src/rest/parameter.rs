@@ -26,7 +26,10 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Paramet
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(values) = Path::<T>::from_request_parts(parts, state).await.map_err(|_| {
-            ApiError(Refusal::new(ErrorCode::InvalidMessage, "A path parameter is not percent-encoded UTF-8"))
+            ApiError(Refusal::new(
+                ErrorCode::InvalidMessage,
+                "A path parameter is not percent-encoded UTF-8",
+            ))
         })?;
         Ok(Self(values))
     }
@@ -84,7 +87,11 @@ pub(super) fn cursor(last: &str) -> String {
 }
 
 /// Cuts a list that was read one item too long; the cursor of the next page.
-pub(super) fn page<T>(items: &mut Vec<T>, limit: usize, key: impl Fn(&T) -> &str) -> Option<String> {
+pub(super) fn page<T>(
+    items: &mut Vec<T>,
+    limit: usize,
+    key: impl Fn(&T) -> &str,
+) -> Option<String> {
     let more = items.len() > limit;
     items.truncate(limit);
     items.last().filter(|_| more).map(|last| cursor(key(last)))
@@ -95,7 +102,9 @@ pub(super) fn page<T>(items: &mut Vec<T>, limit: usize, key: impl Fn(&T) -> &str
 /// # Errors
 /// `INVALID_MESSAGE`.
 pub(super) fn user(text: &str) -> Result<UserId, Refusal> {
-    UserId::new(text).map_err(|invalid| Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "user_id"))
+    UserId::new(text).map_err(|invalid| {
+        Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "user_id")
+    })
 }
 
 /// A connection id from the path; ids that are none of ours are unknown connections.
@@ -117,5 +126,7 @@ pub(super) fn no_connection() -> Refusal {
 /// # Errors
 /// `INVALID_MESSAGE` (R13).
 pub(super) fn channel(text: &str) -> Result<ChannelName, Refusal> {
-    ChannelName::new(text).map_err(|invalid| Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "channel"))
+    ChannelName::new(text).map_err(|invalid| {
+        Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "channel")
+    })
 }

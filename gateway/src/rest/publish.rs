@@ -15,10 +15,10 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{BatchBody, JsonBody, parse, wrong};
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{MessageBody, PublishBody, check_backend_type, check_user_type};
 use super::parameter;
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::clock;
 use crate::dispatch::NOTIFICATIONS;
@@ -112,14 +112,17 @@ pub(super) async fn batch(
 ) -> Result<Response, ApiError> {
     let batch: BatchMessages<'_> = body.read()?;
     if batch.messages.len() > BATCH_MESSAGES_MAX {
-        return Err(wrong("messages", "must be at most 1,000").with("limit", BATCH_MESSAGES_MAX).into());
+        return Err(wrong("messages", "must be at most 1,000")
+            .with("limit", BATCH_MESSAGES_MAX)
+            .into());
     }
     let read = |raw: &&RawValue| {
         let (channel, message) = parse::<PublishBody<'_>>(raw.get())?.split();
         judge(&node, &caller, &headers, &channel, message)
     };
     let outgoing: Vec<Result<Outgoing, Refusal>> = batch.messages.iter().map(read).collect();
-    let channels: Vec<ChannelName> = outgoing.iter().flatten().map(|outgoing| outgoing.channel.clone()).collect();
+    let channels: Vec<ChannelName> =
+        outgoing.iter().flatten().map(|outgoing| outgoing.channel.clone()).collect();
     let results = node.publish_batch(outgoing).await;
     let results = results
         .iter()
@@ -130,16 +133,28 @@ pub(super) async fn batch(
         .collect();
     let mut response = Json(BatchResults { results }).into_response();
     // The headers speak of the channel that has least left.
-    let tightest = channels.iter().filter_map(|channel| node.publish_rate(channel)).min_by_key(|rate| rate.remaining);
+    let tightest = channels
+        .iter()
+        .filter_map(|channel| node.publish_rate(channel))
+        .min_by_key(|rate| rate.remaining);
     rate_headers(response.headers_mut(), tightest);
     Ok(response)
 }
 
 /// Whether the caller may publish this, and what exactly is published.
-fn judge(node: &Node, caller: &Caller, headers: &HeaderMap, channel: &str, message: MessageBody<'_>) -> Result<Outgoing, Refusal> {
+fn judge(
+    node: &Node,
+    caller: &Caller,
+    headers: &HeaderMap,
+    channel: &str,
+    message: MessageBody<'_>,
+) -> Result<Outgoing, Refusal> {
     let channel = parameter::channel(channel)?;
     if channel.as_str() == NOTIFICATIONS {
-        return Err(wrong("channel", "notifications is published to by /users/{id}/messages or /notifications"));
+        return Err(wrong(
+            "channel",
+            "notifications is published to by /users/{id}/messages or /notifications",
+        ));
     }
     let mut outgoing = message.outgoing(node, channel, caller, headers)?;
     if caller.holds(Scope::Publish) {
@@ -152,15 +167,18 @@ fn judge(node: &Node, caller: &Caller, headers: &HeaderMap, channel: &str, messa
     };
     check_user_type(&outgoing.kind)?;
     if outgoing.user_id.as_ref().is_some_and(|user| *user != claims.user) {
-        return Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user").with("field", "user_id"));
+        return Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user")
+            .with("field", "user_id"));
     }
     outgoing.user_id = Some(claims.user.clone());
     match node.policy.load().decide(Action::Publish, Some(claims), &outgoing.channel) {
         Decision::Allow => Ok(outgoing),
         Decision::Refuse(refusal) => Err(refusal),
         // Refused when the application cannot be asked (`channels.md` 2).
-        Decision::Ask => Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
-            .with("channel", outgoing.channel.as_str())),
+        Decision::Ask => {
+            Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
+                .with("channel", outgoing.channel.as_str()))
+        }
     }
 }
 
@@ -182,6 +200,9 @@ pub(super) fn rate_headers(headers: &mut HeaderMap, rate: Option<RateState>) {
     let full_in_ms = missing * 1_000 / u64::from(rate.limit);
     let reset = (clock::unix_ms().max(0) as u64 + full_in_ms).div_ceil(1_000);
     headers.insert(HeaderName::from_static("x-ratelimit-limit"), HeaderValue::from(rate.limit));
-    headers.insert(HeaderName::from_static("x-ratelimit-remaining"), HeaderValue::from(rate.remaining));
+    headers.insert(
+        HeaderName::from_static("x-ratelimit-remaining"),
+        HeaderValue::from(rate.remaining),
+    );
     headers.insert(HeaderName::from_static("x-ratelimit-reset"), HeaderValue::from(reset));
 }

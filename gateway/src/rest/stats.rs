@@ -9,8 +9,8 @@ use carillon_broker_client::{Health, NodeRecord};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::cluster::{record, uptime_ms};
 use crate::node::Node;
@@ -89,13 +89,17 @@ impl From<&NodeRecord> for NodeStats {
     get, path = "/stats", tag = "Cluster",
     responses((status = 200, description = "The cluster", body = Stats), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn show(State(node): State<Arc<Node>>, caller: Caller) -> Result<Json<Stats>, ApiError> {
+pub(super) async fn show(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+) -> Result<Json<Stats>, ApiError> {
     caller.require(Scope::Admin)?;
     // Of itself a node knows more than its last heartbeat said.
     let own = record(&node);
     let known = node.cluster.nodes();
     let others = known.iter().filter(|record| record.id != own.id);
-    let mut nodes: Vec<NodeStats> = std::iter::once(&own).chain(others).map(NodeStats::from).collect();
+    let mut nodes: Vec<NodeStats> =
+        std::iter::once(&own).chain(others).map(NodeStats::from).collect();
     nodes.sort_by(|one, other| one.name.cmp(&other.name).then_with(|| one.id.cmp(&other.id)));
     let mut totals = Totals { nodes: nodes.len() as u64, ..Totals::default() };
     for node in &nodes {

@@ -52,7 +52,8 @@ impl Rest {
             ("drain.period", "0s"),
             ("drain.grace", "0s"),
         ];
-        let settings: Vec<(&str, &str)> = fixed.into_iter().chain(settings.iter().copied()).collect();
+        let settings: Vec<(&str, &str)> =
+            fixed.into_iter().chain(settings.iter().copied()).collect();
         let config = Config::development(&settings).expect("the settings are good");
         let app = App::bind(config).await.expect("loopback ports are free");
         let node = app.node();
@@ -75,7 +76,8 @@ impl Rest {
             channels: None,
             ttl: std::time::Duration::from_secs(600),
         };
-        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000).expect("minted")
+        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+            .expect("minted")
     }
 
     async fn send(&self, request: Request) -> Answer {
@@ -87,7 +89,11 @@ impl Rest {
     }
 
     async fn call(&self, method: Method, path: &str, key: &str, body: Option<&str>) -> Answer {
-        let credential = if key.contains('.') { ("authorization", format!("Bearer {key}")) } else { ("x-api-key", key.to_owned()) };
+        let credential = if key.contains('.') {
+            ("authorization", format!("Bearer {key}"))
+        } else {
+            ("x-api-key", key.to_owned())
+        };
         let request = Request::builder()
             .method(method)
             .uri(format!("/api/realtime{path}"))
@@ -112,16 +118,25 @@ async fn a_publish_is_in_history_and_repeating_it_changes_nothing() {
     let message = json!({"channel": "chat", "type": "note", "payload": {"text": "hi", "n": 1.50}, "id": "m-1", "meta": {"a": 1}});
     let first = rest.post("/publish", &message).await;
     assert_eq!(first.status, StatusCode::OK, "{}", first.body);
-    assert_eq!((&first.body["id"], &first.body["offset"], &first.body["duplicate"]), (&json!("m-1"), &json!(1), &json!(false)));
+    assert_eq!(
+        (&first.body["id"], &first.body["offset"], &first.body["duplicate"]),
+        (&json!("m-1"), &json!(1), &json!(false))
+    );
     assert_eq!(first.headers["x-ratelimit-limit"], "1000");
-    assert!(first.headers.contains_key("x-ratelimit-remaining") && first.headers.contains_key("x-ratelimit-reset"));
+    assert!(
+        first.headers.contains_key("x-ratelimit-remaining")
+            && first.headers.contains_key("x-ratelimit-reset")
+    );
     let again = rest.post("/publish", &message).await;
     assert_eq!((&again.body["offset"], &again.body["duplicate"]), (&json!(1), &json!(true)));
     let history = rest.get("/channels/chat/history").await;
     assert_eq!(history.body["messages"].as_array().map(Vec::len), Some(1), "{}", history.body);
     assert_eq!(history.body["messages"][0]["payload"], message["payload"]);
     assert_eq!(history.body["messages"][0]["meta"], json!({"a": 1}));
-    assert_eq!((&history.body["offset"], &history.body["epoch"]), (&json!(1), &first.body["epoch"]));
+    assert_eq!(
+        (&history.body["offset"], &history.body["epoch"]),
+        (&json!(1), &first.body["epoch"])
+    );
     rest.stop().await;
 }
 
@@ -139,7 +154,10 @@ async fn history_pages_forward_and_says_when_since_cannot_be_served() {
     assert_eq!(rest_of_it.body["messages"].as_array().map(Vec::len), Some(3));
     assert_eq!(rest_of_it.body["next"], Value::Null);
     let foreign = rest.get("/channels/chat/history?since=AAAAAAAA:3").await;
-    assert_eq!((&foreign.body["recovered"], &foreign.body["reason"]), (&json!(false), &json!("epoch")));
+    assert_eq!(
+        (&foreign.body["recovered"], &foreign.body["reason"]),
+        (&json!(false), &json!("epoch"))
+    );
     assert_eq!(foreign.body["messages"].as_array().map(Vec::len), Some(5));
     let newest = rest.get("/channels/chat/history?limit=1").await;
     assert_eq!(newest.body["messages"][0]["payload"], 4);
@@ -156,23 +174,32 @@ async fn callers_are_known_by_key_or_token_and_by_nothing_else() {
     let rest = Rest::start(&[("auth.cookie", "session")]).await;
     let user = rest.token("alice", None);
     let path = "/api/realtime/stats";
-    let plain = |name: &'static str, value: String| Request::builder().uri(path).header(name, value).body(Body::empty()).expect("ok");
+    let plain = |name: &'static str, value: String| {
+        Request::builder().uri(path).header(name, value).body(Body::empty()).expect("ok")
+    };
     let none = rest.send(Request::builder().uri(path).body(Body::empty()).expect("ok")).await;
     assert_eq!((none.status, none.code()), (StatusCode::UNAUTHORIZED, "MISSING_TOKEN"));
     assert_eq!(none.body["error"], "missing token");
     assert_eq!(none.body["request_id"].as_str(), none.headers["x-request-id"].to_str().ok());
     let cookie = rest.send(plain("cookie", format!("session={user}"))).await;
     assert_eq!(cookie.code(), "MISSING_TOKEN");
-    let query = Request::builder().uri(format!("{path}?token={user}")).body(Body::empty()).expect("ok");
+    let query =
+        Request::builder().uri(format!("{path}?token={user}")).body(Body::empty()).expect("ok");
     assert_eq!(rest.send(query).await.code(), "MISSING_TOKEN");
     assert_eq!(rest.call(Method::GET, "/stats", "wrong", None).await.code(), "INVALID_TOKEN");
-    assert_eq!(rest.send(plain("authorization", "Basic abc".to_owned())).await.code(), "INVALID_TOKEN");
+    assert_eq!(
+        rest.send(plain("authorization", "Basic abc".to_owned())).await.code(),
+        "INVALID_TOKEN"
+    );
     let refused = rest.call(Method::GET, "/stats", &user, None).await;
     assert_eq!((refused.status, refused.code()), (StatusCode::FORBIDDEN, "FORBIDDEN"));
     let scoped = rest.token("service", Some("openid realtime:admin"));
     assert_eq!(rest.call(Method::GET, "/stats", &scoped, None).await.status, StatusCode::OK);
     assert_eq!(rest.call(Method::GET, "/channels", READER, None).await.status, StatusCode::OK);
-    assert_eq!(rest.call(Method::DELETE, "/channels/chat/history", READER, None).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(
+        rest.call(Method::DELETE, "/channels/chat/history", READER, None).await.status,
+        StatusCode::FORBIDDEN
+    );
     rest.stop().await;
 }
 
@@ -180,8 +207,13 @@ async fn callers_are_known_by_key_or_token_and_by_nothing_else() {
 async fn a_user_publishes_as_themself_where_the_policy_lets_them() {
     let rest = Rest::start(&[]).await;
     let alice = rest.token("alice", None);
-    let publish = async |body: Value| rest.call(Method::POST, "/publish", &alice, Some(&body.to_string())).await;
-    assert_eq!(publish(json!({"channel": "chat", "type": "message", "payload": "x"})).await.status, StatusCode::OK);
+    let publish = async |body: Value| {
+        rest.call(Method::POST, "/publish", &alice, Some(&body.to_string())).await
+    };
+    assert_eq!(
+        publish(json!({"channel": "chat", "type": "message", "payload": "x"})).await.status,
+        StatusCode::OK
+    );
     let history = rest.get("/channels/chat/history").await;
     assert_eq!(history.body["messages"][0]["user_id"], "alice");
     for body in [
@@ -191,9 +223,14 @@ async fn a_user_publishes_as_themself_where_the_policy_lets_them() {
         json!({"channel": "news", "type": "message"}),
     ] {
         let refused = publish(body.clone()).await;
-        assert_eq!((refused.status, refused.code()), (StatusCode::FORBIDDEN, "FORBIDDEN"), "{body}");
+        assert_eq!(
+            (refused.status, refused.code()),
+            (StatusCode::FORBIDDEN, "FORBIDDEN"),
+            "{body}"
+        );
     }
-    let to_peer = rest.call(Method::POST, "/users/bob/messages", &alice, Some("{\"type\":\"x\"}")).await;
+    let to_peer =
+        rest.call(Method::POST, "/users/bob/messages", &alice, Some("{\"type\":\"x\"}")).await;
     assert_eq!(to_peer.status, StatusCode::FORBIDDEN);
     rest.stop().await;
 }
@@ -219,25 +256,42 @@ async fn bad_bodies_are_refused_with_their_place_and_never_break_anything() {
         (r#"{"channel":"chat","type":"x","user_id":""}"#, Some("user_id")),
     ] {
         let refused = publish(body).await;
-        assert_eq!((refused.status, refused.code()), (StatusCode::BAD_REQUEST, "INVALID_MESSAGE"), "{body}: {}", refused.body);
+        assert_eq!(
+            (refused.status, refused.code()),
+            (StatusCode::BAD_REQUEST, "INVALID_MESSAGE"),
+            "{body}: {}",
+            refused.body
+        );
         if let Some(field) = field {
             assert_eq!(refused.body["details"]["field"], field, "{body}: {}", refused.body);
         }
     }
-    let deep = format!(r#"{{"channel":"chat","type":"x","payload":{}{}}}"#, "[".repeat(200), "]".repeat(200));
+    let deep = format!(
+        r#"{{"channel":"chat","type":"x","payload":{}{}}}"#,
+        "[".repeat(200),
+        "]".repeat(200)
+    );
     assert_eq!(publish(&deep).await.status, StatusCode::BAD_REQUEST);
     let large = json!({"channel": "chat", "type": "x", "payload": "x".repeat(1_100)}).to_string();
     let too_large = publish(&large).await;
-    assert_eq!((too_large.status, too_large.code()), (StatusCode::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE"));
+    assert_eq!(
+        (too_large.status, too_large.code()),
+        (StatusCode::PAYLOAD_TOO_LARGE, "PAYLOAD_TOO_LARGE")
+    );
     let huge = format!("{{\"channel\":\"{}\"}}", "x".repeat(200_000));
     assert_eq!(publish(&huge).await.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(publish(r#"{"channel":"nowhere:1","type":"x"}"#).await.code(), "CHANNEL_NOT_FOUND");
     assert_eq!(publish(r#"{"channel":"chat","type":"pong"}"#).await.code(), "FORBIDDEN");
     let fine = publish(r#"{"channel":"chat","type":"x","unknown":{"deep":[1]}}"#).await;
     assert_eq!(fine.status, StatusCode::OK, "{}", fine.body);
-    let form = Request::post("/api/realtime/publish").header("x-api-key", ADMIN).header("content-type", "text/plain");
+    let form = Request::post("/api/realtime/publish")
+        .header("x-api-key", ADMIN)
+        .header("content-type", "text/plain");
     let refused = rest.send(form.body(Body::from("{}")).expect("ok")).await;
-    assert_eq!((refused.status, refused.code()), (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE"));
+    assert_eq!(
+        (refused.status, refused.code()),
+        (StatusCode::UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE")
+    );
     rest.stop().await;
 }
 
@@ -252,7 +306,10 @@ async fn a_batch_keeps_order_and_judges_each_message_alone() {
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
     let results = answer.body["results"].as_array().expect("results");
     assert_eq!((&results[0]["offset"], &results[4]["offset"]), (&json!(1), &json!(2)));
-    assert_eq!((&results[1]["code"], &results[2]["code"]), (&json!("CHANNEL_NOT_FOUND"), &json!("INVALID_MESSAGE")));
+    assert_eq!(
+        (&results[1]["code"], &results[2]["code"]),
+        (&json!("CHANNEL_NOT_FOUND"), &json!("INVALID_MESSAGE"))
+    );
     assert_eq!(results[3]["code"], "INVALID_MESSAGE");
     let many = json!({"messages": vec![json!({"channel": "chat", "type": "x"}); 1_001]});
     assert_eq!(rest.post("/publish/batch", &many).await.status, StatusCode::BAD_REQUEST);
@@ -269,7 +326,11 @@ async fn a_channel_over_its_rate_is_refused_with_the_time_to_wait() {
     assert_eq!(second.headers["x-ratelimit-remaining"], "0");
     let refused = rest.post("/publish", &message).await;
     assert_eq!((refused.status, refused.code()), (StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED"));
-    assert!(refused.body["details"]["retry_after_ms"].as_u64().is_some_and(|ms| (1..=1_000).contains(&ms)));
+    assert!(
+        refused.body["details"]["retry_after_ms"]
+            .as_u64()
+            .is_some_and(|ms| (1..=1_000).contains(&ms))
+    );
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(refused.headers["x-ratelimit-limit"], "2");
     rest.stop().await;
@@ -286,15 +347,26 @@ async fn an_entity_event_has_one_id_on_both_channels() {
     for channel in ["entity:Task:a%2Fb%2520c", "entity:Task"] {
         let history = rest.get(&format!("/channels/{channel}/history")).await;
         let event = &history.body["messages"][0];
-        assert_eq!((&event["id"], &event["type"]), (&answer.body["id"], &json!("entity:updated")), "{}", history.body);
+        assert_eq!(
+            (&event["id"], &event["type"]),
+            (&answer.body["id"], &json!("entity:updated")),
+            "{}",
+            history.body
+        );
         assert_eq!(event["meta"], json!({"changes": ["title"]}));
     }
     let deleted = rest.post("/entities/Task/7/events", &json!({"action": "deleted"})).await;
     assert_eq!(deleted.status, StatusCode::OK);
     let history = rest.get("/channels/entity:Task:7/history").await;
     assert_eq!(history.body["messages"][0]["payload"], json!({"id": "7"}));
-    assert_eq!(rest.post("/entities/Task/7/events", &json!({"action": "moved", "data": 1})).await.status, StatusCode::BAD_REQUEST);
-    assert_eq!(rest.post("/entities/Task/7/events", &json!({"action": "created"})).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        rest.post("/entities/Task/7/events", &json!({"action": "moved", "data": 1})).await.status,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(
+        rest.post("/entities/Task/7/events", &json!({"action": "created"})).await.status,
+        StatusCode::BAD_REQUEST
+    );
     rest.stop().await;
 }
 
@@ -303,7 +375,9 @@ async fn connections_are_listed_reached_and_closed() {
     let rest = Rest::start(&[]).await;
     let token = rest.token("alice", None);
     let open = async || {
-        let request = Request::get(format!("/api/realtime/events?token={token}&channel=chat")).body(Body::empty()).expect("ok");
+        let request = Request::get(format!("/api/realtime/events?token={token}&channel=chat"))
+            .body(Body::empty())
+            .expect("ok");
         let response = rest.router.clone().oneshot(request).await.expect("infallible");
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body()
@@ -326,29 +400,54 @@ async fn connections_are_listed_reached_and_closed() {
     let channel = rest.get("/channels/chat").await;
     assert_eq!(channel.body["subscribers"], 2);
     let listed = rest.get("/channels?prefix=ch").await;
-    assert_eq!(listed.body, json!({"channels": [{"channel": "chat", "subscribers": 2}], "next": null}));
-    let sent = rest.post(&format!("/connections/{id}/messages"), &json!({"type": "hello", "payload": "you"})).await;
+    assert_eq!(
+        listed.body,
+        json!({"channels": [{"channel": "chat", "subscribers": 2}], "next": null})
+    );
+    let sent = rest
+        .post(&format!("/connections/{id}/messages"), &json!({"type": "hello", "payload": "you"}))
+        .await;
     assert_eq!(sent.body, json!({"delivered": true}));
-    assert_eq!(rest.post("/connections/nobody/messages", &json!({"type": "hello"})).await.status, StatusCode::NOT_FOUND);
-    assert_eq!(rest.post("/broadcast", &json!({"type": "all"})).await.body, json!({"recipients": 2}));
+    assert_eq!(
+        rest.post("/connections/nobody/messages", &json!({"type": "hello"})).await.status,
+        StatusCode::NOT_FOUND
+    );
+    assert_eq!(
+        rest.post("/broadcast", &json!({"type": "all"})).await.body,
+        json!({"recipients": 2})
+    );
     let but_alice = json!({"type": "all", "exclude": {"users": ["alice"]}});
     assert_eq!(rest.post("/broadcast", &but_alice).await.body, json!({"recipients": 0}));
     let event = json!({"event": "update", "data": "{\"a\":1}", "priority": "high", "retry": 3000, "comment": "c", "user_id": "alice"});
     let created = rest.post("/events", &event).await;
     assert_eq!(created.status, StatusCode::CREATED);
-    assert_eq!((&created.body["data"], &created.body["priority"]), (&json!("{\"a\":1}"), &json!("high")));
+    assert_eq!(
+        (&created.body["data"], &created.body["priority"]),
+        (&json!("{\"a\":1}"), &json!("high"))
+    );
     read_until(&mut one, "data: {\"a\":1}").await;
     let some = json!({"event": "update", "data": "x", "recipients": [id, id, "connection-123"], "exclude": ["connection-789"]});
     assert_eq!(rest.post("/events/broadcast", &some).await.body, json!(1));
-    assert_eq!(rest.post("/events", &json!({"data": {"a": 1}})).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        rest.post("/events", &json!({"data": {"a": 1}})).await.status,
+        StatusCode::BAD_REQUEST
+    );
     let stats = rest.get("/stats").await;
     assert_eq!(stats.body["totals"]["connections"], 2, "{}", stats.body);
     assert_eq!(stats.body["redis"]["state"], "up");
-    assert_eq!(rest.call(Method::DELETE, &format!("/connections/{id}"), ADMIN, None).await.status, StatusCode::NO_CONTENT);
-    let gone = rest.call(Method::DELETE, "/connections/000000000000-0000000000000000", ADMIN, None).await;
+    assert_eq!(
+        rest.call(Method::DELETE, &format!("/connections/{id}"), ADMIN, None).await.status,
+        StatusCode::NO_CONTENT
+    );
+    let gone =
+        rest.call(Method::DELETE, "/connections/000000000000-0000000000000000", ADMIN, None).await;
     assert_eq!(gone.status, StatusCode::NOT_FOUND);
     let rest_of_them = rest.call(Method::DELETE, "/users/alice/connections", ADMIN, None).await;
-    assert!(rest_of_them.body["disconnected"].as_u64().is_some_and(|closed| closed >= 1), "{}", rest_of_them.body);
+    assert!(
+        rest_of_them.body["disconnected"].as_u64().is_some_and(|closed| closed >= 1),
+        "{}",
+        rest_of_them.body
+    );
     rest.stop().await;
 }
 
@@ -357,7 +456,10 @@ async fn read_until(stream: &mut Body, wanted: &str) {
     let mut text = String::new();
     while !text.contains(wanted) {
         let frame = tokio::time::timeout(std::time::Duration::from_secs(5), stream.frame()).await;
-        let frame = frame.unwrap_or_else(|_| panic!("no {wanted:?} in {text:?}")).expect("the stream lives").expect("no error");
+        let frame = frame
+            .unwrap_or_else(|_| panic!("no {wanted:?} in {text:?}"))
+            .expect("the stream lives")
+            .expect("no error");
         text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
     }
 }
@@ -368,7 +470,10 @@ async fn unknown_paths_and_methods_have_the_error_body() {
     let unknown = rest.get("/nothing").await;
     assert_eq!((unknown.status, unknown.code()), (StatusCode::NOT_FOUND, "NOT_FOUND"));
     let wrong = rest.call(Method::DELETE, "/publish", ADMIN, None).await;
-    assert_eq!((wrong.status, wrong.code()), (StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED"));
+    assert_eq!(
+        (wrong.status, wrong.code()),
+        (StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED")
+    );
     assert_eq!(wrong.headers["allow"], "POST");
     let events = rest.call(Method::DELETE, "/events", ADMIN, None).await;
     let allow = events.headers["allow"].to_str().expect("text").to_owned();

@@ -12,11 +12,11 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::body::{JsonBody, wrong};
-use crate::auth::Caller;
 use super::error::{ApiError, ErrorBody};
 use super::message::{MessageBody, check_backend_type};
 use super::parameter::{self, Parameters};
 use super::publish::{Published, answer};
+use crate::auth::Caller;
 use crate::auth::Scope;
 use crate::cluster::Question;
 use crate::node::Node;
@@ -43,7 +43,8 @@ pub(super) async fn message(
 ) -> Result<Response, ApiError> {
     caller.require(Scope::Publish)?;
     let user = parameter::user(&user)?;
-    let channel = ChannelName::user_stream(user.as_str()).ok_or_else(|| wrong("user_id", "is too long for a channel name"))?;
+    let channel = ChannelName::user_stream(user.as_str())
+        .ok_or_else(|| wrong("user_id", "is too long for a channel name"))?;
     let outgoing = body.read::<MessageBody<'_>>()?.outgoing(&node, channel, &caller, &headers)?;
     check_backend_type(&outgoing.kind)?;
     Ok(answer(&node, outgoing).await)
@@ -62,7 +63,10 @@ pub(super) async fn disconnect(
 ) -> Result<Json<Disconnected>, ApiError> {
     caller.require(Scope::Admin)?;
     let question = Question::Disconnect { connection: None, user: Some(parameter::user(&user)?) };
-    let closed: Vec<u64> =
-        node.cluster.ask(&Target::All, question).await.map_err(|error| node.broker_refusal(&error))?;
+    let closed: Vec<u64> = node
+        .cluster
+        .ask(&Target::All, question)
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
     Ok(Json(Disconnected { disconnected: closed.iter().sum() }))
 }

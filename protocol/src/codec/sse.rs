@@ -8,7 +8,9 @@ use crate::{Envelope, Profile};
 /// be shared by connections whose cursors differ. `meta.retry` and `meta.comment` of an event
 /// made by `POST /events` become `retry:` and comment lines.
 pub fn write_sse_body(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u8>) {
-    if let Some(meta) = envelope.meta.and_then(|meta| serde_json::from_str::<serde_json::Value>(meta).ok()) {
+    if let Some(meta) =
+        envelope.meta.and_then(|meta| serde_json::from_str::<serde_json::Value>(meta).ok())
+    {
         if let Some(comment) = meta.get("comment").and_then(|comment| comment.as_str()) {
             for line in lines(comment) {
                 out.extend_from_slice(b": ");
@@ -39,7 +41,12 @@ pub fn write_sse_body(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u
 }
 
 /// Appends a whole event, with the cursor as its `id:` where there is one.
-pub fn write_sse(envelope: &Envelope<'_>, profile: Profile, cursor: Option<&str>, out: &mut Vec<u8>) {
+pub fn write_sse(
+    envelope: &Envelope<'_>,
+    profile: Profile,
+    cursor: Option<&str>,
+    out: &mut Vec<u8>,
+) {
     write_sse_body(envelope, profile, out);
     if let Some(cursor) = cursor {
         out.extend_from_slice(b"id: ");

@@ -80,8 +80,10 @@ impl Routes {
             relay,
             history,
         };
-        let chat = json!({"userId": "$user_id", "text": "$payload.text", "timestamp": "$timestamp_ms"});
-        let indicator = |typing| json!({"userId": "$user_id", "isTyping": typing, "channel": "$channel"});
+        let chat =
+            json!({"userId": "$user_id", "text": "$payload.text", "timestamp": "$timestamp_ms"});
+        let indicator =
+            |typing| json!({"userId": "$user_id", "isTyping": typing, "channel": "$channel"});
         let sender = json!({"user_id": "$user_id"});
         let none = json!({});
         vec![
@@ -100,7 +102,10 @@ impl Routes {
     /// A row that re-types to, or from, a type that is the server's.
     pub fn with(operators: Vec<Route>) -> Result<Self, InvalidRoute> {
         for route in &operators {
-            let fail = |problem: &str| InvalidRoute { from: route.from.clone(), problem: problem.to_owned() };
+            let fail = |problem: &str| InvalidRoute {
+                from: route.from.clone(),
+                problem: problem.to_owned(),
+            };
             if route.from.is_empty() || route.to.is_empty() {
                 return Err(fail("`from` and `to` are required"));
             }
@@ -180,7 +185,12 @@ fn target(message: &ClientMessage, payload: &Value) -> Result<ChannelName, Refus
     }
 }
 
-fn fill(template: &Value, channel: &ChannelName, payload: &Value, sender: Sender<'_>) -> Option<Value> {
+fn fill(
+    template: &Value,
+    channel: &ChannelName,
+    payload: &Value,
+    sender: Sender<'_>,
+) -> Option<Value> {
     let Value::String(text) = template else { return Some(template.clone()) };
     let Some(variable) = text.strip_prefix('$') else { return Some(template.clone()) };
     match variable {

@@ -1,0 +1,72 @@
+//! The mark inside every measured payload: which channel, which number, when it was due.
+//!
+//! Fixed width, so that a receiver reads it in place instead of parsing JSON.
+
+use memchr::memmem;
+
+const NEEDLE: &[u8] = b"\"seq\":\"";
+/// `CCCCCC-SSSSSSSS-DDDDDDDDDDDDDDDD`, hexadecimal.
+const BODY: usize = 6 + 1 + 8 + 1 + 16;
+
+/// What a measured message says about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// Index of the channel in this run.
+    pub(crate) channel: u32,
+    /// Number within the channel: 0 is warm-up, measured messages begin at 1.
+    pub(crate) sequence: u32,
+    /// When the message was due, nanoseconds since the run's beginning.
+    pub(crate) due_ns: u64,
+}
+
+impl Mark {
+    /// A JSON object of `size` bytes (or the least possible) that carries the mark.
+    pub(crate) fn payload(&self, size: usize) -> String {
+        let Self { channel, sequence, due_ns } = self;
+        let bare = format!("{{\"seq\":\"{channel:06x}-{sequence:08x}-{due_ns:016x}\",\"pad\":\"");
+        let pad = size.saturating_sub(bare.len() + 2);
+        format!("{bare}{:x<pad$}\"}}", "")
+    }
+
+    /// Finds the first mark in `bytes` and where it ends. `hint` is where the last one began: servers
+    /// put the payload at the same place nearly every time.
+    pub(crate) fn find(bytes: &[u8], hint: &mut usize) -> Option<(Self, usize)> {
+        let there = bytes.get(*hint..*hint + NEEDLE.len()) == Some(NEEDLE);
+        let begin = if there { *hint } else { memmem::find(bytes, NEEDLE)? };
+        let at = begin + NEEDLE.len();
+        let body = bytes.get(at..at + BODY)?;
+        *hint = begin;
+        let mark = Self {
+            channel: hex(&body[..6])? as u32,
+            sequence: hex(&body[7..15])? as u32,
+            due_ns: hex(&body[16..])?,
+        };
+        Some((mark, at + BODY))
+    }
+}
+
+fn hex(digits: &[u8]) -> Option<u64> {
+    digits
+        .iter()
+        .try_fold(0, |sum, digit| Some(sum << 4 | u64::from(char::from(*digit).to_digit(16)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_is_found_again_in_an_envelope_of_the_asked_size() {
+        let mark = Mark { channel: 999, sequence: 123_456, due_ns: 9_876_543_210 };
+        let payload = mark.payload(128);
+        assert_eq!(payload.len(), 128);
+        serde_json::from_str::<serde_json::Value>(&payload).expect("valid JSON");
+        let envelope = format!("{{\"type\":\"message\",\"payload\":{payload}}}");
+        for hint in [0, 5_000] {
+            let mut hint = hint;
+            let (found, _) = Mark::find(envelope.as_bytes(), &mut hint).expect("a mark");
+            assert_eq!(found, mark);
+        }
+        assert_eq!(Mark::find(b"{\"seq\":\"12", &mut 0), None);
+    }
+}

@@ -1,0 +1,107 @@
+//! What a run found, as JSON and as a line of a table.
+
+use serde::{Deserialize, Serialize};
+
+/// The figures of one run. Times and rates are of the measured part, after the warm-up.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Scenario, target and transport, as given.
+    pub(crate) scenario: String,
+    /// See `scenario`.
+    pub(crate) target: String,
+    /// See `scenario`.
+    pub(crate) transport: String,
+    /// Listening connections.
+    pub(crate) connections: usize,
+    /// Channels.
+    pub(crate) channels: u32,
+    /// Measured seconds.
+    pub(crate) seconds: f64,
+    /// Messages published in the whole run.
+    pub(crate) published: u64,
+    /// Deliveries in the measured part.
+    pub(crate) delivered: u64,
+    /// Deliveries a second (publishes a second in the scenario `publish`).
+    pub(crate) per_second: f64,
+    /// Server CPU, all its processes, for each delivery (or publish, or connect).
+    pub(crate) server_cpu_us: f64,
+    /// The same of the last process given alone: Redis, where it is used.
+    pub(crate) last_pid_cpu_us: f64,
+    /// The driver's own CPU for each.
+    pub(crate) client_cpu_us: f64,
+    /// Messages that a connection never heard.
+    pub(crate) lost: u64,
+    /// Messages heard more than once.
+    pub(crate) duplicated: u64,
+    /// Messages heard after a later one.
+    pub(crate) reordered: u64,
+    /// Publishes answered with an error.
+    pub(crate) refused: u64,
+    /// Connections that the server ended.
+    pub(crate) closed: u64,
+    /// Latency in milliseconds, from when a message was due.
+    pub(crate) p50_ms: f64,
+    /// See `p50_ms`.
+    pub(crate) p99_ms: f64,
+    /// See `p50_ms`.
+    pub(crate) p999_ms: f64,
+    /// See `p50_ms`.
+    pub(crate) max_ms: f64,
+    /// Connections opened a second, handshake and welcome included.
+    pub(crate) connects_per_second: f64,
+    /// Server CPU for each connect.
+    pub(crate) connect_cpu_us: f64,
+    /// Memory (PSS) that each idle connection added to the first server process, bytes.
+    pub(crate) idle_bytes: f64,
+    /// The same after each connection has received and sent 16 KB.
+    pub(crate) exercised_bytes: f64,
+}
+
+impl Report {
+    /// Whether nothing was lost, doubled, out of order or cut.
+    pub(crate) fn clean(&self) -> bool {
+        self.lost + self.duplicated + self.reordered + self.closed == 0
+    }
+
+    /// For a reader at a terminal.
+    pub(crate) fn human(&self) -> String {
+        let Self { scenario, target, transport, connections, channels, seconds, .. } = self;
+        let mut text = format!(
+            "{target} {scenario} ({transport}): {channels} channels, {connections} connections, {seconds:.1} s\n"
+        );
+        let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<28}{value}\n"));
+        row(
+            "connects",
+            format!("{:.0}/s, {:.1} µs CPU each", self.connects_per_second, self.connect_cpu_us),
+        );
+        if self.per_second > 0.0 {
+            row("deliveries (or publishes)", format!("{:.0}/s", self.per_second));
+            row(
+                "CPU each, µs",
+                format!(
+                    "server {:.2} (last process {:.2}), driver {:.2}",
+                    self.server_cpu_us, self.last_pid_cpu_us, self.client_cpu_us
+                ),
+            );
+            row(
+                "latency ms",
+                format!(
+                    "p50 {:.2}  p99 {:.2}  p99.9 {:.2}  max {:.2}",
+                    self.p50_ms, self.p99_ms, self.p999_ms, self.max_ms
+                ),
+            );
+        }
+        if self.idle_bytes != 0.0 {
+            row(
+                "bytes a connection",
+                format!("{:.0} idle, {:.0} after 16 KB", self.idle_bytes, self.exercised_bytes),
+            );
+        }
+        row(
+            "lost/doubled/out of order",
+            format!("{}/{}/{}", self.lost, self.duplicated, self.reordered),
+        );
+        row("refused, closed", format!("{}, {}", self.refused, self.closed));
+        text
+    }
+}

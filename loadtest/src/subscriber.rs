@@ -1,0 +1,207 @@
+//! The mass of connections that listen: raw sockets, one shared read buffer, frames read in place.
+//!
+//! Owns connecting and reading. Does not publish, and does not know what server it speaks to: that
+//! is in the bytes it is given. Everything is on one thread, so the count needs no locks.
+
+use crate::mark::Mark;
+use crate::tally::{Order, Tally, add};
+use crate::target::Transport;
+use crate::websocket::{self, Frame};
+use anyhow::{Context as _, Result, bail};
+use std::cell::{Cell, RefCell};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::pin::Pin;
+use std::rc::Rc;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// So many connections leave from one loopback address: under the ephemeral ports a pair has.
+const CONNECTIONS_PER_ADDRESS: usize = 10_000;
+const BUFFER_BYTES: usize = 256 * 1_024;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
+    // Servers put the mark at the same place of every message.
+    static HINT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What is known of one listening connection.
+pub(crate) struct Subscriber {
+    /// The channel it listens on.
+    pub(crate) channel: u32,
+    /// What it heard there.
+    pub(crate) order: RefCell<Order>,
+    ready: Cell<bool>,
+    writer: OwnedWriteHalf,
+}
+
+impl Subscriber {
+    /// Sends a text frame, if the socket takes it at once.
+    pub(crate) fn try_send(&self, text: &[u8]) -> bool {
+        let mut frame = Vec::with_capacity(text.len() + 14);
+        websocket::push_client_frame(&mut frame, websocket::TEXT, text);
+        matches!(self.writer.try_write(&frame), Ok(written) if written == frame.len())
+    }
+}
+
+/// Connects, says `request`, waits for the server's head (and for its first message where
+/// `greeted`), and leaves a task that reads until the end.
+pub(crate) async fn connect(
+    index: usize,
+    address: SocketAddr,
+    request: &[u8],
+    transport: Transport,
+    greeted: bool,
+    channel: u32,
+    tally: &Rc<Tally>,
+) -> Result<Rc<Subscriber>> {
+    let mut stream = dial(index, address).await?;
+    stream.write_all(request).await?;
+    let mut head = Vec::with_capacity(1_024);
+    let body = loop {
+        if stream.read_buf(&mut head).await? == 0 {
+            bail!("closed during the handshake: {}", String::from_utf8_lossy(&head));
+        }
+        if let Some(at) = memchr::memmem::find(&head, b"\r\n\r\n") {
+            break at + 4;
+        }
+    };
+    let status = head.get(9..12).unwrap_or_default();
+    if status != b"101" && status != b"200" {
+        bail!("refused: {}", String::from_utf8_lossy(&head));
+    }
+    let mut rest = head.split_off(body);
+    while greeted && rest.is_empty() {
+        if stream.read_buf(&mut rest).await? == 0 {
+            bail!("closed before the welcome");
+        }
+    }
+    let (reader, writer) = stream.into_split();
+    let subscriber =
+        Rc::new(Subscriber { channel, order: RefCell::default(), ready: Cell::new(false), writer });
+    // Without spare capacity: ten thousand of these are held.
+    let rest = rest.into_boxed_slice().into_vec();
+    tokio::task::spawn_local(read(reader, rest, transport, subscriber.clone(), tally.clone()));
+    Ok(subscriber)
+}
+
+async fn dial(index: usize, address: SocketAddr) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if address.ip().is_loopback() {
+        let last = 2 + (index / CONNECTIONS_PER_ADDRESS) as u8;
+        let from = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0);
+        socket.bind(from.into()).context("source address")?;
+    }
+    let stream = socket.connect(address).await.context("connect")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn read(
+    mut reader: OwnedReadHalf,
+    mut rest: Vec<u8>,
+    transport: Transport,
+    subscriber: Rc<Subscriber>,
+    tally: Rc<Tally>,
+) {
+    if !rest.is_empty() {
+        let taken = consume(&rest, transport, &subscriber, &tally);
+        rest.drain(..taken.unwrap_or(rest.len()));
+    }
+    let ended = std::future::poll_fn(|context| {
+        BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                let kept = rest.len();
+                buffer[..kept].copy_from_slice(&rest);
+                let mut into = ReadBuf::new(&mut buffer[kept..]);
+                std::task::ready!(Pin::new(&mut reader).poll_read(context, &mut into))?;
+                let filled = into.filled().len();
+                if filled == 0 {
+                    return std::task::Poll::Ready(std::io::Result::Ok(()));
+                }
+                add(&tally.bytes, filled as u64);
+                let all = &buffer[..kept + filled];
+                let Some(taken) = consume(all, transport, &subscriber, &tally) else {
+                    return std::task::Poll::Ready(Ok(()));
+                };
+                rest.clear();
+                rest.extend_from_slice(&all[taken..]);
+                if rest.len() > BUFFER_BYTES / 2 {
+                    return std::task::Poll::Ready(Ok(()));
+                }
+            }
+        })
+    });
+    let _how = ended.await;
+    add(&tally.closed, 1);
+}
+
+/// Takes whole messages from `bytes`; returns how many bytes they were, or nothing when the
+/// connection is over.
+fn consume(
+    bytes: &[u8],
+    transport: Transport,
+    subscriber: &Subscriber,
+    tally: &Tally,
+) -> Option<usize> {
+    let now = tally.now_ns();
+    match transport {
+        Transport::Sse => Some(consume_stream(bytes, subscriber, tally, now)),
+        Transport::Ws => {
+            let mut taken = 0;
+            loop {
+                match websocket::parse(&bytes[taken..]) {
+                    Frame::Whole { opcode, payload, size, .. } => {
+                        match opcode {
+                            websocket::PING => {
+                                let mut pong = Vec::new();
+                                websocket::push_client_frame(&mut pong, websocket::PONG, payload);
+                                let _full = subscriber.writer.try_write(&pong);
+                            }
+                            websocket::CLOSE => return None,
+                            _ => {
+                                hear(payload, subscriber, tally, now);
+                            }
+                        }
+                        taken += size;
+                    }
+                    Frame::Partial => return Some(taken),
+                    Frame::Broken => return None,
+                }
+            }
+        }
+    }
+}
+
+/// Events end with an empty line; a mark never spans two, and chunk sizes between do not matter.
+fn consume_stream(bytes: &[u8], subscriber: &Subscriber, tally: &Tally, now: u64) -> usize {
+    let mut taken = 0;
+    while let Some(end) = memchr::memmem::find(&bytes[taken..], b"\n\n") {
+        hear(&bytes[taken..taken + end], subscriber, tally, now);
+        taken += end + 2;
+    }
+    taken
+}
+
+/// Reads every mark of a frame: one, or several where a server batches.
+fn hear(mut payload: &[u8], subscriber: &Subscriber, tally: &Tally, now: u64) {
+    let mut hint = HINT.get();
+    while let Some((mark, end)) = Mark::find(payload, &mut hint) {
+        HINT.set(hint);
+        if !subscriber.ready.replace(true) {
+            add(&tally.ready, 1);
+        }
+        // Zero is warm-up. Another channel's mark would be a wrong delivery: count it as a double.
+        if mark.sequence > 0 {
+            let sequence = if mark.channel == subscriber.channel { mark.sequence } else { 1 };
+            subscriber.order.borrow_mut().hear(sequence);
+            tally.deliver(&mark, now);
+        }
+        payload = &payload[end..];
+        hint = 0;
+        if payload.len() < 40 {
+            break;
+        }
+    }
+}

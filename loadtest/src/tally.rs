@@ -1,0 +1,133 @@
+//! The count of one run: deliveries, their latency, and what was lost, doubled or out of order.
+//!
+//! Lives on one thread; every connection of the driver adds to it. Knows nothing of sockets.
+
+use crate::mark::Mark;
+use hdrhistogram::Histogram;
+use std::cell::{Cell, RefCell};
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// What all connections of a run add to.
+pub(crate) struct Tally {
+    /// Zero of every mark's clock.
+    pub(crate) began: Instant,
+    /// Measured messages received.
+    pub(crate) delivered: Cell<u64>,
+    /// Connections that have heard their channel at least once.
+    pub(crate) ready: Cell<u64>,
+    /// Bytes read from all sockets.
+    pub(crate) bytes: Cell<u64>,
+    /// Connections that the server ended.
+    pub(crate) closed: Cell<u64>,
+    /// Publishes that were answered with an error.
+    pub(crate) refused: Cell<u64>,
+    /// Answers to publishes.
+    pub(crate) answered: Cell<u64>,
+    /// Wakes the publisher when `delivered` reaches `wake_at`.
+    pub(crate) progress: Notify,
+    /// See `progress`.
+    pub(crate) wake_at: Cell<u64>,
+    latency_ns: RefCell<Histogram<u64>>,
+}
+
+impl Tally {
+    /// An empty count whose clock begins now.
+    pub(crate) fn new() -> Self {
+        let latency = Histogram::new_with_bounds(1, 120_000_000_000, 3).expect("constant bounds");
+        Self {
+            began: Instant::now(),
+            delivered: Cell::new(0),
+            ready: Cell::new(0),
+            bytes: Cell::new(0),
+            closed: Cell::new(0),
+            refused: Cell::new(0),
+            answered: Cell::new(0),
+            progress: Notify::new(),
+            wake_at: Cell::new(u64::MAX),
+            latency_ns: RefCell::new(latency),
+        }
+    }
+
+    /// Nanoseconds since the run began.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// Counts one delivery that was read at `now_ns`.
+    pub(crate) fn deliver(&self, mark: &Mark, now_ns: u64) {
+        let delivered = self.delivered.get() + 1;
+        self.delivered.set(delivered);
+        self.latency_ns.borrow_mut().saturating_record(now_ns.saturating_sub(mark.due_ns).max(1));
+        if delivered >= self.wake_at.get() {
+            self.wake_at.set(u64::MAX);
+            self.progress.notify_one();
+        }
+    }
+
+    /// Forgets the latencies so far: measuring begins.
+    pub(crate) fn forget_latency(&self) {
+        self.latency_ns.borrow_mut().reset();
+    }
+
+    /// Latency at a quantile in milliseconds.
+    pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
+        self.latency_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
+    }
+}
+
+/// Adds `by` to a cell.
+pub(crate) fn add(cell: &Cell<u64>, by: u64) {
+    cell.set(cell.get() + by);
+}
+
+/// Order of one channel as one connection hears it.
+#[derive(Default)]
+pub(crate) struct Order {
+    next: u32,
+    gaps: Vec<u32>,
+    /// Sequences heard more than once.
+    pub(crate) duplicated: u64,
+    /// Sequences heard after a later one.
+    pub(crate) reordered: u64,
+    /// Sequences heard once.
+    pub(crate) unique: u64,
+}
+
+impl Order {
+    /// Notes that `sequence` (from 1) was heard.
+    pub(crate) fn hear(&mut self, sequence: u32) {
+        const GAPS_MAX: u32 = 100_000;
+        let next = self.next.max(1);
+        if sequence >= next {
+            self.gaps.extend((next..sequence).take(GAPS_MAX as usize));
+            self.next = sequence + 1;
+            self.unique += 1;
+        } else if let Some(at) = self.gaps.iter().position(|gap| *gap == sequence) {
+            self.gaps.swap_remove(at);
+            self.reordered += 1;
+            self.unique += 1;
+        } else {
+            self.duplicated += 1;
+        }
+    }
+
+    /// How many of `published` were never heard.
+    pub(crate) fn lost(&self, published: u32) -> u64 {
+        u64::from(published).saturating_sub(self.unique)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_tells_lost_from_doubled_from_late() {
+        let mut order = Order::default();
+        for sequence in [1, 2, 2, 5, 3] {
+            order.hear(sequence);
+        }
+        assert_eq!((order.duplicated, order.reordered, order.lost(6)), (1, 1, 2));
+    }
+}

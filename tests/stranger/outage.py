@@ -1,0 +1,45 @@
+"""Redis that is not there yet, or goes away: nodes live on, say so, and come back by themselves."""
+
+from harness import Cluster, wait_until
+
+
+def facts(check, binary):
+    def starts_before_redis():
+        with Cluster(binary, nodes=2, redis=False) as cluster:
+            for node in cluster.nodes:
+                wait_until("live", lambda n=node: n.health("live") == 200, 30, node)
+                assert node.health("ready") == 503, node.health("ready")
+            a, b = cluster.nodes
+            answer = cluster.post(a, "/publish", {"channel": "chat", "type": "message", "payload": 1})
+            assert answer.status == 503 and answer.code == "UNAVAILABLE", answer
+            assert answer.headers["Retry-After"], "no Retry-After"
+            cluster.begin_redis()
+            for node in cluster.nodes:
+                wait_until("ready", node.ready, 30, node)
+            with cluster.ws(a, "ann", "chat") as one:
+                cluster.publish(b, "chat", "now")
+                one.wait_payload("now")
+
+    def survives_redis():
+        with Cluster(binary, nodes=2) as cluster:
+            a, b = cluster.nodes
+            with cluster.ws(a, "ann", "chat") as one, cluster.sse(b, "ben", "chat") as two:
+                cluster.publish(a, "chat", "before")
+                one.wait_payload("before"), two.wait_payload("before")
+                cluster.redis.kill()
+                wait_until("not ready", lambda: not a.ready(), 30)
+                answer = cluster.post(
+                    a, "/publish", {"channel": "chat", "type": "message", "payload": 1})
+                assert answer.status == 503 and answer.code == "UNAVAILABLE", answer
+                assert a.alive() and b.alive() and a.health("live") == 200
+                cluster.begin_redis()
+                for node in cluster.nodes:
+                    wait_until("ready again", node.ready, 30, node)
+                # Its data was not kept: both are told, neither was cut.
+                one.wait_type("resync"), two.wait_type("resync")
+                cluster.publish(b, "chat", "after")
+                one.wait_payload("after"), two.wait_payload("after")
+
+    check("nodes started before Redis are live, not ready, and become ready", starts_before_redis)
+    check("Redis killed: no client is cut, publishes answer 503, all is told when it is back",
+          survives_redis)

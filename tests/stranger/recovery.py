@@ -1,0 +1,101 @@
+"""Who comes back hears exactly what was missed: by position, by cursor, after kill -9."""
+
+from harness import wait_until
+
+
+def facts(check, cluster):
+    a, b, c = cluster.nodes
+
+    def position(message):
+        return {key: message[key] for key in ("offset", "epoch", "tag")}
+
+    def resume(listener, channel, since):
+        listener.send(type="subscribe", channel=channel, payload={"since": since})
+        return listener.wait_type("subscribed")["payload"]
+
+    def position_recovers_on_another_node():
+        with cluster.ws(a, "ann", "room:r1") as one:
+            cluster.publish(b, "room:r1", 0)
+            since = position(one.wait_payload(0))
+        for n in range(1, 151):
+            cluster.publish(b, "room:r1", n)
+        with cluster.ws(c, "ann") as again:
+            answer = resume(again, "room:r1", since)
+            assert answer["recovered"] is True and answer["offset"] == since["offset"], answer
+            cluster.publish(a, "room:r1", 151)
+            again.wait_payload(151)
+            assert again.payloads() == list(range(1, 152)), again.payloads()
+
+    def cursor_recovers_all_channels_of_a_stream():
+        with cluster.sse(a, "ben", "room:r2", "room:r3") as one:
+            cluster.publish(b, "room:r2", "x0"), cluster.publish(b, "room:r3", "y0")
+            one.wait(lambda _: one.times("x0") and one.times("y0"), "both")
+            cursor = one.heard[-1]["_id"]
+        assert cursor, "no id: on the stream"
+        for n in range(1, 21):
+            cluster.publish(b, "room:r2", f"x{n}"), cluster.publish(c, "room:r3", f"y{n}")
+        with cluster.sse(c, "ben", "room:r2", "room:r3", last_event_id=cursor) as again:
+            cluster.publish(a, "room:r2", "x-end"), cluster.publish(a, "room:r3", "y-end")
+            while not (again.times("x-end") and again.times("y-end")):
+                again.wait(lambda m: m.get("payload") in ("x-end", "y-end"), "the ends")
+            for letter in "xy":
+                heard = [p for p in again.payloads() if p.startswith(letter)]
+                assert heard == [f"{letter}{n}" for n in range(1, 21)] + [f"{letter}-end"], heard
+
+    def forged_tag_is_told():
+        with cluster.ws(a, "cat", "room:r4") as one:
+            cluster.publish(b, "room:r4", 0), cluster.publish(b, "room:r4", 1)
+            since = position(one.wait_payload(0))
+        with cluster.ws(b, "cat") as again:
+            answer = resume(again, "room:r4", {**since, "tag": "A" * len(since["tag"])})
+            assert answer["recovered"] is False and answer.get("reason") == "fork", answer
+
+    def foreign_epoch_is_told():
+        with cluster.ws(a, "dan") as one:
+            cluster.publish(b, "room:r5", 0)
+            answer = resume(one, "room:r5", {"offset": 1, "epoch": "another"})
+            assert answer["recovered"] is False, answer
+
+    def trimmed_history_is_told():
+        with cluster.ws(a, "eve", "topic:r6") as one:
+            cluster.publish(b, "topic:r6", 0)
+            since = position(one.wait_payload(0))
+        messages = [{"channel": "topic:r6", "type": "message", "payload": n} for n in range(300)]
+        assert cluster.post(b, "/publish/batch", {"messages": messages}).status == 200
+        with cluster.ws(c, "eve") as again:
+            answer = resume(again, "topic:r6", since)
+            assert answer["recovered"] is False, answer
+
+    def killed_node_loses_nothing():
+        with cluster.ws(a, "fay", "room:r7") as one, cluster.ws(b, "gus", "room:r7") as witness:
+            cluster.publish(c, "room:r7", 0)
+            since = position(one.wait_payload(0))
+            a.kill()
+            one.wait_closed()
+            for n in range(1, 51):
+                cluster.publish(c if n % 2 else b, "room:r7", n)
+            with cluster.ws(c, "fay") as again:
+                answer = resume(again, "room:r7", since)
+                assert answer["recovered"] is True, answer
+                cluster.publish(b, "room:r7", 51)
+                again.wait_payload(51)
+                assert again.payloads() == list(range(1, 52)), again.payloads()
+            witness.wait_payload(51)
+            assert witness.payloads() == list(range(52)), witness.payloads()
+
+    def killed_node_comes_back():
+        a.start()
+        wait_until("the node is ready again", a.ready, 30, a)
+        with cluster.ws(a, "hal", "room:r8") as one:
+            cluster.publish(b, "room:r8", "welcome back")
+            one.wait_payload("welcome back")
+
+    check("a position recovers 150 messages on another node, in order, once",
+          position_recovers_on_another_node)
+    check("Last-Event-ID recovers all channels of a stream on another node",
+          cursor_recovers_all_channels_of_a_stream)
+    check("a position with another tag is told to be a fork", forged_tag_is_told)
+    check("a position of another epoch is not recovered silently", foreign_epoch_is_told)
+    check("trimmed history is told", trimmed_history_is_told)
+    check("kill -9 of a node: its client recovers exactly through another", killed_node_loses_nothing)
+    check("a killed node that starts again serves", killed_node_comes_back)
