@@ -155,19 +155,16 @@ impl Client {
 
     /// What was announced on presence channels up to now, as `type id`: a round trip through the broker ends it.
     async fn announced(&mut self, marker: &str) -> Vec<String> {
-        self.ask(json!({"type": "subscribe", "channel": marker})).await;
-        let mut heard = Vec::new();
+        let mut messages = self.ask(json!({"type": "subscribe", "channel": marker})).await;
         self.send(&json!({"type": "end", "channel": marker})).await;
-        loop {
-            let message = self.next().await;
-            match message["type"].as_str() {
-                Some("end") => return heard,
-                Some(kind) if kind.starts_with("presence:") => {
-                    heard.push(format!("{kind} {}", message["payload"]["id"].as_str().unwrap_or("?")));
-                }
-                _ => {}
-            }
+        while messages.last().is_none_or(|message| message["type"] != "end") {
+            messages.push(self.next().await);
         }
+        let announced = messages.iter().filter_map(|message| {
+            let kind = message["type"].as_str().filter(|kind| kind.starts_with("presence:"))?;
+            Some(format!("{kind} {}", message["payload"]["id"].as_str()?))
+        });
+        announced.collect()
     }
 }
 
