@@ -32,6 +32,7 @@ macro_rules! every_fact {
             a_status_stays_as_chosen_and_changes_are_coalesced
             a_user_never_seen_is_offline
             many_users_leave_in_any_order
+            announcements_replay_to_the_list_under_churn
         }
     };
     (@ $fixture:expr, $test:meta: $($fact:ident)*) => {

@@ -25,6 +25,8 @@ pub(crate) use requests::member;
 
 /// How often silence is looked for and the broker tended.
 const TICK: Duration = Duration::from_secs(1);
+/// What the broker is owed at most.
+const DEBTS_MAX: usize = 100_000;
 
 /// One connection's holds. The lock is held while the broker is told, so that it hears of them in order.
 type Holds = Arc<tokio::sync::Mutex<HashMap<ChannelName, Hold>>>;
@@ -205,9 +207,13 @@ impl Presence {
                 () = stop.cancelled() => return,
             }
             self.take_back_the_silent().await;
-            let debts = std::mem::take(&mut *self.inner.debts.lock());
-            for debt in debts {
-                self.inner.pay(debt).await;
+            let mut debts = std::mem::take(&mut *self.inner.debts.lock()).into_iter();
+            // The first that cannot be paid stands for all: a Redis that hangs costs one time-out a second.
+            while let Some(debt) = debts.next() {
+                if !self.inner.pay(debt).await {
+                    self.inner.debts.lock().extend(debts);
+                    break;
+                }
             }
             if let Err(error) = self.inner.broker.tend().await {
                 tracing::debug!(%error, "presence was not tended");
@@ -254,14 +260,17 @@ impl Inner {
         }
     }
 
-    /// Bounded by what was present: each debt is the end of a hold or of a connection.
     fn owe(&self, debt: Debt, error: &BrokerError) {
         tracing::debug!(%error, ?debt, "the broker will be told of presence later");
-        self.debts.lock().push(debt);
+        let mut debts = self.debts.lock();
+        // Beyond that the node's lease ends what it holds, and looking corrects what is shown.
+        if debts.len() < DEBTS_MAX {
+            debts.push(debt);
+        }
     }
 
-    /// Tells the broker what it could not be told before, unless that has changed since.
-    async fn pay(&self, debt: Debt) {
+    /// Tells the broker what it could not be told before, unless that has changed since. `false` when it still cannot be told.
+    async fn pay(&self, debt: Debt) -> bool {
         let paid = match &debt {
             Debt::Leave { resource, connection, user, last_seen_ms } => {
                 let holds = self.present.lock().get(connection).map(|present| Arc::clone(&present.holds));
@@ -271,7 +280,7 @@ impl Inner {
                 };
                 let is_held = holds.as_ref().is_some_and(|holds| holds.get(resource).is_some_and(|hold| !hold.lapsed));
                 if is_held {
-                    return;
+                    return true;
                 }
                 self.broker.leave_resource(resource, connection, user, *last_seen_ms).await.map(|_| ())
             }
@@ -283,8 +292,12 @@ impl Inner {
             },
             Debt::Departed(user) => self.broker.user_departed(user, self.offline_delay).await,
         };
-        if let Err(error) = paid {
-            self.owe(debt, &error);
+        match paid {
+            Ok(()) => true,
+            Err(error) => {
+                self.owe(debt, &error);
+                false
+            }
         }
     }
 }

@@ -317,6 +317,42 @@ pub(crate) async fn many_users_leave_in_any_order(make: &impl Fixture) {
     assert!(ear.broker.members(&room).await.unwrap().is_empty());
 }
 
+/// Joins and leaves a hundred times from one node, in an order of its own; what it holds at the end.
+async fn churn(node: &Node, room: &ChannelName, seed: u64) {
+    let mut random = seed;
+    for _ in 0..100 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let tab = connection(node, &format!("u{}", (random >> 33) % 12), ((random >> 50) % 2) as u32);
+        if (random >> 60) % 2 == 0 {
+            node.broker.join_resource(room, &tab.id, &member(tab.user.as_str())).await.unwrap();
+        } else {
+            node.broker.leave_resource(room, &tab.id, &tab.user, 5).await.unwrap();
+        }
+    }
+}
+
+pub(crate) async fn announcements_replay_to_the_list_under_churn(make: &impl Fixture) {
+    let room = channel("presence:churn");
+    let (one, two, dies) = (make.join().await, make.join().await, make.join().await);
+    let mut ear = listener(make, &[&room]).await;
+    beat_all(&[&one, &two, &dies, &ear]).await;
+    tokio::join!(churn(&one, &room, 1), churn(&two, &room, 2), churn(&dies, &room, 3));
+    let mut log = announced(&mut ear, &room).await;
+    outlive(make, &[&one, &two, &ear]).await;
+    beat_all(&[&one, &two, &ear]).await;
+    log.extend(announced(&mut ear, &room).await);
+    let mut replayed = std::collections::BTreeSet::new();
+    for line in &log {
+        let fresh = match line.split_once(' ').expect("a type and a user") {
+            ("presence:join", user) => replayed.insert(user.to_owned()),
+            (_, user) => replayed.remove(user),
+        };
+        assert!(fresh, "{line} changes nothing in {log:?}");
+    }
+    let members = one.broker.members(&room).await.unwrap();
+    assert_eq!(names(&members), replayed.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
 /// R43: nobody joins, leaves or goes offline when the data is lost.
 pub(crate) async fn lost_data_is_restored_in_silence<F: Future<Output = ()>>(make: &impl Fixture, lose: impl FnOnce() -> F) {
     let (room, all) = (channel("presence:lost"), channel("presence"));
