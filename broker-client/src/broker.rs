@@ -181,7 +181,7 @@ pub struct RateCount {
 
 /// See the module. Implementations are cheap handles.
 #[async_trait]
-pub trait Broker: PollStore + Send + Sync + 'static {
+pub trait Broker: crate::PresenceStore + PollStore + Send + Sync + 'static {
     /// Publishes one message. Two calls one after the other keep their order.
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError>;
 

@@ -11,6 +11,7 @@ mod broker;
 mod error;
 mod memory;
 mod node;
+pub mod presence;
 mod notifications;
 mod polls;
 mod redis;
@@ -30,6 +31,7 @@ pub use notifications::{
     NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
     NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
 };
+pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,

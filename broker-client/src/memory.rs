@@ -13,6 +13,7 @@ mod counters;
 mod ear;
 mod log;
 mod polls;
+mod presence;
 mod registry;
 #[cfg(test)]
 mod tests;
@@ -51,6 +52,9 @@ struct Shared {
     channels: Channels,
     ears: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
     registry: Mutex<Registry>,
+    presence: Mutex<presence::Presence>,
+    /// Held from a change of presence until it is announced.
+    announcing: tokio::sync::Mutex<()>,
     windows: Mutex<Windows>,
     inbound: Mutex<Inbound>,
     polls: Mutex<Polls>,
@@ -67,6 +71,8 @@ struct Node {
     ear: Arc<Ear>,
     /// What this node registered, to restore it after the cluster lost it (R43).
     registered: Mutex<HashMap<ConnectionId, UserId>>,
+    /// The same for presence.
+    presence: Mutex<presence::Held>,
 }
 
 impl Default for MemoryCluster {
@@ -83,6 +89,8 @@ impl MemoryCluster {
             channels: Channels::default(),
             ears: RwLock::default(),
             registry: Mutex::default(),
+            presence: Mutex::default(),
+            announcing: tokio::sync::Mutex::default(),
             windows: Mutex::default(),
             inbound: Mutex::default(),
             polls: Mutex::default(),
@@ -99,8 +107,8 @@ impl MemoryCluster {
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
-        let registered = Mutex::default();
-        (MemoryBroker(Arc::new(Node { id: node, cluster: self.clone(), ear, registered })), events)
+        let (registered, presence) = (Mutex::default(), Mutex::default());
+        (MemoryBroker(Arc::new(Node { id: node, cluster: self.clone(), ear, registered, presence })), events)
     }
 
     /// Fault: events to this node are dropped until [`MemoryCluster::restore`]. Its commands work.
@@ -135,6 +143,7 @@ impl MemoryCluster {
     pub fn lose_data(&self) {
         self.0.channels.lose_data();
         *self.0.registry.lock() = Registry::default();
+        *self.0.presence.lock() = presence::Presence::default();
         *self.0.windows.lock() = Windows::default();
         *self.0.inbound.lock() = Inbound::default();
         *self.0.polls.lock() = Polls::default();
@@ -280,7 +289,7 @@ impl Broker for MemoryBroker {
         let shared = self.0.available()?;
         self.0.registered.lock().clear();
         shared.registry.lock().retire(&self.0.id);
-        Ok(())
+        self.0.retire_presence().await
     }
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {

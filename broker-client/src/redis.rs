@@ -16,6 +16,7 @@ mod link;
 mod message;
 mod names;
 mod polls;
+mod presence;
 mod publishing;
 mod registry;
 mod resp;
@@ -70,6 +71,7 @@ struct Inner {
     shared: Arc<Shared>,
     layout: Layout,
     registry: Registry,
+    held: presence::Held,
     stop: CancellationToken,
 }
 
@@ -112,7 +114,7 @@ impl RedisBroker {
             shared.board.commands(0, Some(&DialError::Refused(reason)));
             Layout::Servers(Vec::new())
         });
-        let inner = Inner { shared, layout, registry: Registry::new(node), stop };
+        let inner = Inner { shared, layout, registry: Registry::new(node), held: presence::Held::default(), stop };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
@@ -266,7 +268,8 @@ impl Broker for RedisBroker {
     }
 
     async fn retire(&self) -> Result<(), BrokerError> {
-        self.inner.registry.retire(&self.inner.layout, &self.inner.shared.names).await
+        let presence = self.inner.retire_presence().await;
+        self.inner.registry.retire(&self.inner.layout, &self.inner.shared.names).await.and(presence)
     }
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {

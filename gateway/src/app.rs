@@ -26,6 +26,7 @@ use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::node::{Banished, Node, PublishLimits};
 use crate::policy::Policy;
+use crate::presence::Presence;
 use crate::relay::{Relay, Told};
 use crate::{clock, operator, transport};
 
@@ -110,6 +111,13 @@ impl App {
             name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
             started_at_ms: clock::unix_ms(),
             heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
+            presence: Presence::new(
+                Arc::clone(&broker),
+                config.presence.timeout,
+                config.presence.offline_delay,
+                &tasks,
+                &stop,
+            ),
             cluster: Cluster::new(Arc::clone(&broker)),
             policy: ArcSwap::from_pointee(policy),
             verifier: ArcSwap::from_pointee(verifier),
@@ -157,6 +165,7 @@ impl App {
         node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
         node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
         node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
+        node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         let routes = router::client(&node);
         node.tasks.spawn(transport::accept::accept(Arc::clone(&node), client, routes, accepting.clone()));

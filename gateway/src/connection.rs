@@ -61,6 +61,8 @@ pub struct Connection {
     pub outbox: Outbox,
     /// When anything was last heard from it, monotonic milliseconds.
     heard_at_ms: AtomicU64,
+    /// When a message of its own last came, monotonic milliseconds: pongs are the library's, not the user's.
+    spoke_at_ms: AtomicU64,
     token_generation: AtomicU64,
 }
 
@@ -82,6 +84,7 @@ impl Connection {
             connected_at_ms: clock::unix_ms(),
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),
+            spoke_at_ms: AtomicU64::new(clock::monotonic_ms()),
             token_generation: AtomicU64::new(0),
         })
     }
@@ -102,6 +105,17 @@ impl Connection {
     /// Notes that the peer is alive.
     pub fn heard(&self, now_ms: u64) {
         self.heard_at_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Notes that a message came.
+    pub fn spoke(&self, now_ms: u64) {
+        self.spoke_at_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When a message last came, monotonic milliseconds.
+    #[must_use]
+    pub fn spoke_at_ms(&self) -> u64 {
+        self.spoke_at_ms.load(Ordering::Relaxed)
     }
 
     /// How often its token was replaced.

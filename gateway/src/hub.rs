@@ -183,6 +183,27 @@ impl Hub {
         self.shard(connection).at_position(channel, key, now);
     }
 
+    /// Publications that its shard has handled on a subscription's channel: see [`Hub::unless_heard`].
+    #[must_use]
+    pub fn heard(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) -> u64 {
+        self.shard(connection).heard(channel, key)
+    }
+
+    /// Runs `now` under the shard's lock if nothing was heard on the channel since [`Hub::heard`] said `heard`.
+    ///
+    /// # Errors
+    /// The present count, when something was.
+    pub fn unless_heard(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        heard: u64,
+        now: impl FnOnce(),
+    ) -> Result<(), u64> {
+        self.shard(connection).unless_heard(channel, key, heard, now)
+    }
+
     /// Stops live delivery to a subscription until [`Hub::next`] has led it up again.
     pub fn fall_behind(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey, from: Position) {
         self.shard(connection)

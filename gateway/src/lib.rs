@@ -16,6 +16,7 @@ pub mod node;
 pub mod operator;
 pub mod outbound;
 pub mod policy;
+pub mod presence;
 pub mod relay;
 pub mod rest;
 pub mod transport;

@@ -23,6 +23,7 @@ use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
+use crate::presence::Presence;
 use crate::relay::Relay;
 
 pub use admission::Admitted;
@@ -56,6 +57,8 @@ pub struct Node {
     pub routes: ArcSwap<Routes>,
     /// Pings, silence and token expiry.
     pub heartbeat: Heartbeat,
+    /// Who of this node is where.
+    pub presence: Presence,
     /// The other nodes.
     pub cluster: Cluster,
     /// Counters.

@@ -11,6 +11,7 @@ mod message;
 mod openapi;
 mod parameter;
 mod place;
+mod presence;
 mod publish;
 mod stats;
 mod users;
@@ -18,7 +19,7 @@ mod users;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 
 use crate::node::Node;
 
@@ -49,6 +50,10 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/channels", get(channels::list))
         .route("/channels/{channel}", get(channels::show))
         .route("/channels/{channel}/history", get(channels::history).delete(channels::clear))
+        .route("/presence/{resource}", get(presence::list))
+        .route("/presence/{resource}/{user_id}", put(presence::put).delete(presence::remove))
+        .route("/users/presence", post(presence::users))
+        .route("/users/{user_id}/presence", get(presence::user))
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));

@@ -102,6 +102,11 @@ impl Names {
         (key, state)
     }
 
+    /// A key of presence; `redis/presence.rs` knows which.
+    pub(super) fn presence(&self, key: &str) -> String {
+        format!("{}:{key}", self.prefix)
+    }
+
     pub(super) fn counter(&self, key: &str) -> String {
         format!("{}:c:{{{}}}", self.prefix, escape_segment(key))
     }

@@ -135,6 +135,21 @@ impl Registry {
         Ok(entries.filter_map(|(id, _)| ConnectionId::new(&id).ok()).collect())
     }
 
+    /// Users with a connection on this node.
+    pub(super) fn users(&self) -> foldhash::HashSet<UserId> {
+        self.own.lock().values().cloned().collect()
+    }
+
+    /// Connections of a user on this node.
+    pub(super) fn connections_here(&self, user: &UserId) -> usize {
+        self.own.lock().values().filter(|own| *own == user).count()
+    }
+
+    /// Nodes that are alive.
+    pub(super) async fn living(&self, layout: &Layout, names: &Names) -> Result<Vec<String>, BrokerError> {
+        self.younger(layout, names, LEASE).await
+    }
+
     /// Nodes whose lease is not older than `age`.
     async fn younger(
         &self,
@@ -228,6 +243,8 @@ impl Registry {
             scan.arg(&index).arg(&cursor).arg("COUNT").arg(CHUNK);
             let (next, entries): (String, Vec<(String, String)>) =
                 answer::read(layout.run(&place, &scan).await?)?;
+            let users: Vec<&str> = entries.iter().map(|(_, user)| user.as_str()).collect();
+            super::presence::look_later(layout, names, &users, Duration::ZERO).await?;
             let mut calls = Vec::with_capacity(entries.len());
             for (id, user) in &entries {
                 let Ok(user) = UserId::new(user) else { continue };

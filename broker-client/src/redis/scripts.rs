@@ -23,6 +23,12 @@ scripts! {
     COUNT "count.lua"
     FIND_POLL_PAGES "find_poll_pages.lua"
     KEEP_POLL_PAGE "keep_poll_page.lua"
+    PRESENCE_JOIN "presence_join.lua"
+    PRESENCE_LEAVE "presence_leave.lua"
+    PRESENCE_SETTLE "presence_settle.lua"
+    PRESENCE_LOOK "presence_look.lua"
+    PRESENCE_TEND "presence_tend.lua"
+    PRESENCE_SWEPT "presence_swept.lua"
 }
 
 /// A script's text and digest.

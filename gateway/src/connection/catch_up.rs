@@ -46,7 +46,7 @@ impl Beginning {
 
 impl Driver {
     /// A client's subscribe request: checked, performed, answered.
-    pub(super) async fn subscribe(&mut self, request: Subscribe, correlation: &Correlation) -> Result<(), Refusal> {
+    pub(crate) async fn subscribe(&mut self, request: Subscribe, correlation: &Correlation) -> Result<(), Refusal> {
         let named = self.resolve(&request.channel)?;
         let (traits, conflate) = self.allowed(Action::Subscribe, &request.channel).await?;
         let filter = match &request.filter {

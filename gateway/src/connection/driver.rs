@@ -248,6 +248,9 @@ impl Driver {
             true
         });
         self.node.metrics.heard(messages);
+        if messages > 0 {
+            self.connection.spoke(now);
+        }
         match fed {
             Ok(()) if unsupported => Err(Ending::Said(CloseCode::Unsupported)),
             Ok(()) => Ok(()),
@@ -295,6 +298,7 @@ impl Driver {
 
     /// Performs requests that did not come over this connection's socket (a long poll's messages).
     pub async fn perform_message(&mut self, message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>) {
+        self.connection.spoke(clock::monotonic_ms());
         let routes = self.node.routes.load_full();
         let user = self.connection.user.clone();
         let user = user.as_ref().map(carillon_protocol::UserId::as_str);
@@ -354,6 +358,7 @@ impl Driver {
             outbox.flush();
         }
         self.release_subscriptions();
+        self.node.presence.ended(&connection);
         self.node.hub.detach(&connection.id);
         let reason = match ending {
             Ending::Peer => "client",

@@ -63,12 +63,19 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
         Request::Inbound { kind, payload, id } => driver.inbound(&kind, &payload, id).await.map(|data| {
             driver.answer(Session::done(correlation.clone(), &data));
         }),
-        Request::PresenceJoin { .. }
-        | Request::PresenceLeave(_)
-        | Request::PresenceHeartbeat(_)
-        | Request::SetStatus(_)
-        | Request::NotificationRead(_)
-        | Request::NotificationReadAll => {
+        Request::PresenceJoin { channel, name, metadata } => {
+            driver.presence_join(channel, name, metadata, &correlation).await
+        }
+        Request::PresenceLeave(channel) => driver.presence_leave(&channel).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::PresenceHeartbeat(channel) => driver.presence_heartbeat(&channel).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::SetStatus(status) => driver.set_status(status).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::NotificationRead(_) | Request::NotificationReadAll => {
             Err(Refusal::new(ErrorCode::Unavailable, "This node does not serve this request"))
         }
     };
@@ -223,6 +230,7 @@ impl Driver {
         for channel in channels {
             if let Err(refusal) = self.allowed(Action::Subscribe, &channel).await {
                 self.drop_subscription(&channel);
+                self.node.presence.leave(&self.connection, &channel).await;
                 let error = ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
                 self.connection.push(&error);
             }

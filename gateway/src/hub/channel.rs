@@ -108,6 +108,8 @@ pub(super) struct Channel {
     /// Last position delivered; `None` without history or before the relay opened it.
     pub(super) position: Option<Position>,
     pub(super) subscriptions: Slab<(u32, Subscription)>,
+    /// Publications handled since the channel is here.
+    pub(super) heard: u64,
     tail: VecDeque<Arc<Dispatch>>,
     tail_bytes: usize,
 }

@@ -54,6 +54,7 @@ impl Shard {
                         let Some(channel) = state.channels.get_mut(&dispatch.publication.channel) else {
                             continue;
                         };
+                        channel.heard += 1;
                         deliveries += deliver(channel, dispatch, &mut dirty, &self.metrics);
                     }
                     Notice::Resync(channel_name, reason, position) => {
@@ -176,6 +177,31 @@ impl Shard {
         if channel.get(key).is_some() {
             now(position);
         }
+    }
+
+    pub(super) fn heard(&self, name: &ChannelName, key: SubscriptionKey) -> u64 {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return 0 };
+        if channel.get(key).is_some() { channel.heard } else { 0 }
+    }
+
+    pub(super) fn unless_heard(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        heard: u64,
+        now: impl FnOnce(),
+    ) -> Result<(), u64> {
+        let mut state = self.state.lock();
+        let Some(channel) = state.channels.get_mut(name) else { return Ok(()) };
+        if channel.get(key).is_none() {
+            return Ok(());
+        }
+        if channel.heard != heard {
+            return Err(channel.heard);
+        }
+        now();
+        Ok(())
     }
 
     pub(super) fn count_channels(&self, prefix: &str, all: &mut BTreeMap<ChannelName, u64>) {

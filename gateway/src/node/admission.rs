@@ -41,7 +41,10 @@ impl Node {
             Err(_) => self.admit_locally(user, limit),
         };
         match admission {
-            Admission::Admitted => Ok(Admitted { node: Arc::clone(self), id, record: Some(record) }),
+            Admission::Admitted => {
+                self.presence.arrived(user);
+                Ok(Admitted { node: Arc::clone(self), id, record: Some(record) })
+            }
             Admission::TooMany { connections } => {
                 self.metrics.refused("max_connections");
                 Err(Refusal::new(ErrorCode::MaxConnections, "Too many connections of this user")
@@ -91,6 +94,7 @@ impl Drop for Admitted {
             return;
         }
         self.node.tasks.spawn(async move {
+            node.presence.departed(&record.user).await;
             if let Err(error) = node.broker.deregister(&record).await {
                 tracing::debug!(%error, "a connection stays registered until the broker is back");
             }

@@ -9,7 +9,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToSchema};
 
-use super::{channels, connections, entities, events, publish, stats, users};
+use super::{channels, connections, entities, events, presence, publish, stats, users};
 
 /// Everything under `/api/realtime`.
 #[derive(OpenApi)]
@@ -21,6 +21,7 @@ use super::{channels, connections, entities, events, publish, stats, users};
         events::create, events::broadcast,
         channels::list, channels::show, channels::history, channels::clear,
         connections::list, connections::show, connections::disconnect, users::disconnect,
+        presence::list, presence::put, presence::remove, presence::user, presence::users,
         stats::show,
     ),
     modifiers(&Security),

@@ -1,0 +1,441 @@
+//! Presence within one process: the words of `crate::presence` over plain maps. Changes and announcements are
+//! made one at a time, so that their order is the same everywhere.
+//!
+//! It must not know: Redis, sockets.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId};
+use tokio::time::Instant;
+
+use super::registry::LEASE;
+use super::{MemoryBroker, Node};
+use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
+use crate::{BrokerError, Joined, Member, NodeId, PresenceStore, Publish, UserPresence, UserStatus};
+
+/// Who holds a user at a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Holder {
+    Connection(ConnectionId, NodeId),
+    /// A backend, until then.
+    Backend(Option<Instant>),
+}
+
+/// Everything that presence keeps.
+#[derive(Default)]
+pub(super) struct Presence {
+    resources: HashMap<ChannelName, BTreeMap<UserId, Entry>>,
+    users: HashMap<UserId, Status>,
+    looks: HashMap<UserId, Instant>,
+    leases: HashMap<NodeId, Instant>,
+    swept: HashSet<NodeId>,
+}
+
+struct Entry {
+    member: Member,
+    holders: Vec<Holder>,
+}
+
+#[derive(Default)]
+struct Status {
+    announced: Option<UserStatus>,
+    chosen: Option<UserStatus>,
+    announced_at: Option<Instant>,
+    last_seen_ms: i64,
+    seen: Option<Instant>,
+    /// Not offline before.
+    grace: Option<Instant>,
+}
+
+/// What a node holds, to restore it (R43).
+#[derive(Default)]
+pub(super) struct Held {
+    holds: HashMap<(ConnectionId, ChannelName), Member>,
+    chosen: HashMap<UserId, UserStatus>,
+}
+
+impl Entry {
+    fn shown(&self) -> Member {
+        let mut member = self.member.clone();
+        if self.holders.iter().any(|holder| matches!(holder, Holder::Connection(..))) {
+            member.last_seen_ms = presence::unix_ms();
+        }
+        member
+    }
+}
+
+impl Presence {
+    /// `true` if the member was not there.
+    fn hold(&mut self, resource: &ChannelName, member: &Member, holder: Holder) -> bool {
+        let entries = self.resources.entry(resource.clone()).or_default();
+        let first = !entries.contains_key(&member.id);
+        let entry = entries
+            .entry(member.id.clone())
+            .or_insert_with(|| Entry { member: member.clone(), holders: Vec::new() });
+        entry.member = member.clone();
+        entry.holders.retain(|held| !held.is_same(&holder));
+        entry.holders.push(holder);
+        first
+    }
+
+    /// The member that is gone now, if they are.
+    fn release(
+        &mut self,
+        resource: &ChannelName,
+        user: &UserId,
+        releases: impl Fn(&Holder) -> bool,
+    ) -> Option<Member> {
+        let entries = self.resources.get_mut(resource)?;
+        let entry = entries.get_mut(user)?;
+        entry.holders.retain(|holder| !releases(holder));
+        if !entry.holders.is_empty() {
+            return None;
+        }
+        let gone = entries.remove(user).map(|entry| entry.member);
+        if entries.is_empty() {
+            self.resources.remove(resource);
+        }
+        gone
+    }
+
+    fn release_everywhere(&mut self, releases: impl Fn(&Holder) -> bool) -> Vec<(ChannelName, Member)> {
+        let held = |entry: &Entry| entry.holders.iter().any(&releases);
+        let found: Vec<(ChannelName, UserId)> = self
+            .resources
+            .iter()
+            .flat_map(|(resource, entries)| {
+                entries.iter().filter(|(_, entry)| held(entry)).map(|(user, _)| (resource.clone(), user.clone()))
+            })
+            .collect();
+        found
+            .into_iter()
+            .filter_map(|(resource, user)| Some((resource.clone(), self.release(&resource, &user, &releases)?)))
+            .collect()
+    }
+
+    fn everyone(&self, resource: &ChannelName) -> Vec<Member> {
+        self.resources.get(resource).map(|entries| entries.values().map(Entry::shown).collect()).unwrap_or_default()
+    }
+
+    fn look_at(&mut self, user: &UserId, due: Instant) {
+        let look = self.looks.entry(user.clone()).or_insert(due);
+        *look = due.min(*look);
+    }
+
+    /// What must be announced of a user, if anything; agrees to look again where that is due.
+    fn settle(&mut self, user: &UserId, connected: bool, now: Instant) -> Option<(UserStatus, i64)> {
+        let status = self.users.get_mut(user)?;
+        if connected {
+            // The farewell was another connection's.
+            status.grace = status.grace.filter(|grace| *grace > now);
+        }
+        let grace = status.grace.filter(|grace| *grace > now && !connected);
+        let here = connected || grace.is_some();
+        let wanted = if here { status.chosen.unwrap_or(UserStatus::Online) } else { UserStatus::Offline };
+        let unknown = status.announced.is_none() && wanted == UserStatus::Offline;
+        if Some(wanted) == status.announced || unknown {
+            if let Some(grace) = grace {
+                self.look_at(user, grace);
+            }
+            return None;
+        }
+        if let Some(again) = status.announced_at.map(|at| at + STATUS_GAP).filter(|again| *again > now) {
+            self.look_at(user, again);
+            return None;
+        }
+        let unix_ms = presence::unix_ms();
+        let mut last_seen_ms = unix_ms;
+        if wanted == UserStatus::Offline {
+            status.chosen = None;
+            match status.grace.take() {
+                Some(_) => last_seen_ms = status.last_seen_ms,
+                // Nobody said goodbye: the node died.
+                None => status.last_seen_ms = unix_ms,
+            }
+        }
+        (status.announced, status.announced_at) = (Some(wanted), Some(now));
+        if let Some(grace) = grace {
+            self.look_at(user, grace);
+        }
+        Some((wanted, last_seen_ms))
+    }
+
+    fn due(&mut self, now: Instant) -> Vec<UserId> {
+        let due: Vec<UserId> =
+            self.looks.iter().filter(|(_, due)| **due <= now).map(|(user, _)| user.clone()).collect();
+        for user in &due {
+            self.looks.remove(user);
+        }
+        due
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        self.users.retain(|_, status| {
+            status.announced != Some(UserStatus::Offline)
+                || status.seen.is_none_or(|seen| now.saturating_duration_since(seen) < LAST_SEEN_LIFETIME)
+        });
+    }
+}
+
+impl Holder {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Connection(one, _), Self::Connection(other, _)) => one == other,
+            (Self::Backend(_), Self::Backend(_)) => true,
+            _ => false,
+        }
+    }
+
+    fn is_of(&self, node: &NodeId) -> bool {
+        matches!(self, Self::Connection(_, holder) if holder == node)
+    }
+}
+
+impl Node {
+    async fn announce(&self, publication: Publication) -> Result<(), BrokerError> {
+        self.publish(Publish { publication, retention: None, idempotency: None }).await.map(|_| ())
+    }
+
+    async fn announce_member(
+        &self,
+        kind: &str,
+        resource: &ChannelName,
+        member: &Member,
+        except: Option<&ConnectionId>,
+    ) -> Result<(), BrokerError> {
+        self.announce(presence::member_announcement(kind, resource, member, except)).await
+    }
+
+    fn is_connected(&self, user: &UserId, now: Instant) -> bool {
+        !self.cluster.0.registry.lock().connections_of(user, now).is_empty()
+    }
+
+    async fn settle(&self, user: &UserId, seen: bool) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let here = seen || self.is_connected(user, now);
+        let change = self.cluster.0.presence.lock().settle(user, here, now);
+        if let Some((status, last_seen_ms)) = change {
+            let payload = presence::status_payload(user, status, last_seen_ms);
+            for channel in presence::status_channels(user) {
+                self.announce(presence::announcement("presence", channel, user, payload.clone())).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_seen(&self, user: &UserId, chosen: Option<UserStatus>) {
+        let mut presence = self.cluster.0.presence.lock();
+        let status = presence.users.entry(user.clone()).or_default();
+        status.chosen = chosen.or(status.chosen);
+        (status.last_seen_ms, status.seen, status.grace) = (presence::unix_ms(), Some(Instant::now()), None);
+    }
+
+    /// Takes back what a node held.
+    async fn sweep_presence(&self, node: &NodeId) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let gone = {
+            let mut presence = self.cluster.0.presence.lock();
+            // Those of its users who are somewhere else too are found to be there.
+            let users: Vec<UserId> = presence.users.keys().cloned().collect();
+            for user in &users {
+                presence.look_at(user, now);
+            }
+            presence.release_everywhere(|holder| holder.is_of(node))
+        };
+        for (resource, mut member) in gone {
+            member.last_seen_ms = presence::unix_ms();
+            self.announce_member("presence:leave", &resource, &member, None).await?;
+        }
+        Ok(())
+    }
+
+    async fn restore_presence(&self, announced: bool) -> Result<(), BrokerError> {
+        let (holds, chosen) = {
+            let held = self.presence.lock();
+            let holds: Vec<_> = held.holds.iter().map(|(key, member)| (key.clone(), member.clone())).collect();
+            (holds, held.chosen.clone())
+        };
+        for ((connection, resource), member) in holds {
+            let holder = Holder::Connection(connection.clone(), self.id.clone());
+            let first = self.cluster.0.presence.lock().hold(&resource, &member, holder);
+            if first && announced {
+                self.announce_member("presence:join", &resource, &member, Some(&connection)).await?;
+            }
+        }
+        let users: HashSet<UserId> = self.registered.lock().values().cloned().collect();
+        for user in users {
+            self.note_seen(&user, chosen.get(&user).copied());
+            if announced {
+                self.settle(&user, true).await?;
+            } else if let Some(status) = self.cluster.0.presence.lock().users.get_mut(&user) {
+                status.announced = status.announced.or(Some(status.chosen.unwrap_or(UserStatus::Online)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives this node's holds back, announced.
+    pub(super) async fn retire_presence(&self) -> Result<(), BrokerError> {
+        let _one_at_a_time = self.cluster.0.announcing.lock().await;
+        *self.presence.lock() = Held::default();
+        self.cluster.0.presence.lock().leases.remove(&self.id);
+        self.sweep_presence(&self.id).await
+    }
+}
+
+#[async_trait]
+impl PresenceStore for MemoryBroker {
+    async fn join_resource(
+        &self,
+        resource: &ChannelName,
+        connection: &ConnectionId,
+        member: &Member,
+    ) -> Result<Joined, BrokerError> {
+        let node = &self.0;
+        let shared = node.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        node.presence.lock().holds.insert((connection.clone(), resource.clone()), member.clone());
+        let (first, everyone) = {
+            let mut presence = shared.presence.lock();
+            let first = presence.hold(resource, member, Holder::Connection(connection.clone(), node.id.clone()));
+            (first, presence.everyone(resource))
+        };
+        if first {
+            node.announce_member("presence:join", resource, member, Some(connection)).await?;
+        }
+        Ok(Joined { first, everyone })
+    }
+
+    async fn leave_resource(
+        &self,
+        resource: &ChannelName,
+        connection: &ConnectionId,
+        user: &UserId,
+        last_seen_ms: i64,
+    ) -> Result<bool, BrokerError> {
+        let node = &self.0;
+        node.presence.lock().holds.remove(&(connection.clone(), resource.clone()));
+        let shared = node.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        let is_it = |holder: &Holder| matches!(holder, Holder::Connection(id, _) if id == connection);
+        let gone = shared.presence.lock().release(resource, user, is_it);
+        let Some(mut member) = gone else { return Ok(false) };
+        member.last_seen_ms = last_seen_ms;
+        node.announce_member("presence:leave", resource, &member, None).await?;
+        Ok(true)
+    }
+
+    async fn put_member(
+        &self,
+        resource: &ChannelName,
+        member: &Member,
+        ttl: Option<Duration>,
+    ) -> Result<bool, BrokerError> {
+        let shared = self.0.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        let until = ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        let first = shared.presence.lock().hold(resource, member, Holder::Backend(until));
+        if first {
+            self.0.announce_member("presence:join", resource, member, None).await?;
+        }
+        Ok(first)
+    }
+
+    async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError> {
+        let shared = self.0.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        let gone = shared.presence.lock().release(resource, user, |_| true);
+        let Some(mut member) = gone else { return Ok(false) };
+        member.last_seen_ms = presence::unix_ms();
+        self.0.announce_member("presence:leave", resource, &member, None).await?;
+        Ok(true)
+    }
+
+    async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError> {
+        Ok(self.0.available()?.presence.lock().everyone(resource))
+    }
+
+    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError> {
+        let shared = self.0.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        if let Some(status) = status {
+            self.0.presence.lock().chosen.insert(user.clone(), status);
+        }
+        self.0.note_seen(user, status);
+        self.0.settle(user, true).await
+    }
+
+    async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {
+        let shared = self.0.available()?;
+        let now = Instant::now();
+        let chose = self.0.presence.lock().chosen.contains_key(user);
+        if chose && self.0.registered.lock().values().filter(|own| *own == user).count() <= 1 {
+            self.0.presence.lock().chosen.remove(user);
+        }
+        let mut presence = shared.presence.lock();
+        if let Some(status) = presence.users.get_mut(user) {
+            (status.last_seen_ms, status.seen, status.grace) = (presence::unix_ms(), Some(now), Some(now + delay));
+        }
+        presence.look_at(user, now + delay);
+        Ok(())
+    }
+
+    async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BrokerError> {
+        let shared = self.0.available()?;
+        let now = Instant::now();
+        let known = |user: &UserId| {
+            let connections = shared.registry.lock().connections_of(user, now).len() as u64;
+            let presence = shared.presence.lock();
+            let status = presence.users.get(user);
+            let unannounced = if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
+            let seen = status.filter(|status| status.seen.is_some()).map(|status| status.last_seen_ms);
+            UserPresence {
+                user: user.clone(),
+                status: status.and_then(|status| status.announced).unwrap_or(unannounced),
+                last_seen_ms: if connections > 0 { Some(presence::unix_ms()) } else { seen },
+                connections,
+            }
+        };
+        Ok(users.iter().map(known).collect())
+    }
+
+    async fn tend(&self) -> Result<(), BrokerError> {
+        let node = &self.0;
+        let shared = node.available()?;
+        let _one_at_a_time = shared.announcing.lock().await;
+        let now = Instant::now();
+        let (known, swept, dead) = {
+            let mut presence = shared.presence.lock();
+            let known = presence.leases.insert(node.id.clone(), now).is_some();
+            let swept = presence.swept.remove(&node.id);
+            let is_dead = |beaten: &Instant| now.saturating_duration_since(*beaten) > LEASE;
+            let dead: Vec<NodeId> =
+                presence.leases.iter().filter(|(_, beaten)| is_dead(beaten)).map(|(id, _)| id.clone()).collect();
+            for id in &dead {
+                presence.leases.remove(id);
+                presence.swept.insert(id.clone());
+            }
+            presence.forget_old(now);
+            (known, swept, dead)
+        };
+        if !known {
+            node.restore_presence(swept).await?;
+        }
+        for id in dead {
+            node.sweep_presence(&id).await?;
+        }
+        let due = shared.presence.lock().due(now);
+        for user in due {
+            node.settle(&user, false).await?;
+        }
+        let is_over = |holder: &Holder| matches!(holder, Holder::Backend(Some(until)) if *until <= now);
+        let ended = shared.presence.lock().release_everywhere(is_over);
+        for (resource, mut member) in ended {
+            member.last_seen_ms = presence::unix_ms();
+            node.announce_member("presence:leave", &resource, &member, None).await?;
+        }
+        Ok(())
+    }
+}

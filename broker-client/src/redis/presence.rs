@@ -1,0 +1,467 @@
+//! Presence over Redis: each change is one script of `presence_*.lua` that announces it as well, so that the
+//! order of announcements is the order of changes. Words: `crate::presence`.
+//!
+//! A node's holds are indexed under the node (`…:pn:{node}`) before they are made, so that a survivor finds them;
+//! leaving twice is harmless, which makes sweeping repeatable.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
+use foldhash::HashMap;
+use futures_util::stream::{self, TryStreamExt as _};
+use parking_lot::Mutex;
+use super::layout::{Call, Layout};
+use super::message::WITHOUT_HISTORY;
+use super::names::{NODES, Names};
+use super::{Inner, RedisBroker, answer, scripts};
+use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
+use crate::{BrokerError, Joined, Member, PresenceStore, UserPresence, UserStatus};
+
+/// A node that has not tended for so long is dead.
+const LEASE: Duration = Duration::from_secs(15);
+/// How long one node has for what it was handed before another gets it.
+const CLAIM: Duration = Duration::from_secs(10);
+/// How long it is remembered that a node was swept: one that comes back later says its joins in silence.
+const SWEPT: Duration = Duration::from_secs(24 * 3600);
+/// Items handed out at once.
+const ITEMS: usize = 500;
+/// Calls on their way at once while sweeping or restoring.
+const PARALLEL: usize = 64;
+
+/// What this node holds, to write it again when Redis lost it (R43), and what it has done but not reported.
+#[derive(Default)]
+pub(super) struct Held {
+    holds: Mutex<HashMap<(ConnectionId, ChannelName), (UserId, String)>>,
+    chosen: Mutex<HashMap<UserId, UserStatus>>,
+    done: Mutex<Done>,
+    /// The number of connections to Redis ever made, when all holds were known to be there.
+    written_at: AtomicU64,
+}
+
+#[derive(Default)]
+struct Done {
+    looks: Vec<(String, String)>,
+    ends: Vec<(String, String)>,
+}
+
+type Tended = (u8, u8, Vec<String>, Vec<(String, String)>, Vec<(String, String)>);
+
+/// What a status script is told.
+#[derive(Clone, Copy)]
+enum Happening {
+    Seen(Option<UserStatus>),
+    Departed(Duration),
+    Look,
+    Restore(Option<UserStatus>),
+}
+
+fn entry(member: &Member) -> String {
+    let json = serde_json::json!({"id": member.id, "name": member.name, "metadata": member.metadata});
+    format!("{} {json}", member.last_seen_ms.max(0))
+}
+
+/// Reads an entry; one that a connection holds was seen now.
+fn member(entry: &str) -> Option<Member> {
+    let (at, json) = entry.split_once(' ')?;
+    let mut member: Member = serde_json::from_str(json).ok()?;
+    member.last_seen_ms = match at.strip_prefix('p') {
+        Some(at) => at.parse().ok()?,
+        None => presence::unix_ms(),
+    };
+    Some(member)
+}
+
+fn sorted(entries: &[(String, String)]) -> Vec<Member> {
+    let mut members: Vec<Member> = entries.iter().filter_map(|(_, entry)| member(entry)).collect();
+    members.sort_by(|one, other| one.id.cmp(&other.id));
+    members
+}
+
+/// A message as it crosses pub/sub without history.
+fn message(publication: &Publication) -> Vec<u8> {
+    [WITHOUT_HISTORY, &publication.to_body()].concat()
+}
+
+fn keys(names: &Names, resource: &ChannelName) -> [String; 3] {
+    ["e", "h", "n"].map(|part| names.presence(&format!("{{{resource}}}:p{part}")))
+}
+
+fn node_index(names: &Names, node: &str) -> String {
+    names.presence(&format!("pn:{{{node}}}"))
+}
+
+fn status_key(names: &Names, user: &UserId) -> String {
+    names.presence(&format!("us:{{{}}}", Names::user_tag(user)))
+}
+
+/// A key that the nodes share.
+fn common(names: &Names, key: &str) -> String {
+    names.presence(&format!("{{{NODES}}}:{key}"))
+}
+
+/// Remembers to look at users after a while.
+pub(super) async fn look_later(
+    layout: &Layout,
+    names: &Names,
+    users: &[&str],
+    wait: Duration,
+) -> Result<(), BrokerError> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let mut look = scripts::PRESENCE_LOOK.call(&[&common(names, "pl")]);
+    look.arg(wait.as_millis() as u64).arg(users);
+    layout.run(&layout.common(NODES), &look).await.map(|_| ())
+}
+
+impl Inner {
+    async fn join(
+        &self,
+        resource: &ChannelName,
+        holder: &str,
+        entry: &str,
+        announcement: Option<&Publication>,
+        user: &UserId,
+    ) -> Result<(bool, Vec<(String, String)>), BrokerError> {
+        let names = &self.shared.names;
+        let [entries, holders, counts] = keys(names, resource);
+        let body = announcement.map(message).unwrap_or_default();
+        let channel = announcement.map(|_| names.publications(resource)).unwrap_or_default();
+        let mut join = scripts::PRESENCE_JOIN.call(&[&entries, &holders, &counts]);
+        join.arg(holder).arg(user.as_str()).arg(entry);
+        join.arg(&body[..]).arg(channel).arg(self.layout.publish_verb());
+        let (first, entries): (u8, Vec<(String, String)>) =
+            answer::read(self.layout.run(&self.layout.place(resource.as_str()), &join).await?)?;
+        Ok((first == 1, entries))
+    }
+
+    async fn leave(
+        &self,
+        resource: &ChannelName,
+        holder: &str,
+        user: &UserId,
+        last_seen_ms: i64,
+    ) -> Result<bool, BrokerError> {
+        let names = &self.shared.names;
+        let [entries, holders, counts] = keys(names, resource);
+        let head = presence::announcement("presence:leave", resource.clone(), user, String::new());
+        let mut leave = scripts::PRESENCE_LEAVE.call(&[&entries, &holders, &counts]);
+        leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
+        leave.arg(message(&head)).arg(names.publications(resource)).arg(self.layout.publish_verb());
+        let gone: u8 = answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
+        Ok(gone == 1)
+    }
+
+    fn own_index(&self) -> String {
+        node_index(&self.shared.names, self.shared.node.as_str())
+    }
+
+    async fn index(&self, resource: &ChannelName, connection: &ConnectionId, user: &UserId) -> Result<(), BrokerError> {
+        let mut index = redis::cmd("HSET");
+        index.arg(self.own_index()).arg(format!("{connection} {resource}")).arg(user.as_str());
+        self.layout.run(&self.layout.common(self.shared.node.as_str()), &index).await.map(|_| ())
+    }
+
+    /// `living` is looked at by [`Happening::Look`] alone.
+    async fn settle(&self, user: &UserId, happening: Happening, living: &[String]) -> Result<(), BrokerError> {
+        let (names, layout) = (&self.shared.names, &self.layout);
+        let (what, chosen, delay) = match happening {
+            Happening::Seen(status) => ("seen", status, Duration::ZERO),
+            Happening::Departed(delay) => ("departed", None, delay),
+            Happening::Look => ("look", None, Duration::ZERO),
+            Happening::Restore(status) => ("restore", status, Duration::ZERO),
+        };
+        let now = presence::unix_ms();
+        let channels = presence::status_channels(user);
+        let Some(first) = channels.first() else { return Ok(()) };
+        let head = message(&presence::announcement("presence", first.clone(), user, String::new()));
+        // One server announces in the same step; several cannot, for the channels live elsewhere.
+        let one_step = matches!(layout, Layout::Servers(servers) if servers.len() == 1);
+        let heard = [0, 1].map(|at| match channels.get(at) {
+            Some(channel) if one_step => names.publications(channel),
+            _ => String::new(),
+        });
+        let mut settle =
+            scripts::PRESENCE_SETTLE.call(&[&status_key(names, user), &names.user_connections(user)]);
+        settle.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
+        settle.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
+        settle.arg(now).arg(time::rfc3339(now)).arg(serde_json::Value::from(user.as_str()).to_string());
+        settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
+        settle.arg(self.shared.node.as_str()).arg(living);
+        let settled = layout.run(&layout.place(&Names::user_tag(user)), &settle).await?;
+        let (wait, payload): (u64, String) = answer::read(settled)?;
+        if !one_step && !payload.is_empty() {
+            for channel in &channels {
+                let mut publish = redis::cmd(layout.publish_verb());
+                publish.arg(names.publications(channel)).arg([&head[..], payload.as_bytes()].concat());
+                layout.run(&layout.place(channel.as_str()), &publish).await?;
+            }
+        }
+        // That a departure is looked at was agreed before it.
+        if wait == 0 || what == "departed" {
+            return Ok(());
+        }
+        look_later(layout, names, &[user.as_str()], Duration::from_millis(wait)).await
+    }
+
+    /// Takes back what a node held. May be repeated.
+    async fn sweep_presence(&self, node: &str) -> Result<(), BrokerError> {
+        let index = node_index(&self.shared.names, node);
+        let place = self.layout.common(node);
+        let mut command = redis::cmd("HGETALL");
+        command.arg(&index);
+        let holds: Vec<(String, String)> = answer::read(self.layout.run(&place, &command).await?)?;
+        let now = presence::unix_ms();
+        stream::iter(holds.iter().map(Ok::<_, BrokerError>))
+            .try_for_each_concurrent(PARALLEL, |(field, user)| async move {
+                if let Some((connection, resource)) = field.rsplit_once(' ')
+                    && let (Ok(resource), Ok(user)) = (ChannelName::new(resource), UserId::new(user))
+                {
+                    self.leave(&resource, connection, &user, now).await?;
+                }
+                Ok(())
+            })
+            .await?;
+        for chunk in holds.chunks(1_000) {
+            let mut command = redis::cmd("HDEL");
+            command.arg(&index);
+            for (field, _) in chunk {
+                command.arg(field);
+            }
+            self.layout.run(&place, &command).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes again what this node holds: in silence after Redis lost it, announced after survivors took it back.
+    async fn restore_presence(&self, announced: bool) -> Result<(), BrokerError> {
+        let holds: Vec<_> = self.held.holds.lock().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        stream::iter(holds.into_iter().map(Ok::<_, BrokerError>))
+            .try_for_each_concurrent(PARALLEL, |((connection, resource), (user, entry))| async move {
+                self.index(&resource, &connection, &user).await?;
+                let announcement = member(&entry).filter(|_| announced).map(|member| {
+                    presence::member_announcement("presence:join", &resource, &member, Some(&connection))
+                });
+                self.join(&resource, connection.as_str(), &entry, announcement.as_ref(), &user).await?;
+                // Left in the meantime: the leaving found nothing.
+                if !self.held.holds.lock().contains_key(&(connection.clone(), resource.clone())) {
+                    self.leave(&resource, connection.as_str(), &user, presence::unix_ms()).await?;
+                }
+                Ok(())
+            })
+            .await?;
+        let users = self.registry.users();
+        let chosen = self.held.chosen.lock().clone();
+        let restored = |user: &UserId| {
+            let status = chosen.get(user).copied();
+            if announced { Happening::Seen(status) } else { Happening::Restore(status) }
+        };
+        stream::iter(users.iter().map(Ok::<_, BrokerError>))
+            .try_for_each_concurrent(PARALLEL, |user| self.settle(user, restored(user), &[]))
+            .await
+    }
+
+    async fn tend_once(&self) -> Result<bool, BrokerError> {
+        let names = &self.shared.names;
+        let [leases, claims, looks, ends] = ["pb", "pc", "pl", "pt"].map(|key| common(names, key));
+        let connects = self.shared.counters.command_connects.load(Ordering::Relaxed);
+        let done = std::mem::take(&mut *self.held.done.lock());
+        let mut tend = scripts::PRESENCE_TEND.call(&[&leases, &claims, &looks, &ends]);
+        tend.arg(self.shared.node.as_str()).arg(LEASE.as_millis() as u64).arg(CLAIM.as_millis() as u64);
+        tend.arg(ITEMS).arg(SWEPT.as_millis() as u64);
+        for done in [&done.looks, &done.ends] {
+            tend.arg(done.len());
+            for (item, due) in done {
+                tend.arg(item).arg(due);
+            }
+        }
+        let place = self.layout.common(NODES);
+        let (known, swept, dead, looks, ends): Tended = answer::read(self.layout.run(&place, &tend).await?)?;
+        // A new connection may lead to a server that was promoted without the last writes.
+        if known == 0 || self.held.written_at.load(Ordering::Relaxed) != connects {
+            self.restore_presence(swept == 1).await?;
+            self.held.written_at.store(connects, Ordering::Relaxed);
+        }
+        for node in dead {
+            tracing::info!(%node, "taking back a dead node's presence");
+            self.sweep_presence(&node).await?;
+            let mut over = scripts::PRESENCE_SWEPT.call(&[&claims]);
+            over.arg(&node);
+            self.layout.run(&place, &over).await?;
+        }
+        let living = if looks.is_empty() { Vec::new() } else { self.registry.living(&self.layout, names).await? };
+        let living = &living;
+        let more = looks.len() >= ITEMS || ends.len() >= ITEMS;
+        let settled = stream::iter(looks.iter().map(Ok::<_, BrokerError>))
+            .try_for_each_concurrent(PARALLEL, |look| async move {
+                if let Ok(user) = UserId::new(&look.0) {
+                    self.settle(&user, Happening::Look, living).await?;
+                }
+                self.held.done.lock().looks.push(look.clone());
+                Ok(())
+            })
+            .await;
+        settled?;
+        for end in ends {
+            if let Some((resource, user)) = end.0.split_once(' ')
+                && let (Ok(resource), Ok(user)) = (ChannelName::new(resource), UserId::new(user))
+            {
+                self.leave(&resource, &format!("!{user}"), &user, presence::unix_ms()).await?;
+            }
+            self.held.done.lock().ends.push(end);
+        }
+        Ok(more)
+    }
+
+    /// Gives this node's holds back, announced.
+    pub(super) async fn retire_presence(&self) -> Result<(), BrokerError> {
+        self.held.holds.lock().clear();
+        self.sweep_presence(self.shared.node.as_str()).await?;
+        let mut command = redis::cmd("HDEL");
+        command.arg(common(&self.shared.names, "pb")).arg(self.shared.node.as_str());
+        self.layout.run(&self.layout.common(NODES), &command).await.map(|_| ())
+    }
+}
+
+#[async_trait]
+impl PresenceStore for RedisBroker {
+    async fn join_resource(
+        &self,
+        resource: &ChannelName,
+        connection: &ConnectionId,
+        member: &Member,
+    ) -> Result<Joined, BrokerError> {
+        let inner = &self.inner;
+        let entry = entry(member);
+        let announcement = presence::member_announcement("presence:join", resource, member, Some(connection));
+        inner.index(resource, connection, &member.id).await?;
+        let (first, entries) =
+            inner.join(resource, connection.as_str(), &entry, Some(&announcement), &member.id).await?;
+        inner.held.holds.lock().insert((connection.clone(), resource.clone()), (member.id.clone(), entry));
+        Ok(Joined { first, everyone: sorted(&entries) })
+    }
+
+    async fn leave_resource(
+        &self,
+        resource: &ChannelName,
+        connection: &ConnectionId,
+        user: &UserId,
+        last_seen_ms: i64,
+    ) -> Result<bool, BrokerError> {
+        let inner = &self.inner;
+        inner.held.holds.lock().remove(&(connection.clone(), resource.clone()));
+        let gone = inner.leave(resource, connection.as_str(), user, last_seen_ms).await?;
+        let mut index = redis::cmd("HDEL");
+        index.arg(inner.own_index()).arg(format!("{connection} {resource}"));
+        if let Err(error) = inner.layout.run(&inner.layout.common(inner.shared.node.as_str()), &index).await {
+            // Sweeping it again does nothing.
+            tracing::debug!(%error, "an index entry of presence stays");
+        }
+        Ok(gone)
+    }
+
+    async fn put_member(
+        &self,
+        resource: &ChannelName,
+        member: &Member,
+        ttl: Option<Duration>,
+    ) -> Result<bool, BrokerError> {
+        let inner = &self.inner;
+        let ends = common(&inner.shared.names, "pt");
+        let item = format!("{resource} {}", member.id);
+        let mut command = match ttl {
+            Some(_) => redis::cmd("ZADD"),
+            None => redis::cmd("ZREM"),
+        };
+        command.arg(&ends);
+        if let Some(ttl) = ttl {
+            command.arg(presence::unix_ms().saturating_add(ttl.as_millis() as i64));
+        }
+        command.arg(&item);
+        inner.layout.run(&inner.layout.common(NODES), &command).await?;
+        let announcement = presence::member_announcement("presence:join", resource, member, None);
+        let entry = format!("p{}", entry(member));
+        let (first, _) =
+            inner.join(resource, &format!("!{}", member.id), &entry, Some(&announcement), &member.id).await?;
+        Ok(first)
+    }
+
+    async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError> {
+        let gone = self.inner.leave(resource, "", user, presence::unix_ms()).await?;
+        let mut command = redis::cmd("ZREM");
+        command.arg(common(&self.inner.shared.names, "pt")).arg(format!("{resource} {user}"));
+        self.inner.layout.run(&self.inner.layout.common(NODES), &command).await?;
+        Ok(gone)
+    }
+
+    async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError> {
+        let mut command = redis::cmd("HGETALL");
+        command.arg(&keys(&self.inner.shared.names, resource)[0]);
+        let layout = &self.inner.layout;
+        let entries: Vec<(String, String)> =
+            answer::read(layout.run(&layout.place(resource.as_str()), &command).await?)?;
+        Ok(sorted(&entries))
+    }
+
+    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError> {
+        if let Some(status) = status {
+            self.inner.held.chosen.lock().insert(user.clone(), status);
+        }
+        self.inner.settle(user, Happening::Seen(status), &[]).await
+    }
+
+    async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {
+        let inner = &self.inner;
+        let chose = inner.held.chosen.lock().contains_key(user);
+        if chose && inner.registry.connections_here(user) <= 1 {
+            inner.held.chosen.lock().remove(user);
+        }
+        // Agreed first: should this node end in between, others look.
+        look_later(&inner.layout, &inner.shared.names, &[user.as_str()], delay).await?;
+        inner.settle(user, Happening::Departed(delay), &[]).await
+    }
+
+    async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BrokerError> {
+        let inner = &self.inner;
+        let (layout, names) = (&inner.layout, &inner.shared.names);
+        let living = inner.registry.living(layout, names).await?;
+        let own = inner.shared.node.as_str();
+        let mut found = Vec::with_capacity(users.len());
+        for chunk in users.chunks(500) {
+            let mut calls = Vec::with_capacity(2 * chunk.len());
+            for user in chunk {
+                let place = layout.place(&Names::user_tag(user));
+                let mut status = redis::cmd("HMGET");
+                status.arg(status_key(names, user)).arg("v").arg("l");
+                calls.push(Call { place: place.clone(), command: status });
+                let mut connections = redis::cmd("HVALS");
+                connections.arg(names.user_connections(user));
+                calls.push(Call { place, command: connections });
+            }
+            let answers: Result<Vec<_>, _> = layout.run_all(calls).await.into_iter().collect();
+            let mut answers = answers?.into_iter();
+            for user in chunk {
+                let (Some(status), Some(nodes)) = (answers.next(), answers.next()) else { break };
+                let (status, seen): (Option<String>, Option<i64>) = answer::read(status)?;
+                let nodes: Vec<String> = answer::read(nodes)?;
+                let connections = nodes.iter().filter(|node| *node == own || living.contains(node)).count() as u64;
+                found.push(known(user, status.as_deref().and_then(UserStatus::parse), seen, connections));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn tend(&self) -> Result<(), BrokerError> {
+        while self.inner.tend_once().await? {}
+        Ok(())
+    }
+}
+
+/// What is known of a user, from the announced status and the live connections.
+fn known(user: &UserId, status: Option<UserStatus>, seen_ms: Option<i64>, connections: u64) -> UserPresence {
+    let unannounced = if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
+    let last_seen_ms = if connections > 0 { Some(presence::unix_ms()) } else { seen_ms };
+    UserPresence { user: user.clone(), status: status.unwrap_or(unannounced), last_seen_ms, connections }
+}
