@@ -25,8 +25,8 @@ pub(crate) struct Report {
     pub(crate) per_second: f64,
     /// Server CPU, all its processes, for each delivery (or publish, or connect).
     pub(crate) server_cpu_us: f64,
-    /// The same of the last process given alone: Redis, where it is used.
-    pub(crate) last_pid_cpu_us: f64,
+    /// The share of Redis in it, where it is used.
+    pub(crate) redis_cpu_us: f64,
     /// The driver's own CPU for each.
     pub(crate) client_cpu_us: f64,
     /// Messages that a connection never heard.
@@ -79,8 +79,8 @@ impl Report {
             row(
                 "CPU each, µs",
                 format!(
-                    "server {:.2} (last process {:.2}), driver {:.2}",
-                    self.server_cpu_us, self.last_pid_cpu_us, self.client_cpu_us
+                    "server {:.2} (Redis {:.2}), driver {:.2}",
+                    self.server_cpu_us, self.redis_cpu_us, self.client_cpu_us
                 ),
             );
             row(
@@ -91,7 +91,7 @@ impl Report {
                 ),
             );
         }
-        if self.idle_bytes != 0.0 {
+        if scenario == "idle" {
             row(
                 "bytes a connection",
                 format!("{:.0} idle, {:.0} after 16 KB", self.idle_bytes, self.exercised_bytes),
