@@ -100,7 +100,10 @@ pub struct HistoryPage {
 }
 
 /// What a node hears.
-#[expect(clippy::large_enum_variant, reason = "nearly every event is a publication; boxing it would cost an allocation each")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is a publication; boxing it would cost an allocation each"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A publication on a channel that the node hears.

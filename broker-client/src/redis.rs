@@ -1,109 +1,228 @@
-//! The broker over Redis. One supervised connection for commands, one of our own for what is heard;
-//! each promise of `broker.rs` is kept by a script in `redis/*.lua` or by the two links.
+//! The broker over Redis: one server, sentinels, a cluster, or several servers by hashing.
 //!
-//! Keys of a channel share the hash tag `{channel}`; everything begins with the configured prefix.
+//! A [`link::Link`] is one server with a supervised command connection and a pub/sub connection of our own; a
+//! [`layout::Layout`] says which link serves what. Each promise of `broker.rs` is kept by a script in `redis/*.lua`.
+//! What must not be known here: connections of clients, profiles, tokens, HTTP.
 
-mod address;
-mod commands;
+mod answer;
+mod cluster;
+mod dial;
+mod endpoint;
+mod health;
 mod hearing;
+mod history;
+mod layout;
+mod link;
+mod message;
 mod names;
 mod publishing;
 mod registry;
 mod resp;
 mod scripts;
+mod sentinel;
 mod settings;
+mod stores;
+mod tls;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use carillon_protocol::{ChannelName, ConnectionId, Position, UserId};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery,
     InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
 };
-use commands::Commands;
-use hearing::Hearing;
-use names::Names;
+use cluster::Cluster;
+use dial::{DialError, Dialer};
+use endpoint::Endpoint;
+use health::{Board, Ears};
+use hearing::Wish;
+use layout::Layout;
+use link::{Counters, Link, Shared};
+use names::{ALL, INBOUND, Names};
 use registry::Registry;
+use sentinel::Source;
 
+pub use health::RedisStats;
 pub use settings::{RedisMode, RedisSettings, RedisTls};
 
-/// Events that wait for the node; then this side stops reading.
+/// Events that wait for the node; then this side stops reading from Redis.
 const EVENTS_MAX: usize = 8192;
+/// Entries of the `inbound` stream, roughly.
+const INBOUND_MAX: u32 = 100_000;
 
-/// One node's handle. Cheap to clone; the connections end when the last handle is dropped.
+/// One node's handle. Cheap to clone; the connections end with [`RedisBroker::close`], or when the last handle is
+/// dropped.
 #[derive(Clone)]
 pub struct RedisBroker {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    node: NodeId,
-    names: Names,
-    commands: Arc<Commands>,
-    hearing: Hearing,
+    shared: Arc<Shared>,
+    layout: Layout,
     registry: Registry,
-    _stop: DropGuard,
+    stop: CancellationToken,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 impl std::fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisBroker").field("node", &self.inner.node).finish_non_exhaustive()
+        f.debug_struct("RedisBroker").field("node", &self.inner.shared.node).finish_non_exhaustive()
     }
 }
 
 impl RedisBroker {
-    /// Begins to connect and returns at once; [`Broker::health`] says when Redis was reached. Keeps trying
-    /// for as long as the handle lives. Must be called inside a tokio runtime.
+    /// Begins to connect and returns at once; [`Broker::health`] says when Redis was reached, or why it refuses us.
+    /// Keeps trying for as long as the handle lives. Must be called inside a tokio runtime. A node must
+    /// drain the events, or drop them (a backend that only publishes).
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
     pub fn connect(settings: RedisSettings, node: NodeId) -> (Self, Events) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let needs_tls = settings.urls.iter().any(|url| url.starts_with("rediss://"));
+        let shared = Arc::new(Shared {
+            names: Names::new(&settings.prefix, &node),
+            node: node.clone(),
+            dialer: Arc::new(Dialer::new(&settings.tls, settings.command_timeout, needs_tls)),
+            timeout: settings.command_timeout,
+            sharded: settings.mode == RedisMode::Cluster,
+            board: Board::new(),
+            ears: Ears::new(events),
+            counters: Counters::default(),
+            tasks: TaskTracker::new(),
+            layout_doubted: Notify::new(),
+        });
         let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let names = Names::new(&settings.prefix, &node);
-        let settings = Arc::new(settings);
-        let commands = Commands::start(Arc::clone(&settings), &tasks, &stop);
-        let hearing =
-            Hearing::start(settings, names.clone(), Arc::clone(&commands), events, &tasks, &stop);
-        tasks.close();
-        let registry = Registry::new(node.clone());
-        let inner = Inner { node, names, commands, hearing, registry, _stop: stop.drop_guard() };
+        let layout = lay_out(&settings, &shared, &stop).unwrap_or_else(|reason| {
+            shared.board.add(0);
+            shared.board.commands(0, Some(&DialError::Refused(reason)));
+            Layout::Servers(Vec::new())
+        });
+        let inner = Inner { shared, layout, registry: Registry::new(node), stop };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
-    /// How long ago the node last heard itself through its own pub/sub connection; `None` before the first time.
+    /// Ends all connections and waits for their tasks. Calls fail from now on.
+    pub async fn close(&self) {
+        self.inner.stop.cancel();
+        self.inner.layout.links().iter().for_each(|link| link.stop());
+        self.inner.shared.tasks.close();
+        self.inner.shared.tasks.wait().await;
+    }
+
+    /// How long ago the node last heard itself through its pub/sub connections, the oldest; `None` before the first
+    /// time on any of them.
     #[must_use]
     pub fn canary_age(&self) -> Option<Duration> {
-        self.inner.hearing.canary_age()
+        let links = self.inner.layout.links();
+        let ages: Option<Vec<Duration>> =
+            links.iter().map(|link| link.hearing.canary_age()).collect();
+        ages?.into_iter().max()
     }
+
+    /// Counters for metrics.
+    #[must_use]
+    pub fn stats(&self) -> RedisStats {
+        let counters = &self.inner.shared.counters;
+        RedisStats {
+            canary_age: self.canary_age(),
+            command_reconnects: counters.command_reconnects.load(Ordering::Relaxed),
+            hearing_reconnects: counters.hearing_reconnects.load(Ordering::Relaxed),
+            round_trips: counters.round_trips.load(Ordering::Relaxed),
+            round_trip_time: Duration::from_nanos(counters.round_trip_ns.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn keys(&self, channels: &[ChannelName]) -> impl Iterator<Item = Bytes> {
+        channels.iter().map(|channel| self.inner.shared.names.publications(channel).into())
+    }
+}
+
+fn lay_out(
+    settings: &RedisSettings,
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+) -> Result<Layout, String> {
+    let endpoints =
+        settings.urls.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>, _>>()?;
+    let Some(first) = endpoints.first().cloned() else {
+        return Err("no redis.url is configured".to_owned());
+    };
+    let sources = match settings.mode {
+        RedisMode::Cluster => return Ok(Layout::Cluster(Cluster::start(endpoints, shared, stop))),
+        RedisMode::Standalone => vec![(0, Source::Fixed(first))],
+        RedisMode::Sentinel => {
+            let master_name = settings
+                .master_name
+                .clone()
+                .ok_or("redis.master_name is required with sentinels")?;
+            vec![(0, Source::Sentinels { sentinels: endpoints, master_name })]
+        }
+        RedisMode::Shards => {
+            let named = endpoints.into_iter().map(|endpoint| {
+                (layout::stable_hash(endpoint.to_string().as_bytes()), Source::Fixed(endpoint))
+            });
+            named.collect()
+        }
+    };
+    let mut servers = Vec::with_capacity(sources.len());
+    for (id, (name, source)) in (1..).zip(sources) {
+        servers.push((name, Link::start(id, source, shared, stop)));
+    }
+    // What is told to nodes lives where `Layout::common` looks for it.
+    for own in [shared.names.own_channel(), shared.names.all_channel()] {
+        servers[0].1.hearing.always(own.into(), Wish::Told);
+    }
+    Ok(Layout::Servers(servers))
 }
 
 #[async_trait]
 impl Broker for RedisBroker {
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
-        publishing::publish(&self.inner.commands, &self.inner.names, request).await
+        publishing::publish(&self.inner.layout, &self.inner.shared.names, &request).await
     }
 
     async fn publish_batch(&self, requests: Vec<Publish>) -> Vec<Result<Receipt, BrokerError>> {
-        publishing::publish_batch(&self.inner.commands, &self.inner.names, requests).await
+        publishing::publish_batch(&self.inner.layout, &self.inner.shared.names, &requests).await
     }
 
     async fn subscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        self.inner.hearing.subscribe(channels).await
+        let wishes = self.keys(channels).zip(channels.iter().cloned().map(Wish::Channel)).collect();
+        let standing = self.inner.layout.wish(wishes);
+        let all = async {
+            for stands in standing {
+                let lost = || {
+                    BrokerError::unavailable("not connected to Redis' pub/sub; the wish is kept")
+                };
+                stands.ok_or_else(lost)?.await.map_err(|_| lost())?;
+            }
+            Ok(())
+        };
+        let late =
+            |_| Err(BrokerError::unavailable("Redis did not confirm in time; the wish is kept"));
+        tokio::time::timeout(self.inner.shared.timeout, all).await.unwrap_or_else(late)
     }
 
     async fn unsubscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        self.inner.hearing.unsubscribe(channels).await
+        self.inner.layout.forget(self.keys(channels).collect());
+        Ok(())
     }
 
     async fn tops(&self, channels: &[ChannelName]) -> Result<Vec<Position>, BrokerError> {
-        publishing::tops(&self.inner.commands, &self.inner.names, channels).await
+        history::tops(&self.inner.layout, &self.inner.shared.names, channels).await
     }
 
     async fn history(
@@ -111,11 +230,11 @@ impl Broker for RedisBroker {
         channel: &ChannelName,
         query: HistoryQuery,
     ) -> Result<HistoryPage, BrokerError> {
-        publishing::history(&self.inner.commands, &self.inner.names, channel, query).await
+        history::history(&self.inner.layout, &self.inner.shared.names, channel, query).await
     }
 
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
-        publishing::clear(&self.inner.commands, &self.inner.names, channel).await
+        history::clear(&self.inner.layout, &self.inner.shared.names, channel).await
     }
 
     async fn register(
@@ -123,58 +242,69 @@ impl Broker for RedisBroker {
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        self.inner.registry.register(&self.inner.commands, &self.inner.names, record, limit).await
+        self.inner
+            .registry
+            .register(&self.inner.layout, &self.inner.shared.names, record, limit)
+            .await
     }
 
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
-        self.inner.registry.deregister(&self.inner.commands, &self.inner.names, record).await
+        self.inner.registry.deregister(&self.inner.layout, &self.inner.shared.names, record).await
     }
 
     async fn connections_of(&self, user: &UserId) -> Result<Vec<ConnectionId>, BrokerError> {
-        self.inner.registry.connections_of(&self.inner.commands, &self.inner.names, user).await
+        self.inner.registry.connections_of(&self.inner.layout, &self.inner.shared.names, user).await
     }
 
     async fn beat(&self, record: &NodeRecord) -> Result<Vec<NodeRecord>, BrokerError> {
-        self.inner.registry.beat(&self.inner.commands, &self.inner.names, record).await
+        let connects = self.inner.shared.counters.command_connects.load(Ordering::Relaxed);
+        self.inner
+            .registry
+            .beat(&self.inner.layout, &self.inner.shared.names, record, connects)
+            .await
     }
 
     async fn retire(&self) -> Result<(), BrokerError> {
-        self.inner.registry.retire(&self.inner.commands, &self.inner.names).await
+        self.inner.registry.retire(&self.inner.layout, &self.inner.shared.names).await
     }
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {
-        let channel = match target {
-            Target::Node(node) => self.inner.names.node_channel(node),
-            Target::All => self.inner.names.all_channel(),
+        let (names, layout) = (&self.inner.shared.names, &self.inner.layout);
+        let (channel, place) = match target {
+            Target::Node(node) => (names.node_channel(node), layout.common(node.as_str())),
+            Target::All => (names.all_channel(), layout.common(ALL)),
         };
-        let mut command = ::redis::cmd("PUBLISH");
+        let mut command = ::redis::cmd(layout.publish_verb());
         command.arg(channel).arg(&message[..]);
-        self.inner.commands.run(&command).await
+        answer::read(layout.run(&place, &command).await?)
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
         let mut command = ::redis::cmd("XADD");
-        command.arg(self.inner.names.inbound()).arg("MAXLEN").arg("~").arg(100_000).arg("*");
+        command
+            .arg(self.inner.shared.names.inbound())
+            .arg("MAXLEN")
+            .arg("~")
+            .arg(INBOUND_MAX)
+            .arg("*");
         command.arg("type").arg(&entry.kind).arg("data").arg(&entry.json);
-        self.inner.commands.run(&command).await
+        answer::read(self.inner.layout.run(&self.inner.layout.common(INBOUND), &command).await?)
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {
-        let key = self.inner.names.counter(key);
-        let window_ms = window.as_millis().max(1) as u64;
-        let (count, left): (u64, u64) = self
-            .inner
-            .commands
-            .script(&scripts::COUNT, |command| command.arg(1).arg(&key).arg(window_ms))
-            .await?;
-        Ok(RateCount { count, reset_in: Duration::from_millis(left) })
+        let mut command = scripts::COUNT.call(&[&self.inner.shared.names.counter(key)]);
+        command.arg(u64::try_from(window.as_millis()).unwrap_or(u64::MAX).max(1));
+        let place = self.inner.layout.place(&carillon_protocol::channel::escape_segment(key));
+        let (count, left): (u64, i64) =
+            answer::read(self.inner.layout.run(&place, &command).await?)?;
+        Ok(RateCount { count, reset_in: Duration::from_millis(u64::try_from(left).unwrap_or(0)) })
     }
 
     fn node(&self) -> &NodeId {
-        &self.inner.node
+        &self.inner.shared.node
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.inner.commands.health()
+        self.inner.shared.board.watch()
     }
 }

@@ -1,451 +1,482 @@
-//! The hearing link: a pub/sub connection of our own, so that what it hears is bounded by the socket,
-//! its interest is ours to keep, and its silence is noticed.
+//! What a link hears: the wished channels, and a pub/sub connection of our own that serves them.
 //!
-//! While it is down, wishes are kept and answered `Unavailable`; when it is back, all wishes are
-//! subscribed again before [`Event::Restored`] says so. A canary published through the command link must
-//! come back here; if it does not for five seconds, the connection is deaf and replaced.
+//! The client library's push channel is unbounded and its resubscribing is not to be trusted. Here the
+//! wishes are ours; every connection begins with all of them, and only confirmed interest stands. A node that does
+//! not drain its events stops this task from reading: Redis then feels it, not our memory.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use carillon_protocol::{ChannelName, Epoch, Position, Publication, Tag};
-use foldhash::HashSet;
-use redis::{ConnectionAddr, ConnectionInfo};
+use bytes::{Buf, Bytes, BytesMut};
+use carillon_protocol::ChannelName;
+use foldhash::{HashMap, HashMapExt};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::{Notify, oneshot};
 
-use super::address;
-use super::commands::Commands;
-use super::names::Names;
-use super::resp::{self, Push};
-use super::settings::RedisSettings;
-use crate::{BrokerError, Event};
+use super::dial::Line;
+use super::endpoint::Endpoint;
+use super::link::{Link, jittered};
+use super::message;
+use super::resp::{self, Frame, Front};
+use crate::Event;
 
-/// Channels in one SUBSCRIBE.
+const CANARY_EVERY: Duration = Duration::from_secs(1);
+/// So many canaries that were published and not heard mean a deaf connection.
+const CANARIES_MISSED_MAX: u32 = 5;
+/// Channels in one SUBSCRIBE: Redis serves others between two of them.
 const CHUNK: usize = 1_000;
-/// Interest changes waiting for the link.
-const CHANGES_MAX: usize = 4_096;
-const CANARY: Duration = Duration::from_secs(1);
-/// A canary that did not come back for so long, while commands work, means a deaf connection.
-const DEAF: Duration = Duration::from_secs(5);
+/// Wishes that changed and were not sent yet; beyond that a fresh connection is cheaper.
+const CHANGES_MAX: usize = 200_000;
 const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+const READ_BYTES: usize = 32 * 1024;
+/// Smaller bodies are copied: one that shares the read buffer would keep all of it alive in a hot tail.
+const SHARED_BYTES_MIN: usize = 16 * 1024;
 
-struct Change {
-    channels: Vec<ChannelName>,
-    wanted: bool,
-    done: oneshot::Sender<Result<(), BrokerError>>,
+/// What a pub/sub channel is to us.
+#[derive(Clone, Debug)]
+pub(super) enum Wish {
+    Channel(ChannelName),
+    Told,
 }
 
-/// A handle to the link.
+#[derive(Default)]
+struct State {
+    wishes: HashMap<Bytes, Wish>,
+    /// Not sent yet; `true` to hear. The last word on a channel counts.
+    changes: HashMap<Bytes, bool>,
+    waiters: Vec<oneshot::Sender<()>>,
+    connected: bool,
+    /// Somebody wished without being told that it stands: `Restored` is owed.
+    owes_audit: bool,
+    heard_at: Option<Instant>,
+}
+
+/// The wishes of a link.
 pub(super) struct Hearing {
-    changes: mpsc::Sender<Change>,
-    patience: Duration,
-    canary: Arc<Canary>,
-}
-
-struct Canary {
-    started: Instant,
-    heard_at_ms: AtomicU64,
-    deaf: Notify,
-}
-
-impl Canary {
-    fn heard(&self) {
-        self.heard_at_ms.store(self.started.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
-    }
-
-    fn age(&self) -> Option<Duration> {
-        let heard = self.heard_at_ms.load(Ordering::Relaxed);
-        (heard > 0).then(|| self.started.elapsed().saturating_sub(Duration::from_millis(heard - 1)))
-    }
+    state: Mutex<State>,
+    changed: Notify,
 }
 
 impl Hearing {
-    pub(super) fn start(
-        settings: Arc<RedisSettings>,
-        names: Names,
-        commands: Arc<Commands>,
-        events: mpsc::Sender<Event>,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Self {
-        let (changes, receiver) = mpsc::channel(CHANGES_MAX);
-        let canary = Arc::new(Canary {
-            started: Instant::now(),
-            heard_at_ms: AtomicU64::new(0),
-            deaf: Notify::new(),
-        });
-        let patience = settings.command_timeout;
-        tasks.spawn(sing(names.clone(), Arc::clone(&commands), Arc::clone(&canary), stop.clone()));
-        let link = Link {
-            settings,
-            names,
-            commands,
-            events,
-            changes: receiver,
-            wanted: HashSet::default(),
-            canary: Arc::clone(&canary),
-            hears: false,
-        };
-        tasks.spawn(link.run(stop.clone()));
-        Self { changes, patience, canary }
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default(), changed: Notify::new() }
     }
 
+    /// Adds wishes; completes when they stand. `None` while disconnected: the wishes are kept, and
+    /// `Restored` follows.
+    pub(super) fn wish(&self, wishes: Vec<(Bytes, Wish)>) -> Option<oneshot::Receiver<()>> {
+        let mut state = self.state.lock();
+        let connected = state.connected;
+        for (key, wish) in wishes {
+            if connected {
+                state.changes.insert(key.clone(), true);
+            }
+            state.wishes.insert(key, wish);
+        }
+        if !connected {
+            state.owes_audit = true;
+            return None;
+        }
+        let (done, stands) = oneshot::channel();
+        state.waiters.push(done);
+        drop(state);
+        self.changed.notify_one();
+        Some(stands)
+    }
+
+    /// Takes wishes over that another link had; nobody waits for them, `Restored` follows.
+    pub(super) fn adopt(&self, wishes: Vec<(Bytes, Wish)>) {
+        drop(self.wish(wishes));
+    }
+
+    /// Wishes without anybody who must be told, known before the first connection.
+    pub(super) fn always(&self, key: Bytes, wish: Wish) {
+        self.state.lock().wishes.insert(key, wish);
+    }
+
+    /// Drops wishes. What still arrives of them is not delivered.
+    pub(super) fn forget(&self, keys: impl Iterator<Item = Bytes>) {
+        let mut state = self.state.lock();
+        for key in keys {
+            if state.wishes.remove(&key).is_some() && state.connected {
+                state.changes.insert(key, false);
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Gives away the wishes that do not belong here any more. The server forgot them itself when it
+    /// gave the slot away.
+    pub(super) fn give_away(&self, mut stays: impl FnMut(&[u8]) -> bool) -> Vec<(Bytes, Wish)> {
+        let mut state = self.state.lock();
+        let given: Vec<_> = state.wishes.extract_if(|key, _| !stays(key)).collect();
+        for (key, _) in &given {
+            state.changes.remove(key);
+        }
+        given
+    }
+
+    /// How long ago the canary was heard.
     pub(super) fn canary_age(&self) -> Option<Duration> {
-        self.canary.age()
+        self.state.lock().heard_at.map(|at| at.elapsed())
     }
 
-    pub(super) async fn subscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        self.change(channels, true).await
+    fn wish_of(&self, key: &[u8]) -> Option<Wish> {
+        self.state.lock().wishes.get(key).cloned()
     }
 
-    pub(super) async fn unsubscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        self.change(channels, false).await
+    fn begin(&self) -> (Vec<Bytes>, bool) {
+        let mut state = self.state.lock();
+        state.connected = true;
+        state.changes.clear();
+        (state.wishes.keys().cloned().collect(), std::mem::take(&mut state.owes_audit))
     }
 
-    async fn change(&self, channels: &[ChannelName], wanted: bool) -> Result<(), BrokerError> {
-        if channels.is_empty() {
-            return Ok(());
-        }
-        let (done, answer) = oneshot::channel();
-        let change = Change { channels: channels.to_vec(), wanted, done };
-        let sent = async {
-            self.changes
-                .send(change)
-                .await
-                .map_err(|_| BrokerError::unavailable("the broker has ended"))?;
-            answer.await.map_err(|_| BrokerError::unavailable("the pub/sub connection was lost"))?
-        };
-        tokio::time::timeout(self.patience, sent).await.unwrap_or_else(|_| {
-            Err(BrokerError::unavailable("the subscription was not confirmed in time"))
-        })
+    fn end(&self, owes_audit: bool) {
+        let mut state = self.state.lock();
+        state.connected = false;
+        state.changes = HashMap::new();
+        state.owes_audit |= owes_audit || !state.waiters.is_empty();
+        // Dropping them tells the callers.
+        state.waiters.clear();
     }
 }
 
-/// Publishes the canary and judges its age.
-async fn sing(names: Names, commands: Arc<Commands>, canary: Arc<Canary>, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(CANARY);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut unheard_since: Option<Instant> = None;
+/// Keeps a connection to wherever the link's commands go, for as long as the link lives.
+pub(super) async fn run(link: &Link) {
+    let mut address = link.address();
+    let mut retry = RETRY_MIN;
+    let name = format!("carillon-{}-hearing", link.shared.node);
+    let (mut connected_before, mut stood) = (false, false);
     loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(names.canary()).arg("1");
-        let sent: Result<u64, _> = commands.run(&command).await;
-        let young = canary.age().is_some_and(|age| age < CANARY * 2);
-        if sent.is_err() || young {
-            // Silence counts only while commands work.
-            unheard_since = None;
-            continue;
-        }
-        let since = unheard_since.get_or_insert_with(Instant::now);
-        if since.elapsed() + CANARY >= DEAF {
-            unheard_since = None;
-            canary.deaf.notify_one();
-        }
-    }
-}
-
-struct Link {
-    settings: Arc<RedisSettings>,
-    names: Names,
-    commands: Arc<Commands>,
-    events: mpsc::Sender<Event>,
-    changes: mpsc::Receiver<Change>,
-    wanted: HashSet<ChannelName>,
-    canary: Arc<Canary>,
-    hears: bool,
-}
-
-/// Confirmations are answered in the order asked.
-type Awaiting = VecDeque<(usize, Option<oneshot::Sender<Result<(), BrokerError>>>)>;
-
-impl Link {
-    async fn run(mut self, stop: CancellationToken) {
-        let mut retry = RETRY_MIN;
-        loop {
-            let reason = tokio::select! {
-                reason = self.hear(&mut retry) => reason,
-                () = stop.cancelled() => return,
-            };
-            if std::mem::replace(&mut self.hears, false) {
-                tracing::warn!(%reason, "the pub/sub connection to Redis is lost");
-                if self.events.send(Event::Interrupted).await.is_err() {
-                    return;
-                }
-            }
-            self.commands.set_hearing(false, &reason);
-            let pause = tokio::time::sleep(retry.mul_f64(0.5 + rand::random::<f64>() / 2.0));
-            tokio::pin!(pause);
-            loop {
-                tokio::select! {
-                    () = &mut pause => break,
-                    Some(change) = self.changes.recv() => self.refuse(change),
-                    () = stop.cancelled() => return,
-                }
-            }
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
-
-    /// Keeps a wish while there is no connection.
-    fn refuse(&mut self, change: Change) {
-        self.wish(&change);
-        let _ = change.done.send(Err(BrokerError::unavailable("not connected to Redis")));
-    }
-
-    fn wish(&mut self, change: &Change) {
-        for channel in &change.channels {
-            if change.wanted {
-                self.wanted.insert(channel.clone());
-            } else {
-                self.wanted.remove(channel);
-            }
-        }
-    }
-
-    /// One connection's life; why it ended.
-    async fn hear(&mut self, retry: &mut Duration) -> String {
-        let patience = self.settings.command_timeout * 2;
-        let mut socket = match tokio::time::timeout(patience, connect(&self.settings)).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(error)) => return error,
-            Err(_) => return "connecting took too long".to_owned(),
+        let endpoint = match address.wait_for(Option::is_some).await {
+            Ok(endpoint) => endpoint.clone(),
+            Err(_) => return,
         };
-        let mut buffer = BytesMut::with_capacity(64 * 1024);
-        let mut awaiting = Awaiting::new();
-        let own = [self.names.own_channel(), self.names.all_channel(), self.names.canary()];
-        let wishes: Vec<String> =
-            self.wanted.iter().map(|channel| self.names.publications(channel)).collect();
-        let all: Vec<String> = own.into_iter().chain(wishes).collect();
-        for chunk in all.chunks(CHUNK) {
-            let mut parts: Vec<&[u8]> = vec![b"SUBSCRIBE"];
-            parts.extend(chunk.iter().map(String::as_bytes));
-            if let Err(error) = socket.write_all(&resp::command(&parts)).await {
-                return error.to_string();
-            }
-            awaiting.push_back((chunk.len(), None));
-            // Read on while writing: the confirmations must not fill both socket buffers.
-            while awaiting.len() > 2 {
-                if let Err(error) = self.read(&mut socket, &mut buffer, &mut awaiting).await {
-                    return error;
+        let Some(endpoint) = endpoint else { continue };
+        let reason = match link.shared.dialer.dial(&endpoint, &name).await {
+            Ok(line) => {
+                if std::mem::replace(&mut connected_before, true) {
+                    let counter = &link.shared.counters.hearing_reconnects;
+                    counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 }
+                let (keys, audit) = link.hearing.begin();
+                let mut ear = Ear::new(link, audit);
+                let reason = tokio::select! {
+                    reason = ear.listen(line, keys) => reason,
+                    moved = elsewhere(link, &endpoint) => moved,
+                };
+                let owes = ear.owes_audit();
+                stood = ear.stands;
+                link.hearing.end(owes);
+                if stood {
+                    tracing::debug!(%reason, "the pub/sub connection to Redis ended");
+                    retry = RETRY_MIN;
+                }
+                reason
             }
+            Err(error) => error.reason().to_owned(),
+        };
+        link.shared.board.hearing(link.id, Some(&reason));
+        if std::mem::take(&mut stood) {
+            link.shared.ears.lost(link.id).await;
         }
-        while !awaiting.is_empty() {
-            match tokio::time::timeout(patience, self.read(&mut socket, &mut buffer, &mut awaiting))
-                .await
-            {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return error,
-                Err(_) => return "subscriptions were not confirmed in time".to_owned(),
-            }
+        link.shared.layout_doubted.notify_one();
+        tokio::time::sleep(jittered(retry)).await;
+        retry = (retry * 2).min(RETRY_MAX);
+    }
+}
+
+async fn elsewhere(link: &Link, here: &Endpoint) -> String {
+    let mut address = link.address();
+    let left = address
+        .wait_for(|address| address.as_ref().is_some_and(|address| address != here))
+        .await
+        .is_ok();
+    if !left {
+        std::future::pending::<()>().await;
+    }
+    format!("commands left {here}")
+}
+
+/// Confirmations come in the order asked.
+struct Asked {
+    left: usize,
+    /// What is asked with one channel at a time, to tell a confirmation from the server's own word.
+    leaves: Option<Bytes>,
+    waiters: Vec<oneshot::Sender<()>>,
+    /// All wishes of the beginning stand with this one.
+    stands: bool,
+}
+
+/// One connection's life.
+struct Ear<'a> {
+    link: &'a Link,
+    canary: Bytes,
+    buffer: BytesMut,
+    out: BytesMut,
+    asked: VecDeque<Asked>,
+    audit: bool,
+    stands: bool,
+    canaries_missed: Cell<u32>,
+}
+
+impl<'a> Ear<'a> {
+    fn new(link: &'a Link, audit: bool) -> Self {
+        Self {
+            link,
+            canary: link.shared.names.canary(link.id).into(),
+            buffer: BytesMut::with_capacity(READ_BYTES),
+            out: BytesMut::new(),
+            asked: VecDeque::new(),
+            audit,
+            stands: false,
+            canaries_missed: Cell::new(0),
         }
-        *retry = RETRY_MIN;
-        self.hears = true;
-        self.canary.heard();
-        if self.events.send(Event::Restored).await.is_err() {
-            return "nobody listens".to_owned();
-        }
-        self.commands.set_hearing(true, "");
-        self.listen(socket, buffer, awaiting).await
     }
 
-    async fn listen(
-        &mut self,
-        mut socket: TcpStream,
-        mut buffer: BytesMut,
-        mut awaiting: Awaiting,
-    ) -> String {
+    /// Somebody still waits, or was never told.
+    fn owes_audit(&self) -> bool {
+        self.audit || self.asked.iter().any(|asked| !asked.waiters.is_empty())
+    }
+
+    async fn listen(&mut self, line: Line, keys: Vec<Bytes>) -> String {
+        let (mut reader, mut writer) = tokio::io::split(line.socket);
+        resp::write(&mut self.out, [&b"SUBSCRIBE"[..], &self.canary].into_iter());
+        self.asked.push_back(Asked {
+            left: 1,
+            leaves: None,
+            waiters: Vec::new(),
+            stands: keys.is_empty(),
+        });
+        self.ask(true, &keys);
+        if let Some(last) = self.asked.back_mut() {
+            last.stands = true;
+        }
+        let mut tick = tokio::time::interval(CANARY_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut singing: Option<Pin<Box<dyn Future<Output = bool> + Send + 'a>>> = None;
         loop {
             tokio::select! {
-                read = socket.read_buf(&mut buffer) => {
-                    match read {
-                        Ok(0) => return "Redis closed the connection".to_owned(),
-                        Ok(_) => {}
-                        Err(error) => return error.to_string(),
+                read = reader.read_buf(&mut self.buffer) => match read {
+                    Ok(0) => return "Redis closed the pub/sub connection".to_owned(),
+                    Ok(_) => if let Err(reason) = self.take_all().await {
+                        return reason;
+                    },
+                    Err(error) => return error.to_string(),
+                },
+                written = writer.write_buf(&mut self.out), if !self.out.is_empty() => {
+                    if let Err(error) = written {
+                        return error.to_string();
                     }
-                    if let Err(error) = self.take_all(&mut buffer, &mut awaiting).await {
-                        return error;
+                    if self.out.is_empty() {
+                        self.out = BytesMut::new();
+                        if let Err(error) = writer.flush().await {
+                            return error.to_string();
+                        }
                     }
                 }
-                Some(change) = self.changes.recv() => {
-                    if let Err(error) = self.apply(change, &mut socket, &mut awaiting).await {
-                        return error;
+                () = self.link.hearing.changed.notified() => if let Err(reason) = self.take_changes() {
+                    return reason;
+                },
+                _ = tick.tick() => {
+                    if self.canaries_missed.get() >= CANARIES_MISSED_MAX {
+                        return "the pub/sub connection is deaf".to_owned();
+                    }
+                    if singing.is_none() {
+                        singing = Some(Box::pin(sing(self.link, self.canary.clone())));
                     }
                 }
-                () = self.canary.deaf.notified() => return "deaf: the canary does not come back".to_owned(),
-                () = self.commands.moved() => return "the master moved".to_owned(),
+                sung = async { singing.as_mut().expect("asked for only while some").await }, if singing.is_some() => {
+                    singing = None;
+                    // Silence counts only while commands work.
+                    self.canaries_missed.set(self.canaries_missed.get() + u32::from(sung));
+                }
             }
         }
     }
 
-    /// Sends a change, together with those that wait behind it.
-    async fn apply(
-        &mut self,
-        first: Change,
-        socket: &mut TcpStream,
-        awaiting: &mut Awaiting,
-    ) -> Result<(), String> {
-        let mut bytes = Vec::new();
-        let mut next = Some(first);
-        while let Some(change) = next {
-            self.wish(&change);
-            let verb: &[u8] = if change.wanted { b"SUBSCRIBE" } else { b"UNSUBSCRIBE" };
-            let names: Vec<String> =
-                change.channels.iter().map(|channel| self.names.publications(channel)).collect();
-            for chunk in names.chunks(CHUNK) {
-                let mut parts: Vec<&[u8]> = vec![verb];
-                parts.extend(chunk.iter().map(String::as_bytes));
-                bytes.extend_from_slice(&resp::command(&parts));
+    /// Asks for channels, or leaves them.
+    fn ask(&mut self, hear: bool, keys: &[Bytes]) {
+        let (verb, chunk): (&[u8], usize) = match (self.link.shared.sharded, hear) {
+            // A cluster takes channels of one slot in a command; one at a time is never wrong.
+            (true, true) => (b"SSUBSCRIBE", 1),
+            (true, false) => (b"SUNSUBSCRIBE", 1),
+            (false, true) => (b"SUBSCRIBE", CHUNK),
+            (false, false) => (b"UNSUBSCRIBE", CHUNK),
+        };
+        for chunk in keys.chunks(chunk) {
+            let mut parts = Vec::with_capacity(chunk.len() + 1);
+            parts.push(verb);
+            parts.extend(chunk.iter().map(|key| &key[..]));
+            resp::write(&mut self.out, parts.into_iter());
+            let leaves = (!hear).then(|| chunk[0].clone());
+            self.asked.push_back(Asked {
+                left: chunk.len(),
+                leaves,
+                waiters: Vec::new(),
+                stands: false,
+            });
+        }
+    }
+
+    fn take_changes(&mut self) -> Result<(), String> {
+        let (changes, waiters) = {
+            let mut state = self.link.hearing.state.lock();
+            (std::mem::take(&mut state.changes), std::mem::take(&mut state.waiters))
+        };
+        let count = changes.len();
+        let (hear, leave): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, hear)| *hear);
+        for (verb, keys) in [(false, leave), (true, hear)] {
+            let keys: Vec<Bytes> = keys.into_iter().map(|(key, _)| key).collect();
+            self.ask(verb, &keys);
+        }
+        if !waiters.is_empty() {
+            match self.asked.back_mut() {
+                Some(last) => last.waiters.extend(waiters),
+                // All they wished was answered before they were taken up.
+                None => waiters.into_iter().for_each(|waiter| _ = waiter.send(())),
             }
-            awaiting.push_back((names.len(), Some(change.done)));
-            next = self.changes.try_recv().ok();
         }
-        socket.write_all(&bytes).await.map_err(|error| error.to_string())
-    }
-
-    async fn read(
-        &mut self,
-        socket: &mut TcpStream,
-        buffer: &mut BytesMut,
-        awaiting: &mut Awaiting,
-    ) -> Result<(), String> {
-        match socket.read_buf(buffer).await {
-            Ok(0) => Err("Redis closed the connection".to_owned()),
-            Ok(_) => self.take_all(buffer, awaiting).await,
-            Err(error) => Err(error.to_string()),
+        if count > CHANGES_MAX {
+            Err("too many changes of interest at once".to_owned())
+        } else {
+            Ok(())
         }
     }
 
-    async fn take_all(
-        &mut self,
-        buffer: &mut BytesMut,
-        awaiting: &mut Awaiting,
-    ) -> Result<(), String> {
-        while let Some(push) = resp::take(buffer).map_err(|garbled| garbled.to_string())? {
-            match push {
-                Push::Message(channel, body) => {
-                    if let Some(event) = self.event(&channel, body)
-                        && self.events.send(event).await.is_err()
-                    {
-                        return Err("nobody listens".to_owned());
+    async fn take_all(&mut self) -> Result<(), String> {
+        let mut at = 0;
+        let missing = loop {
+            match resp::read(&self.buffer, at).map_err(|garbled| garbled.to_string())? {
+                Front::Partial(missing) => break missing,
+                Front::Whole(frame, next) => match self.push(&frame) {
+                    Push::Message { key, body } if body.len() < SHARED_BYTES_MIN => {
+                        let body = Bytes::copy_from_slice(&self.buffer[body]);
+                        let event = self.event(&self.buffer[key], body);
+                        at = next;
+                        if let Some(event) = event {
+                            self.link.shared.ears.hear(event).await;
+                        }
                     }
-                }
-                Push::Confirmed => confirm(awaiting),
-                Push::Fine => {}
-                Push::Refused(error) => return Err(error),
+                    Push::Message { key, body } => {
+                        let shared = self.buffer.split_to(next).freeze();
+                        at = 0;
+                        if let Some(event) = self.event(&shared[key], shared.slice(body)) {
+                            self.link.shared.ears.hear(event).await;
+                        }
+                    }
+                    Push::Confirmed => {
+                        at = next;
+                        self.confirmed().await;
+                    }
+                    Push::Left(key) => {
+                        let key = self.buffer[key].to_vec();
+                        at = next;
+                        let expected = self.asked.front().and_then(|asked| asked.leaves.as_deref());
+                        if !self.link.shared.sharded || expected == Some(&key[..]) {
+                            self.confirmed().await;
+                        } else if self.link.hearing.wish_of(&key).is_some() {
+                            return Err("the cluster moved a slot".to_owned());
+                        }
+                    }
+                    Push::Refused(text) => {
+                        let text = String::from_utf8_lossy(&self.buffer[text]).into_owned();
+                        at = next;
+                        // Leaving a channel whose slot is elsewhere is done already.
+                        if self.asked.front().is_some_and(|asked| asked.leaves.is_some()) {
+                            self.confirmed().await;
+                        } else {
+                            return Err(text);
+                        }
+                    }
+                    Push::Other => at = next,
+                },
             }
-        }
-        if buffer.is_empty() && buffer.capacity() < 4096 {
-            buffer.reserve(64 * 1024);
-        }
+        };
+        self.buffer.advance(at);
+        self.buffer.reserve(missing.max(READ_BYTES / 4));
         Ok(())
     }
 
-    fn event(&self, heard: &[u8], body: Bytes) -> Option<Event> {
-        let heard = std::str::from_utf8(heard).ok()?;
-        match self.names.channel_of(heard) {
-            Some(name) => {
-                let channel = self.wanted.get(name).cloned()?;
-                let publication = publication(channel, &body);
-                if publication.is_none() {
-                    tracing::warn!(channel = name, "a publication cannot be read");
+    fn push(&self, frame: &Frame) -> Push {
+        match frame {
+            Frame::Error(text) => Push::Refused(text.clone()),
+            Frame::Array(items) => match &items[..] {
+                [Frame::Text(kind), Frame::Text(key), last] => {
+                    match (&self.buffer[kind.clone()], last) {
+                        (b"message" | b"smessage", Frame::Text(body)) => {
+                            Push::Message { key: key.clone(), body: body.clone() }
+                        }
+                        (b"subscribe" | b"ssubscribe", _) => Push::Confirmed,
+                        (b"unsubscribe" | b"sunsubscribe", _) => Push::Left(key.clone()),
+                        _ => Push::Other,
+                    }
                 }
-                publication.map(Event::Publication)
-            }
-            None if heard == self.names.canary() => {
-                self.canary.heard();
-                None
-            }
-            None => Some(Event::Told(body)),
+                _ => Push::Other,
+            },
+            _ => Push::Other,
+        }
+    }
+
+    fn event(&self, key: &[u8], body: Bytes) -> Option<Event> {
+        if key == self.canary {
+            self.link.hearing.state.lock().heard_at = Some(Instant::now());
+            self.canaries_missed.set(0);
+            return None;
+        }
+        match self.link.hearing.wish_of(key)? {
+            Wish::Told => Some(Event::Told(body)),
+            Wish::Channel(channel) => match message::read(channel.clone(), &body) {
+                Some(publication) => Some(Event::Publication(publication)),
+                None => {
+                    tracing::warn!(%channel, "a publication cannot be read");
+                    None
+                }
+            },
+        }
+    }
+
+    async fn confirmed(&mut self) {
+        let Some(front) = self.asked.front_mut() else { return };
+        front.left = front.left.saturating_sub(1);
+        if front.left > 0 {
+            return;
+        }
+        let Some(done) = self.asked.pop_front() else { return };
+        let mut audit = false;
+        for waiter in done.waiters {
+            // Who gave up was told that it does not stand: now it does, and an audit is due.
+            audit |= waiter.send(()).is_err();
+        }
+        if done.stands {
+            self.stands = true;
+            audit |= std::mem::take(&mut self.audit);
+            self.link.shared.board.hearing(self.link.id, None);
+        }
+        if done.stands || audit {
+            self.link.shared.ears.restored(self.link.id, audit).await;
         }
     }
 }
 
-fn confirm(awaiting: &mut Awaiting) {
-    if let Some((left, _)) = awaiting.front_mut() {
-        *left = left.saturating_sub(1);
-        if *left == 0
-            && let Some((_, Some(done))) = awaiting.pop_front()
-        {
-            // Whoever asked may have given up.
-            let _ = done.send(Ok(()));
-        }
-    }
+enum Push {
+    Message { key: std::ops::Range<usize>, body: std::ops::Range<usize> },
+    Confirmed,
+    Left(std::ops::Range<usize>),
+    Refused(std::ops::Range<usize>),
+    Other,
 }
 
-/// Reads `offset SP epoch SP tag SP previous SP body`, as `publish.lua` writes it.
-fn publication(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {
-    let mut fields = [""; 4];
-    let mut at = 0;
-    for field in &mut fields {
-        let end = at + bytes[at..].iter().take(40).position(|byte| *byte == b' ')?;
-        *field = std::str::from_utf8(&bytes[at..end]).ok()?;
-        at = end + 1;
-    }
-    let body = bytes.slice(at..);
-    let (position, previous) = match fields[0] {
-        "-" => (None, None),
-        offset => {
-            let position = Position {
-                offset: offset.parse().ok()?,
-                epoch: Epoch::parse(fields[1])?,
-                tag: Tag::parse(fields[2])?,
-            };
-            (Some(position), Some(Tag::parse(fields[3])?))
-        }
-    };
-    Publication::from_body(channel, position, previous, &body).ok()
-}
-
-async fn connect(settings: &RedisSettings) -> Result<TcpStream, String> {
-    let info = address::resolve(settings).await?;
-    let (host, port) = match info.addr() {
-        ConnectionAddr::Tcp(host, port) => (host.clone(), *port),
-        _ => return Err("only redis:// addresses are served by this version".to_owned()),
-    };
-    let mut socket =
-        TcpStream::connect((host.as_str(), port)).await.map_err(|error| error.to_string())?;
-    socket.set_nodelay(true).map_err(|error| error.to_string())?;
-    authenticate(&mut socket, &info).await?;
-    Ok(socket)
-}
-
-async fn authenticate(socket: &mut TcpStream, info: &ConnectionInfo) -> Result<(), String> {
-    let redis = info.redis_settings();
-    let mut commands = Vec::new();
-    if let Some(password) = redis.password() {
-        let mut parts: Vec<&[u8]> = vec![b"AUTH"];
-        parts.extend(redis.username().map(str::as_bytes));
-        parts.push(password.as_bytes());
-        commands.extend_from_slice(&resp::command(&parts));
-    }
-    commands.extend_from_slice(&resp::command(&[b"PING"]));
-    socket.write_all(&commands).await.map_err(|error| error.to_string())?;
-    let mut buffer = BytesMut::new();
-    let mut left = 1 + usize::from(redis.password().is_some());
-    while left > 0 {
-        let read = socket.read_buf(&mut buffer).await.map_err(|error| error.to_string())?;
-        if read == 0 {
-            return Err("Redis closed the connection".to_owned());
-        }
-        while let Some(push) = resp::take(&mut buffer).map_err(|garbled| garbled.to_string())? {
-            match push {
-                Push::Refused(error) => return Err(error),
-                _ => left -= 1,
-            }
-        }
-    }
-    Ok(())
+/// Publishes a canary through the commands; whether that worked.
+async fn sing(link: &Link, canary: Bytes) -> bool {
+    let mut command = redis::cmd("PUBLISH");
+    command.arg(&canary[..]).arg("1");
+    matches!(link.send(&command).await, Ok(redis::Value::Int(_)))
 }

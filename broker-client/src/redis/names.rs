@@ -1,4 +1,5 @@
-//! Every key and channel of Redis that this product uses. Nobody else writes such a name.
+//! Every key and channel of Redis that this product uses. Nobody else writes such a name. What stands in
+//! braces decides the cluster slot, and the shard.
 
 use carillon_protocol::channel::escape_segment;
 use carillon_protocol::{ChannelName, UserId};
@@ -11,9 +12,22 @@ pub(super) struct Names {
     node: NodeId,
 }
 
+/// Hash tag of what the nodes share.
+pub(super) const NODES: &str = "nodes";
+/// Hash tag of the channel that every node hears.
+pub(super) const ALL: &str = "all";
+/// Hash tag of the `inbound` stream.
+pub(super) const INBOUND: &str = "inbound";
+
 impl Names {
+    /// The prefix of every key and channel.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Braces in the prefix would become the hash tag of every key: they are written `_`.
     pub(super) fn new(prefix: &str, node: &NodeId) -> Self {
-        Self { prefix: prefix.to_owned(), node: node.clone() }
+        Self { prefix: prefix.replace(['{', '}'], "_"), node: node.clone() }
     }
 
     /// Pub/sub channel of a channel's publications. Braces cannot be part of a channel's name, so
@@ -22,11 +36,7 @@ impl Names {
         format!("{}:{{{channel}}}", self.prefix)
     }
 
-    /// The channel's name of a pub/sub channel made by [`Names::publications`].
-    pub(super) fn channel_of<'a>(&self, heard: &'a str) -> Option<&'a str> {
-        heard.strip_prefix(&self.prefix)?.strip_prefix(":{")?.strip_suffix('}')
-    }
-
+    /// Epoch, tag, offset, size of a channel.
     pub(super) fn meta(&self, channel: &ChannelName) -> String {
         format!("{}:{{{channel}}}:m", self.prefix)
     }
@@ -40,22 +50,33 @@ impl Names {
         format!("{}:{{{channel}}}:i:{}:{sender}:{key}", self.prefix, sender.len())
     }
 
-    pub(super) fn nodes(&self) -> String {
-        format!("{}:nodes", self.prefix)
+    /// Node to Unix milliseconds of its last beat; with a `!` in front while it is swept.
+    pub(super) fn beats(&self) -> String {
+        format!("{}:{{{NODES}}}:beats", self.prefix)
+    }
+
+    /// Node to its record.
+    pub(super) fn records(&self) -> String {
+        format!("{}:{{{NODES}}}:records", self.prefix)
     }
 
     /// A node's connections: id to user.
     pub(super) fn node_connections(&self, node: &str) -> String {
-        format!("{}:n:{node}", self.prefix)
+        format!("{}:n:{{{node}}}", self.prefix)
     }
 
     /// A user's connections: id to node.
     pub(super) fn user_connections(&self, user: &UserId) -> String {
-        format!("{}:u:{{{}}}", self.prefix, escape_segment(user.as_str()))
+        format!("{}:u:{{{}}}", self.prefix, Self::user_tag(user))
+    }
+
+    /// Hash tag of a user's keys.
+    pub(super) fn user_tag(user: &UserId) -> String {
+        escape_segment(user.as_str())
     }
 
     pub(super) fn node_channel(&self, node: &NodeId) -> String {
-        format!("{}:node:{node}", self.prefix)
+        format!("{}:node:{{{node}}}", self.prefix)
     }
 
     pub(super) fn own_channel(&self) -> String {
@@ -63,18 +84,26 @@ impl Names {
     }
 
     pub(super) fn all_channel(&self) -> String {
-        format!("{}:all", self.prefix)
+        format!("{}:nodes:{{{ALL}}}", self.prefix)
     }
 
-    pub(super) fn canary(&self) -> String {
-        format!("{}:canary:{}", self.prefix, self.node)
+    pub(super) fn canary(&self, link: u64) -> String {
+        format!("{}:canary:{}:{link}", self.prefix, self.node)
     }
 
     pub(super) fn inbound(&self) -> String {
-        format!("{}:inbound", self.prefix)
+        format!("{}:{{{INBOUND}}}:stream", self.prefix)
     }
 
     pub(super) fn counter(&self, key: &str) -> String {
-        format!("{}:c:{key}", self.prefix)
+        format!("{}:c:{{{}}}", self.prefix, escape_segment(key))
     }
+}
+
+/// The hash tag of a name that this file made.
+pub(super) fn tag_of(name: &[u8]) -> &[u8] {
+    let Some(open) = name.iter().position(|byte| *byte == b'{') else { return name };
+    let after = &name[open + 1..];
+    let close = after.iter().position(|byte| *byte == b'}').unwrap_or(after.len());
+    &after[..close]
 }

@@ -1,199 +1,342 @@
-//! Nodes and connections: one lease a node, each dead node swept by exactly one survivor.
+//! Nodes and connections: one lease a node; a dead node is swept by exactly one survivor at a time.
 //! Source: `cluster.md` 1, rulings R41 and R43.
+//!
+//! A user's hash and a node's index may live on different servers. The index is written first and the hash
+//! is what counts, so a crash between the two leaves an index entry that a sweep removes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use carillon_protocol::{ConnectionId, UserId};
-use foldhash::{HashMap, HashSet};
+use foldhash::HashMap;
 use parking_lot::Mutex;
-use redis::Pipeline;
 
-use super::commands::Commands;
-use super::names::Names;
-use super::scripts;
+use super::layout::{Call, Layout};
+use super::names::{NODES, Names};
+use super::{answer, scripts};
 use crate::{Admission, BrokerError, ConnectionRecord, NodeId, NodeRecord};
 
 /// A node that has not refreshed its lease for so long is dead.
 const LEASE: Duration = Duration::from_secs(15);
 /// Connections of a node whose lease is older do not count against a user (R41).
 const FRESH: Duration = Duration::from_secs(5);
-/// A user's entry without any change for so long is forgotten; each registration renews it.
-const USER_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-const CHUNK: usize = 1_000;
+const CHUNK: usize = 500;
+/// Removals that could not be made and are owed; beyond that the node's end cleans up.
+const OWED_MAX: usize = 100_000;
 
 pub(super) struct Registry {
     node: NodeId,
     /// What this node registered: written again when Redis lost it (R43).
     own: Mutex<HashMap<ConnectionId, UserId>>,
-    fresh: ArcSwap<Vec<String>>,
-    living: ArcSwap<HashSet<String>>,
+    /// What must not stay registered, and may be.
+    owed: Mutex<HashMap<ConnectionId, UserId>>,
+    /// The number of connections to Redis ever made, when all registrations were known to be there.
+    written_at: AtomicU64,
 }
 
-type Beat = (u8, u64, Vec<(String, u64, String)>, Vec<String>);
+type Beat = (Option<String>, u64, Vec<(String, String)>, Vec<(String, String)>);
 
 impl Registry {
     pub(super) fn new(node: NodeId) -> Self {
-        Self { node, own: Mutex::default(), fresh: ArcSwap::default(), living: ArcSwap::default() }
+        Self {
+            node,
+            own: Mutex::default(),
+            owed: Mutex::default(),
+            written_at: AtomicU64::new(u64::MAX),
+        }
     }
 
     pub(super) async fn register(
         &self,
-        commands: &Commands,
+        layout: &Layout,
         names: &Names,
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        // Kept even when Redis is away: the next beat writes it.
-        self.own.lock().insert(record.id.clone(), record.user.clone());
-        let key = names.user_connections(&record.user);
-        let fresh = self.fresh.load_full();
-        let register = commands.script::<(u8, u64)>(&scripts::REGISTER, |command| {
-            command.arg(1).arg(&key).arg(record.id.as_str()).arg(self.node.as_str()).arg(limit);
-            command.arg(USER_LIFETIME.as_millis() as u64).arg(self.node.as_str());
-            for node in fresh.iter().filter(|node| node.as_str() != self.node.as_str()) {
-                command.arg(node);
-            }
-            command
-        });
-        let mut index = redis::cmd("HSET");
-        index
-            .arg(names.node_connections(self.node.as_str()))
+        let registered = self.try_register(layout, names, record, limit).await;
+        let admitted = registered.as_ref().is_ok_and(|admission| *admission == Admission::Admitted);
+        if admitted {
+            self.owed.lock().remove(&record.id);
+            self.own.lock().insert(record.id.clone(), record.user.clone());
+        } else if registered.is_err() {
+            // It may have happened.
+            self.owe(record);
+        }
+        registered
+    }
+
+    async fn try_register(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        record: &ConnectionRecord,
+        limit: u64,
+    ) -> Result<Admission, BrokerError> {
+        let fresh =
+            if limit == 0 { Vec::new() } else { self.younger(layout, names, FRESH).await? };
+        let mut register = scripts::REGISTER.call(&[&names.user_connections(&record.user)]);
+        register
             .arg(record.id.as_str())
-            .arg(record.user.as_str());
-        let (registered, indexed) = tokio::join!(register, commands.run::<u64>(&index));
-        let (admitted, connections) = registered?;
+            .arg(self.node.as_str())
+            .arg(limit)
+            .arg(self.node.as_str())
+            .arg(fresh);
+        let user = layout.place(&Names::user_tag(&record.user));
+        let index = self.indexed(layout, names, record);
+        let (indexed, registered) =
+            tokio::join!(layout.run(&index.place, &index.command), layout.run(&user, &register));
         indexed?;
+        let (admitted, connections): (u8, u64) = answer::read(registered?)?;
         if admitted == 1 {
             return Ok(Admission::Admitted);
         }
-        self.own.lock().remove(&record.id);
-        let mut forget = redis::cmd("HDEL");
-        forget.arg(names.node_connections(self.node.as_str())).arg(record.id.as_str());
-        commands.run::<u64>(&forget).await?;
+        let forget = self.unindexed(layout, names, &record.id);
+        layout.run(&forget.place, &forget.command).await?;
         Ok(Admission::TooMany { connections })
     }
 
     pub(super) async fn deregister(
         &self,
-        commands: &Commands,
+        layout: &Layout,
         names: &Names,
         record: &ConnectionRecord,
     ) -> Result<(), BrokerError> {
         self.own.lock().remove(&record.id);
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("HDEL").arg(names.user_connections(&record.user)).arg(record.id.as_str());
-        pipeline
-            .cmd("HDEL")
-            .arg(names.node_connections(self.node.as_str()))
-            .arg(record.id.as_str());
-        commands.pipeline(&pipeline).await.map(|_| ())
+        let removed =
+            self.remove(layout, names, vec![(record.id.clone(), record.user.clone())]).await;
+        if removed.is_err() {
+            self.owe(record);
+        }
+        removed
+    }
+
+    fn owe(&self, record: &ConnectionRecord) {
+        let mut owed = self.owed.lock();
+        if owed.len() < OWED_MAX {
+            owed.insert(record.id.clone(), record.user.clone());
+        }
     }
 
     pub(super) async fn connections_of(
         &self,
-        commands: &Commands,
+        layout: &Layout,
         names: &Names,
         user: &UserId,
     ) -> Result<Vec<ConnectionId>, BrokerError> {
         let mut command = redis::cmd("HGETALL");
         command.arg(names.user_connections(user));
-        let entries: HashMap<String, String> =
-            commands.run::<Vec<(String, String)>>(&command).await?.into_iter().collect();
-        let living = self.living.load();
-        Ok(entries
+        let place = layout.place(&Names::user_tag(user));
+        let (entries, living) =
+            tokio::join!(layout.run(&place, &command), self.younger(layout, names, LEASE));
+        let (entries, living): (Vec<(String, String)>, _) = (answer::read(entries?)?, living?);
+        let lives =
+            |node: &str| node == self.node.as_str() || living.iter().any(|living| living == node);
+        let entries = entries.into_iter().filter(|(_, node)| lives(node));
+        Ok(entries.filter_map(|(id, _)| ConnectionId::new(&id).ok()).collect())
+    }
+
+    /// Nodes whose lease is not older than `age`.
+    async fn younger(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        age: Duration,
+    ) -> Result<Vec<String>, BrokerError> {
+        let place = layout.common(NODES);
+        let mut time = redis::cmd("HGETALL");
+        time.arg(names.beats());
+        let calls = vec![
+            Call { place: place.clone(), command: redis::cmd("TIME") },
+            Call { place, command: time },
+        ];
+        let [time, beats]: [_; 2] = layout
+            .run_all(calls)
+            .await
+            .try_into()
+            .map_err(|_| BrokerError::unavailable("an answer is missing"))?;
+        let (seconds, micros): (u64, u64) = answer::read(time?)?;
+        let now = seconds * 1000 + micros / 1000;
+        let beats: Vec<(String, String)> = answer::read(beats?)?;
+        let young = beats
             .into_iter()
-            .filter(|(_, node)| node == self.node.as_str() || living.contains(node))
-            .filter_map(|(id, _)| ConnectionId::new(&id).ok())
-            .collect())
+            .filter(|(_, beat)| beat.parse().is_ok_and(|beat| is_younger(beat, now, age)));
+        Ok(young.map(|(node, _)| node).collect())
     }
 
     pub(super) async fn beat(
         &self,
-        commands: &Commands,
+        layout: &Layout,
         names: &Names,
         record: &NodeRecord,
+        connects: u64,
     ) -> Result<Vec<NodeRecord>, BrokerError> {
         let json = serde_json::to_string(record)
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
-        let nodes = names.nodes();
-        let (known, now, living, dead): Beat = commands
-            .script(&scripts::BEAT, |command| {
-                command
-                    .arg(1)
-                    .arg(&nodes)
-                    .arg(self.node.as_str())
-                    .arg(&json)
-                    .arg(LEASE.as_millis() as u64)
-            })
-            .await?;
-        let fresh_ms = FRESH.as_millis() as u64;
-        let fresh = living.iter().filter(|(_, at, _)| now.saturating_sub(*at) <= fresh_ms);
-        self.fresh.store(fresh.map(|(id, _, _)| id.clone()).collect::<Vec<_>>().into());
-        self.living
-            .store(living.iter().map(|(id, _, _)| id.clone()).collect::<HashSet<_>>().into());
-        if known == 0 {
-            self.restore(commands, names).await?;
+        let place = layout.common(NODES);
+        let mut command = scripts::BEAT.call(&[&names.beats(), &names.records()]);
+        command.arg(self.node.as_str()).arg(json);
+        let (before, now, beats, records): Beat =
+            answer::read(layout.run(&place, &command).await?)?;
+        let held = before.is_some_and(|before| !before.starts_with('!'));
+        // A new connection may lead to a server that restarted or was promoted without the last writes.
+        if !held || self.written_at.load(Ordering::Relaxed) != connects {
+            self.restore(layout, names).await?;
+            self.written_at.store(connects, Ordering::Relaxed);
         }
-        for node in dead {
-            tracing::info!(%node, "sweeping a dead node");
-            sweep(commands, names, &node).await?;
+        self.settle_debts(layout, names).await?;
+        let mut living = Vec::new();
+        for (node, beat) in &beats {
+            let at = beat.trim_start_matches('!').parse().unwrap_or(0);
+            if is_younger(at, now, LEASE) {
+                living.extend((!beat.starts_with('!')).then_some(node));
+            } else {
+                self.sweep_dead(layout, names, node, beat).await?;
+            }
         }
-        Ok(living.into_iter().filter_map(|(_, _, json)| serde_json::from_str(&json).ok()).collect())
+        let alive = records.iter().filter(|(node, _)| living.contains(&node));
+        let mut alive: Vec<NodeRecord> =
+            alive.filter_map(|(_, record)| serde_json::from_str(record).ok()).collect();
+        alive.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(alive)
     }
 
-    /// Writes this node's registrations again: Redis lost them, or the lease had run out.
-    async fn restore(&self, commands: &Commands, names: &Names) -> Result<(), BrokerError> {
-        let own: Vec<(ConnectionId, UserId)> =
-            self.own.lock().iter().map(|(id, user)| (id.clone(), user.clone())).collect();
-        for chunk in own.chunks(CHUNK) {
-            let mut pipeline = Pipeline::new();
-            for (id, user) in chunk {
-                pipeline
-                    .cmd("HSET")
-                    .arg(names.user_connections(user))
-                    .arg(id.as_str())
-                    .arg(self.node.as_str());
-                pipeline
-                    .cmd("HSET")
-                    .arg(names.node_connections(self.node.as_str()))
-                    .arg(id.as_str())
-                    .arg(user.as_str());
-            }
-            commands.pipeline(&pipeline).await?;
+    async fn sweep_dead(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        node: &str,
+        beat: &str,
+    ) -> Result<(), BrokerError> {
+        let mut claim = scripts::CLAIM.call(&[&names.beats()]);
+        claim.arg(node).arg(beat);
+        let claimed: u8 = answer::read(layout.run(&layout.common(NODES), &claim).await?)?;
+        if claimed == 1 {
+            tracing::info!(%node, "sweeping a dead node");
+            self.sweep(layout, names, node).await?;
         }
         Ok(())
     }
 
-    pub(super) async fn retire(
+    /// Removes what a node registered, then the node. Should it live after all, it finds its lease
+    /// gone at its next beat and writes everything again.
+    async fn sweep(&self, layout: &Layout, names: &Names, node: &str) -> Result<(), BrokerError> {
+        let index = names.node_connections(node);
+        let place = layout.common(node);
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("HSCAN");
+            scan.arg(&index).arg(&cursor).arg("COUNT").arg(CHUNK);
+            let (next, entries): (String, Vec<(String, String)>) =
+                answer::read(layout.run(&place, &scan).await?)?;
+            let mut calls = Vec::with_capacity(entries.len());
+            for (id, user) in &entries {
+                let Ok(user) = UserId::new(user) else { continue };
+                let mut command = redis::cmd("HDEL");
+                command.arg(names.user_connections(&user)).arg(id);
+                calls.push(Call { place: layout.place(&Names::user_tag(&user)), command });
+            }
+            all(layout, calls).await?;
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        let mut unlink = redis::cmd("UNLINK");
+        unlink.arg(&index);
+        layout.run(&place, &unlink).await?;
+        let forget = [names.records(), names.beats()].into_iter().map(|key| {
+            let mut command = redis::cmd("HDEL");
+            command.arg(key).arg(node);
+            Call { place: layout.common(NODES), command }
+        });
+        all(layout, forget.collect()).await
+    }
+
+    /// Writes this node's registrations again.
+    async fn restore(&self, layout: &Layout, names: &Names) -> Result<(), BrokerError> {
+        let own: Vec<ConnectionRecord> = {
+            let own = self.own.lock();
+            own.iter()
+                .map(|(id, user)| ConnectionRecord { id: id.clone(), user: user.clone() })
+                .collect()
+        };
+        for chunk in own.chunks(CHUNK) {
+            let mut calls = Vec::with_capacity(2 * chunk.len());
+            for record in chunk {
+                calls.push(self.indexed(layout, names, record));
+                let mut command = redis::cmd("HSET");
+                command
+                    .arg(names.user_connections(&record.user))
+                    .arg(record.id.as_str())
+                    .arg(self.node.as_str());
+                calls.push(Call { place: layout.place(&Names::user_tag(&record.user)), command });
+            }
+            all(layout, calls).await?;
+            // A connection that ended meanwhile must not come back to stay.
+            let ended = {
+                let own = self.own.lock();
+                let ended = chunk.iter().filter(|record| !own.contains_key(&record.id));
+                ended.map(|record| (record.id.clone(), record.user.clone())).collect()
+            };
+            self.remove(layout, names, ended).await?;
+        }
+        Ok(())
+    }
+
+    async fn settle_debts(&self, layout: &Layout, names: &Names) -> Result<(), BrokerError> {
+        let owed: Vec<(ConnectionId, UserId)> = {
+            let owed = self.owed.lock();
+            owed.iter().map(|(id, user)| (id.clone(), user.clone())).collect()
+        };
+        for chunk in owed.chunks(CHUNK) {
+            self.remove(layout, names, chunk.to_vec()).await?;
+            let mut owed = self.owed.lock();
+            chunk.iter().for_each(|(id, _)| drop(owed.remove(id)));
+        }
+        Ok(())
+    }
+
+    async fn remove(
         &self,
-        commands: &Commands,
+        layout: &Layout,
         names: &Names,
+        connections: Vec<(ConnectionId, UserId)>,
     ) -> Result<(), BrokerError> {
-        let mut command = redis::cmd("HDEL");
-        command.arg(names.nodes()).arg(self.node.as_str());
-        commands.run::<u64>(&command).await?;
+        let mut calls = Vec::with_capacity(2 * connections.len());
+        for (id, user) in &connections {
+            let mut command = redis::cmd("HDEL");
+            command.arg(names.user_connections(user)).arg(id.as_str());
+            calls.push(Call { place: layout.place(&Names::user_tag(user)), command });
+            calls.push(self.unindexed(layout, names, id));
+        }
+        all(layout, calls).await
+    }
+
+    pub(super) async fn retire(&self, layout: &Layout, names: &Names) -> Result<(), BrokerError> {
         self.own.lock().clear();
-        sweep(commands, names, self.node.as_str()).await
+        self.sweep(layout, names, self.node.as_str()).await?;
+        self.settle_debts(layout, names).await
+    }
+
+    fn indexed(&self, layout: &Layout, names: &Names, record: &ConnectionRecord) -> Call {
+        let mut command = redis::cmd("HSET");
+        let key = names.node_connections(self.node.as_str());
+        command.arg(key).arg(record.id.as_str()).arg(record.user.as_str());
+        Call { place: layout.common(self.node.as_str()), command }
+    }
+
+    fn unindexed(&self, layout: &Layout, names: &Names, id: &ConnectionId) -> Call {
+        let mut command = redis::cmd("HDEL");
+        command.arg(names.node_connections(self.node.as_str())).arg(id.as_str());
+        Call { place: layout.common(self.node.as_str()), command }
     }
 }
 
-/// Removes what a node registered, in chunks.
-async fn sweep(commands: &Commands, names: &Names, node: &str) -> Result<(), BrokerError> {
-    let index = names.node_connections(node);
-    let mut command = redis::cmd("HGETALL");
-    command.arg(&index);
-    let entries: Vec<(String, String)> = commands.run(&command).await?;
-    for chunk in entries.chunks(CHUNK) {
-        let mut pipeline = Pipeline::new();
-        for (id, user) in chunk {
-            if let Ok(user) = UserId::new(user) {
-                pipeline.cmd("HDEL").arg(names.user_connections(&user)).arg(id);
-            }
-        }
-        commands.pipeline(&pipeline).await?;
-    }
-    let mut command = redis::cmd("DEL");
-    command.arg(&index);
-    commands.run::<u64>(&command).await.map(|_| ())
+fn is_younger(beat_ms: u64, now_ms: u64, age: Duration) -> bool {
+    u128::from(now_ms.saturating_sub(beat_ms)) <= age.as_millis()
+}
+
+/// Runs all; the first failure is the result.
+async fn all(layout: &Layout, calls: Vec<Call>) -> Result<(), BrokerError> {
+    layout.run_all(calls).await.into_iter().try_for_each(|result| result.map(drop))
 }

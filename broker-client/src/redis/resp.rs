@@ -1,148 +1,134 @@
-//! Reading what a pub/sub connection pushes (RESP2), out of a growing buffer, without copying bodies.
+//! RESP2 as our own connections read it: whole frames out of a growing buffer, as ranges into it.
+//! Knows no socket and no meaning.
 
-use bytes::{Bytes, BytesMut};
+use std::ops::Range;
 
-/// One push.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Push {
-    /// A message: channel and body.
-    Message(Bytes, Bytes),
-    /// A subscribe or unsubscribe was carried out for one channel.
-    Confirmed,
-    /// A simple answer (`+OK`) or one to a ping.
-    Fine,
-    /// An error answer.
-    Refused(String),
+/// Frames nest at most so deep (HELLO's answer needs three).
+const DEPTH_MAX: usize = 8;
+/// Redis itself refuses longer strings.
+const LENGTH_MAX: usize = 512 * 1024 * 1024;
+
+/// One value, its texts as places in the buffer it was read from.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// A simple or a bulk string.
+    Text(Range<usize>),
+    Error(Range<usize>),
+    Integer(i64),
+    Nil,
+    Array(Vec<Frame>),
 }
 
-/// The peer does not speak RESP2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a RESP2 push")]
+/// What stands at the front of a buffer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Front {
+    /// A frame and where the next one begins.
+    Whole(Frame, usize),
+    /// The frame needs at least so many bytes more.
+    Partial(usize),
+}
+
+/// The bytes are no RESP2; the connection cannot be used any more.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Redis sent bytes that are not RESP2")]
 pub(super) struct Garbled;
 
-/// Most elements of a push.
-const ELEMENTS_MAX: usize = 8;
-/// Largest body: history entries are bounded by the message size, this only stops nonsense.
-const BULK_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Reads the frame that begins at `at`.
+pub(super) fn read(bytes: &[u8], at: usize) -> Result<Front, Garbled> {
+    read_nested(bytes, at, 0)
+}
 
-/// Takes the next whole push out of the buffer; `None` when more bytes are needed.
-pub(super) fn take(buffer: &mut BytesMut) -> Result<Option<Push>, Garbled> {
-    let Some((&kind, _)) = buffer.split_first() else { return Ok(None) };
-    let Some(end) = line_end(buffer, 0) else { return Ok(None) };
-    match kind {
-        b'+' | b':' => {
-            let _ = buffer.split_to(end + 2);
-            Ok(Some(Push::Fine))
-        }
-        b'-' => {
-            let line = buffer.split_to(end + 2);
-            Ok(Some(Push::Refused(String::from_utf8_lossy(&line[1..end]).into_owned())))
-        }
+fn read_nested(bytes: &[u8], at: usize, depth: usize) -> Result<Front, Garbled> {
+    let Some(&kind) = bytes.get(at) else { return Ok(Front::Partial(1)) };
+    let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else {
+        // Only lengths, numbers and error sentences stand in a line.
+        return if bytes.len() - at > 64 * 1024 { Err(Garbled) } else { Ok(Front::Partial(1)) };
+    };
+    let next = at + length + 1;
+    if length < 2 || bytes[next - 2] != b'\r' || depth > DEPTH_MAX {
+        return Err(Garbled);
+    }
+    let line = at + 1..next - 2;
+    let number = || {
+        let text = std::str::from_utf8(&bytes[line.clone()]).map_err(|_| Garbled)?;
+        text.parse::<i64>().map_err(|_| Garbled)
+    };
+    Ok(match kind {
+        b'+' => Front::Whole(Frame::Text(line), next),
+        b'-' => Front::Whole(Frame::Error(line), next),
+        b':' => Front::Whole(Frame::Integer(number()?), next),
+        b'$' => match usize::try_from(number()?) {
+            Err(_) => Front::Whole(Frame::Nil, next),
+            Ok(length) if length > LENGTH_MAX => return Err(Garbled),
+            Ok(length) => match (next + length + 2).checked_sub(bytes.len()) {
+                None | Some(0) => Front::Whole(Frame::Text(next..next + length), next + length + 2),
+                Some(missing) => Front::Partial(missing),
+            },
+        },
         b'*' => {
-            let count = number(&buffer[1..end])?;
-            if count > ELEMENTS_MAX {
-                return Err(Garbled);
-            }
-            take_array(buffer, end + 2, count)
-        }
-        _ => Err(Garbled),
-    }
-}
-
-fn take_array(buffer: &mut BytesMut, start: usize, count: usize) -> Result<Option<Push>, Garbled> {
-    let mut spans = [(0, 0); ELEMENTS_MAX];
-    let mut at = start;
-    for span in spans.iter_mut().take(count) {
-        let Some(&kind) = buffer.get(at) else { return Ok(None) };
-        let Some(end) = line_end(buffer, at) else { return Ok(None) };
-        match kind {
-            b'$' if buffer[at + 1..end] == *b"-1" => {
-                *span = (end, end);
-                at = end + 2;
-            }
-            b'$' => {
-                let length = number(&buffer[at + 1..end])?;
-                if length > BULK_BYTES_MAX {
-                    return Err(Garbled);
+            let Ok(count) = usize::try_from(number()?) else {
+                return Ok(Front::Whole(Frame::Nil, next));
+            };
+            let mut items = Vec::with_capacity(count.min(16));
+            let mut at = next;
+            for _ in 0..count {
+                match read_nested(bytes, at, depth + 1)? {
+                    Front::Whole(item, next) => {
+                        items.push(item);
+                        at = next;
+                    }
+                    partial @ Front::Partial(_) => return Ok(partial),
                 }
-                let from = end + 2;
-                if buffer.len() < from + length + 2 {
-                    // Grow once for a large body instead of once a read.
-                    buffer.reserve(from + length + 2 - buffer.len());
-                    return Ok(None);
-                }
-                *span = (from, from + length);
-                at = from + length + 2;
             }
-            b':' => {
-                *span = (at + 1, end);
-                at = end + 2;
-            }
-            _ => return Err(Garbled),
+            Front::Whole(Frame::Array(items), at)
         }
-    }
-    let frame = buffer.split_to(at).freeze();
-    let element = |index: usize| frame.slice(spans[index].0..spans[index].1);
-    let kind = if count > 0 { element(0) } else { return Err(Garbled) };
-    Ok(Some(match &kind[..] {
-        b"message" | b"smessage" if count == 3 => Push::Message(element(1), element(2)),
-        b"subscribe" | b"unsubscribe" | b"ssubscribe" | b"sunsubscribe" => Push::Confirmed,
-        _ => Push::Fine,
-    }))
+        _ => return Err(Garbled),
+    })
 }
 
-fn line_end(buffer: &[u8], from: usize) -> Option<usize> {
-    let mut at = from;
-    while let Some(found) = buffer[at..].iter().position(|byte| *byte == b'\r') {
-        let end = at + found;
-        match buffer.get(end + 1) {
-            Some(b'\n') => return Some(end),
-            Some(_) => at = end + 1,
-            None => return None,
-        }
-    }
-    None
-}
-
-fn number(digits: &[u8]) -> Result<usize, Garbled> {
-    std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(Garbled)
-}
-
-/// A command as an array of bulk strings.
-pub(super) fn command(parts: &[&[u8]]) -> Vec<u8> {
-    let mut out = format!("*{}\r\n", parts.len()).into_bytes();
+/// Appends a command as an array of bulk strings.
+pub(super) fn write<'a>(out: &mut impl Extend<u8>, parts: impl ExactSizeIterator<Item = &'a [u8]>) {
+    out.extend(format!("*{}\r\n", parts.len()).into_bytes());
     for part in parts {
-        out.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-        out.extend_from_slice(part);
-        out.extend_from_slice(b"\r\n");
+        out.extend(format!("${}\r\n", part.len()).into_bytes());
+        out.extend(part.iter().copied());
+        out.extend(*b"\r\n");
     }
-    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PUSH: &[u8] = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$4\r\na\r\nb\r\n";
+
     #[test]
-    fn pushes_are_taken_whole_wherever_the_bytes_are_cut() {
-        let stream = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$5\r\nx\r\ny\r\r\n+OK\r\n-ERR no\r\n";
-        let whole = [
-            Push::Confirmed,
-            Push::Message(Bytes::from_static(b"a"), Bytes::from_static(b"x\r\ny\r")),
-            Push::Fine,
-            Push::Refused("ERR no".to_owned()),
-        ];
-        for cut in 0..stream.len() {
-            let mut buffer = BytesMut::from(&stream[..cut]);
-            let mut taken = Vec::new();
-            while let Some(push) = take(&mut buffer).expect("RESP2") {
-                taken.push(push);
-            }
-            buffer.extend_from_slice(&stream[cut..]);
-            while let Some(push) = take(&mut buffer).expect("RESP2") {
-                taken.push(push);
-            }
-            assert_eq!(taken, whole, "cut at {cut}");
+    fn a_frame_cut_anywhere_is_partial_and_never_garbled() {
+        for end in 0..PUSH.len() {
+            assert!(
+                matches!(read(&PUSH[..end], 0), Ok(Front::Partial(more)) if more <= PUSH.len() - end)
+            );
         }
+        let Ok(Front::Whole(Frame::Array(items), end)) = read(PUSH, 0) else { panic!("whole") };
+        assert_eq!(end, PUSH.len());
+        let Frame::Text(body) = &items[2] else { panic!("text") };
+        assert_eq!(&PUSH[body.clone()], b"a\r\nb");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut out = Vec::new();
+        write(&mut out, [b"SET".as_slice(), b"", b"\r\n\0"].into_iter());
+        let Ok(Front::Whole(Frame::Array(items), _)) = read(&out, 0) else { panic!("whole") };
+        assert_eq!(items.len(), 3);
+    }
+
+    #[test]
+    fn other_bytes_are_garbled() {
+        for bytes in [&b"x\r\n"[..], b"\n", b"$a\r\n", b"*1\r\n?\r\n", b":1\n", b"$99999999999\r\n"]
+        {
+            assert_eq!(read(bytes, 0), Err(Garbled), "{bytes:?}");
+        }
+        assert_eq!(read(&b"*1\r\n".repeat(100), 0), Err(Garbled));
     }
 }

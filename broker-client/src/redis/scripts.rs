@@ -2,32 +2,54 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
+use redis::{Cmd, Pipeline, Script};
 
 macro_rules! scripts {
-    ($($name:ident $file:literal)*) => { $(
-        pub(super) static $name: LazyLock<Source> = LazyLock::new(|| Source::new(include_str!($file)));
-    )* };
+    ($($name:ident $file:literal)*) => {
+        $(pub(super) static $name: LazyLock<Source> = LazyLock::new(|| Source::new(include_str!($file)));)*
+        const ALL: &[&LazyLock<Source>] = &[$(&$name),*];
+    };
 }
 
 scripts! {
     PUBLISH "publish.lua"
     PUBLISH_ONCE "publish_once.lua"
     HISTORY "history.lua"
+    TOP "top.lua"
     CLEAR "clear.lua"
     REGISTER "register.lua"
     BEAT "beat.lua"
+    CLAIM "claim.lua"
     COUNT "count.lua"
 }
 
 /// A script's text and digest.
 pub(super) struct Source {
     pub(super) text: &'static str,
-    pub(super) digest: String,
+    digest: String,
 }
 
 impl Source {
     fn new(text: &'static str) -> Self {
         Self { text, digest: Script::new(text).get_hash().to_owned() }
     }
+
+    /// A call with these keys; arguments follow.
+    pub(super) fn call(&self, keys: &[&str]) -> Cmd {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&self.digest).arg(keys.len()).arg(keys);
+        command
+    }
+}
+
+/// Loads every script, the stores' too.
+pub(super) fn load_all() -> (Pipeline, usize) {
+    let mut pipeline = Pipeline::new();
+    let mut count = 0;
+    let stores = crate::store::script_texts();
+    for text in ALL.iter().map(|source| source.text).chain(stores) {
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(text);
+        count += 1;
+    }
+    (pipeline, count)
 }

@@ -11,7 +11,6 @@ use carillon_broker_client::Start;
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::session::{Session, Subscribe};
 use carillon_protocol::{ChannelName, Epoch, ErrorCode, Filter, Position, Since};
-use tokio::time::Instant;
 
 use super::driver::{Driver, RETRY};
 use super::outbox::Pushed;
@@ -259,7 +258,7 @@ impl Driver {
                         Ok(page) => page,
                         Err(error) => {
                             tracing::debug!(%error, %channel, "catching up waits for the broker");
-                            self.retry_at = Some(Instant::now() + RETRY);
+                            self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
                             return;
                         }
                     };

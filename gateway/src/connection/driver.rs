@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
 use carillon_protocol::{ClientMessage, CloseCode, Codec};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::Sleep;
 
 use super::Connection;
 use super::requests::Subscriptions;
@@ -38,9 +39,9 @@ thread_local! {
 pub struct Driver {
     pub(crate) node: Arc<Node>,
     pub(crate) connection: Arc<Connection>,
-    pub(crate) claims: Option<Claims>,
+    pub(crate) claims: Option<Box<Claims>>,
     pub(crate) subscriptions: Subscriptions,
-    pub(super) retry_at: Option<Instant>,
+    pub(super) retry: Option<Pin<Box<Sleep>>>,
     socket: Option<Arc<TcpStream>>,
     session: Session,
     _admitted: Admitted,
@@ -85,9 +86,9 @@ impl Driver {
             session: Session::new(limits, clock::monotonic_ms()),
             node,
             connection,
-            claims,
+            claims: claims.map(Box::new),
             subscriptions: Subscriptions::default(),
-            retry_at: None,
+            retry: None,
             socket,
             _admitted: admitted,
         }
@@ -100,8 +101,8 @@ impl Driver {
         if !early.is_empty() {
             let mut happenings = Vec::new();
             let heard = self.hear(&mut assembler, &mut early, &mut happenings);
-            if let Some(ending) = self.perform_all(happenings, heard).await {
-                return self.end(ending).await;
+            if let Some(ending) = Box::pin(self.perform_all(happenings, heard)).await {
+                return Box::pin(self.end(ending)).await;
             }
             drop(early);
         }
@@ -132,13 +133,14 @@ impl Driver {
                         break ending;
                     }
                 }
-                () = sleep_until(self.retry_at), if self.retry_at.is_some() => {
-                    self.retry_at = None;
+                () = due(&mut self.retry), if self.retry.is_some() => {
+                    self.retry = None;
                     self.connection.outbox.mark_behind();
                 }
             }
         };
-        self.end(ending).await;
+        // Boxed like every rare await: an idle connection's task carries no room for it.
+        Box::pin(self.end(ending)).await;
     }
 
     /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
@@ -163,13 +165,13 @@ impl Driver {
                 () = &mut gone => break Ending::Peer,
                 () = self.connection.outbox.woken() => {}
                 () = writable(socket.as_deref()), if signals.blocked => self.connection.outbox.flush(),
-                () = sleep_until(self.retry_at), if self.retry_at.is_some() => {
-                    self.retry_at = None;
+                () = due(&mut self.retry), if self.retry.is_some() => {
+                    self.retry = None;
                     self.connection.outbox.mark_behind();
                 }
             }
         };
-        self.end(ending).await;
+        Box::pin(self.end(ending)).await;
     }
 
     /// Reads what the socket has, and performs it.
@@ -394,9 +396,25 @@ async fn writable(socket: Option<&TcpStream>) {
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
+async fn due(at: &mut Option<Pin<Box<Sleep>>>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => at.await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of<F: Future>(_: impl FnOnce(Driver) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let task = bytes_of(|driver: Driver| driver.run_websocket(Vec::new()));
+        assert!(task <= 1_024, "the task of a connection has {task} bytes");
+        assert!(size_of::<Connection>() <= 320, "a connection has {} bytes", size_of::<Connection>());
     }
 }

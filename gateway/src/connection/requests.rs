@@ -101,7 +101,7 @@ impl Driver {
     /// Whether the policy lets this connection act on a channel; the channel's traits.
     pub(crate) async fn allowed(&self, action: Action, channel: &ChannelName) -> Result<(ChannelTraits, bool), Refusal> {
         let policy = self.node.policy.load_full();
-        match policy.decide(action, self.claims.as_ref(), channel) {
+        match policy.decide(action, self.claims.as_deref(), channel) {
             Decision::Allow => {}
             Decision::Refuse(refusal) => return Err(refusal),
             Decision::Ask => self.ask_application(action, channel).await?,
@@ -200,7 +200,7 @@ impl Driver {
             return Err(Refusal::new(ErrorCode::Forbidden, "The token is another user's"));
         }
         let expires_at = claims.expires_at;
-        self.claims = Some(claims);
+        self.claims = Some(Box::new(claims));
         let generation = self.connection.renew_token();
         self.node.heartbeat.expire(&self.connection, expires_at, generation);
         self.recheck_subscriptions().await;

@@ -1,0 +1,100 @@
+//! Reading and clearing history.
+
+use carillon_protocol::{ChannelName, Position, Publication};
+use redis::Value;
+
+use super::layout::{Call, Layout};
+use super::names::Names;
+use super::publishing::{beginning, random_epoch};
+use super::{answer, scripts};
+use crate::broker::EPOCH_LIFETIME;
+use crate::{BrokerError, HistoryPage, HistoryQuery, Start};
+
+pub(super) async fn tops(
+    layout: &Layout,
+    names: &Names,
+    channels: &[ChannelName],
+) -> Result<Vec<Position>, BrokerError> {
+    let mut reads = Vec::with_capacity(channels.len());
+    for channel in channels {
+        let mut command = redis::cmd("GET");
+        command.arg(names.meta(channel));
+        reads.push(Call { place: layout.place(channel.as_str()), command });
+    }
+    let mut tops = Vec::with_capacity(channels.len());
+    let mut missing = Vec::new();
+    for (index, value) in layout.run_all(reads).await.into_iter().enumerate() {
+        tops.push(match value? {
+            Value::Nil => {
+                missing.push(index);
+                beginning(random_epoch())
+            }
+            meta => answer::position(answer::bytes(&meta)?)?.0,
+        });
+    }
+    let begins = missing.iter().map(|index| begin(layout, names, &channels[*index])).collect();
+    for (index, value) in missing.iter().zip(layout.run_all(begins).await) {
+        tops[*index] = answer::position(answer::bytes(&value?)?)?.0;
+    }
+    Ok(tops)
+}
+
+fn begin(layout: &Layout, names: &Names, channel: &ChannelName) -> Call {
+    let mut command = scripts::TOP.call(&[&names.meta(channel), &names.history(channel)]);
+    command.arg(random_epoch().as_str()).arg(EPOCH_LIFETIME.as_millis() as u64);
+    Call { place: layout.place(channel.as_str()), command }
+}
+
+pub(super) async fn history(
+    layout: &Layout,
+    names: &Names,
+    channel: &ChannelName,
+    query: HistoryQuery,
+) -> Result<HistoryPage, BrokerError> {
+    let place = layout.place(channel.as_str());
+    let (word, offset) = match query.start {
+        Start::After(offset) => ("after", offset),
+        Start::Last => ("last", 0),
+    };
+    let mut command = scripts::HISTORY.call(&[&names.meta(channel), &names.history(channel)]);
+    let age_ms = u64::try_from(query.age.as_millis()).unwrap_or(u64::MAX).min(1 << 50);
+    // Lua counts in floating point: an offset that nobody reached must not become one that somebody did.
+    command.arg(word).arg(offset.min(1 << 52)).arg(query.limit).arg(age_ms);
+    let value = layout.run(&place, &command).await?;
+    if value == Value::Nil {
+        let begin = begin(layout, names, channel);
+        let meta = layout.run(&begin.place, &begin.command).await?;
+        let top = answer::position(answer::bytes(&meta)?)?.0;
+        let tag_at_start = (query.start == Start::After(top.offset)).then_some(top.tag);
+        return Ok(HistoryPage { top, tag_at_start, publications: Vec::new() });
+    }
+    let mut items = answer::items(value)?.into_iter();
+    let (Some(meta), Some(tag)) = (items.next(), items.next()) else {
+        return Err(BrokerError::unavailable("a page of history is cut"));
+    };
+    let top = answer::position(answer::bytes(&meta)?)?.0;
+    let mut publications = Vec::with_capacity(items.len());
+    for item in items {
+        let (offset, tag, previous, body) = answer::entry(item)?;
+        let position = Position { epoch: top.epoch, offset, tag };
+        match Publication::from_body(channel.clone(), Some(position), Some(previous), &body) {
+            Ok(publication) => publications.push(publication),
+            Err(error) => {
+                tracing::warn!(%channel, offset, %error, "a history entry cannot be read");
+            }
+        }
+    }
+    Ok(HistoryPage { top, tag_at_start: answer::tag(&tag)?, publications })
+}
+
+pub(super) async fn clear(
+    layout: &Layout,
+    names: &Names,
+    channel: &ChannelName,
+) -> Result<Position, BrokerError> {
+    let epoch = random_epoch();
+    let mut command = scripts::CLEAR.call(&[&names.meta(channel), &names.history(channel)]);
+    command.arg(epoch.as_str()).arg(EPOCH_LIFETIME.as_millis() as u64);
+    layout.run(&layout.place(channel.as_str()), &command).await?;
+    Ok(beginning(epoch))
+}

@@ -1,0 +1,29 @@
+//! A publication as it crosses pub/sub: `offset SP epoch SP tag SP previous SP body`, written by
+//! `publish.lua`; `- - - - body` without history.
+
+use bytes::Bytes;
+use carillon_protocol::{ChannelName, Epoch, Position, Publication, Tag};
+
+/// In front of a body that no history holds.
+pub(super) const WITHOUT_HISTORY: &[u8] = b"- - - - ";
+
+/// `None` when the bytes are not ours.
+pub(super) fn read(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {
+    if bytes.starts_with(WITHOUT_HISTORY) {
+        let body = bytes.slice(WITHOUT_HISTORY.len()..);
+        return Publication::from_body(channel, None, None, &body).ok();
+    }
+    let mut at = 0;
+    let mut field = || {
+        let length = bytes[at..].iter().take(24).position(|byte| *byte == b' ')?;
+        let text = std::str::from_utf8(&bytes[at..at + length]).ok()?;
+        at += length + 1;
+        Some(text)
+    };
+    let offset = field()?.parse().ok()?;
+    let (epoch, tag, previous) =
+        (Epoch::parse(field()?)?, Tag::parse(field()?)?, Tag::parse(field()?)?);
+    let body = bytes.slice(at..);
+    Publication::from_body(channel, Some(Position { epoch, offset, tag }), Some(previous), &body)
+        .ok()
+}

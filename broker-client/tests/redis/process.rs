@@ -1,0 +1,118 @@
+//! A `redis-server` of a test's own, on loopback, that the test may kill, stop and start again.
+//!
+//! A shell holds it and ends it at the end of its input: also when the test process is killed.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const KEEPER: &str = r#"redis-server "$@" >/dev/null 2>&1 & server=$!
+echo $server
+read -r _
+kill -9 $server 2>/dev/null
+wait $server 2>/dev/null"#;
+
+const START_MAX: Duration = Duration::from_secs(20);
+
+pub(crate) struct RedisProcess {
+    pub(crate) port: u16,
+    directory: tempfile::TempDir,
+    arguments: Vec<String>,
+    running: Option<Running>,
+}
+
+struct Running {
+    keeper: Child,
+    pid: u32,
+}
+
+impl RedisProcess {
+    /// A port and a directory, and nobody there yet.
+    pub(crate) fn absent(arguments: &[&str]) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
+        let port = listener.local_addr().expect("a bound socket").port();
+        // A cluster's bus takes the port 10,000 above.
+        let port = if port > 50_000 { port - 20_000 } else { port };
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Self { port, directory: tempfile::tempdir().expect("a directory"), arguments, running: None }
+    }
+
+    /// A running server without persistence.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut server = Self::absent(arguments);
+        server.start_again();
+        server
+    }
+
+    /// Further arguments for the next start.
+    pub(crate) fn add_arguments(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+    }
+
+    /// Starts the server at its port and waits until it answers.
+    pub(crate) fn start_again(&mut self) {
+        let mut keeper = Command::new("sh")
+            .args(["-c", KEEPER, "sh", "--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--dir"])
+            .arg(self.directory.path())
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut pid = String::new();
+        let stdout = keeper.stdout.take().expect("piped");
+        BufReader::new(stdout).read_line(&mut pid).expect("the server's id");
+        let pid = pid.trim().parse().expect("a number");
+        self.running = Some(Running { keeper, pid });
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&self) {
+        let deadline = Instant::now() + START_MAX;
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < deadline, "these tests need `redis-server` in the path");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// kill -9, now.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            drop(running.keeper.stdin.take());
+            let _ = running.keeper.wait();
+        }
+    }
+
+    /// SIGSTOP, SIGCONT and their like.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.running.as_ref().expect("a running server").pid.to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().expect("kill").success());
+    }
+
+    /// One command by `redis-cli`; its output.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        let output = Command::new("redis-cli")
+            .args(["-p", &self.port.to_string()])
+            .args(arguments)
+            .output()
+            .expect("redis-cli");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for RedisProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

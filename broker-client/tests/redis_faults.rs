@@ -1,0 +1,310 @@
+//! What the broker promises while one Redis server breaks in every way we can make it break.
+
+#[path = "redis/node.rs"]
+mod node;
+#[path = "redis/process.rs"]
+mod process;
+
+use std::time::Duration;
+
+use carillon_broker_client::{Broker, BrokerError, ConnectionRecord, Event, Health, RedisMode, RedisTls};
+use carillon_protocol::{ConnectionId, UserId};
+use tokio::time::Instant;
+
+use node::{Node, channel, kept, settings};
+use process::RedisProcess;
+
+fn standalone(server: &RedisProcess) -> carillon_broker_client::RedisSettings {
+    settings(RedisMode::Standalone, vec![server.url()])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_pub_sub_connection_is_back_in_half_a_second_and_says_so() {
+    let server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let names: Vec<_> = (0..3_000).map(|index| channel(&format!("room:{index}"))).collect();
+    node.broker.subscribe(&names).await.expect("subscribed");
+    for round in 0..10 {
+        let began = Instant::now();
+        server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        node.hears(&Event::Interrupted).await;
+        node.hears(&Event::Restored).await;
+        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+        let id = format!("m{round}");
+        node.publish(&names[2_999], &id).await.expect("published");
+        assert_eq!(node.hears_publication().await, id);
+    }
+    assert_eq!(node.broker.stats().hearing_reconnects, 10);
+    assert_eq!(node.broker.stats().command_reconnects, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_kill_9_with_data_the_epoch_goes_on_and_interest_stands() {
+    let mut server = RedisProcess::start(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    let before = node.publish(&name, "m1").await.expect("published").position.expect("kept");
+    assert_eq!(node.hears_publication().await, "m1");
+    server.kill();
+    node.hears(&Event::Interrupted).await;
+    let began = Instant::now();
+    assert!(matches!(node.publish(&name, "lost").await, Err(BrokerError::Unavailable(_))));
+    assert!(began.elapsed() < Duration::from_millis(200), "a dead Redis is known: {:?}", began.elapsed());
+    node.until(|health| matches!(health, Health::Down(_))).await;
+    server.start_again();
+    let back = Instant::now();
+    node.hears(&Event::Restored).await;
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    node.until(|health| *health == Health::Up).await;
+    let after = node.publish(&name, "m2").await.expect("published").position.expect("kept");
+    assert_eq!((after.epoch, after.offset), (before.epoch, 2));
+    assert_eq!(node.hears_publication().await, "m2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_lost_data_epochs_are_new_and_a_beat_restores_registrations() {
+    let mut server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    let before = node.publish(&name, "m1").await.expect("published").position.expect("kept");
+    node.beat().await.expect("beaten");
+    let user = UserId::new("ada").expect("a user");
+    let record = ConnectionRecord { id: ConnectionId::new("c1").expect("an id"), user: user.clone() };
+    node.broker.register(&record, 10).await.expect("registered");
+    server.kill();
+    // What ends while Redis is away must not come back.
+    let gone = ConnectionRecord { id: ConnectionId::new("c2").expect("an id"), user: user.clone() };
+    assert!(node.broker.register(&gone, 10).await.is_err());
+    assert!(node.broker.deregister(&gone).await.is_err());
+    server.start_again();
+    node.until(|health| *health == Health::Up).await;
+    node.publish_until_it_works(&name, "m2").await;
+    assert_ne!(node.broker.tops(&[name]).await.expect("tops")[0].epoch, before.epoch);
+    node.beat().await.expect("beaten");
+    assert_eq!(node.broker.connections_of(&user).await.expect("listed"), [record.id.clone()]);
+    server.cli(&["FLUSHALL"]);
+    node.beat().await.expect("beaten");
+    assert_eq!(node.broker.connections_of(&user).await.expect("listed"), [record.id]);
+    node.events.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_redis_costs_callers_a_second_at_most_and_then_nothing() {
+    let server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    server.signal("-STOP");
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(3) {
+        let call = Instant::now();
+        assert!(matches!(node.publish(&name, "m0").await, Err(BrokerError::Unavailable(_))));
+        slowest = slowest.max(call.elapsed());
+        if began.elapsed() > Duration::from_millis(1_500) {
+            assert!(call.elapsed() < Duration::from_millis(50), "late callers fail at once: {:?}", call.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(slowest <= Duration::from_millis(1_200), "{slowest:?}");
+    server.signal("-CONT");
+    assert!(node.publish_until_it_works(&name, "m1").await < Duration::from_secs(2));
+    loop {
+        match node.heard().await {
+            Event::Publication(publication) if publication.id.as_str() == "m1" => break,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_memory_nothing_is_published_that_history_does_not_hold() {
+    let server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    node.publish(&name, "m1").await.expect("published");
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let refused = node.publish(&name, "refused").await;
+    assert!(matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("OOM")), "{refused:?}");
+    let batch = node.broker.publish_batch(vec![kept(&name, "refused"), kept(&name, "refused")]).await;
+    assert!(batch.iter().all(Result::is_err));
+    assert_eq!(node.history(&name).await, ["m1"], "reading goes on");
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    node.publish(&name, "m2").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m1");
+    assert_eq!(node.hears_publication().await, "m2");
+    assert_eq!(node.history(&name).await, ["m1", "m2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_replicas_or_as_a_replica_nothing_is_published() {
+    let server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let refused = node.publish(&name, "refused").await;
+    assert!(matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("NOREPLICAS")), "{refused:?}");
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    assert!(matches!(node.publish(&name, "refused").await, Err(BrokerError::Unavailable(_))));
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+    node.publish_until_it_works(&name, "m1").await;
+    loop {
+        match node.heard().await {
+            Event::Publication(publication) => {
+                assert_eq!(publication.id.as_str(), "m1");
+                break;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_appears_later_is_found_and_wishes_stand() {
+    let mut server = RedisProcess::absent(&[]);
+    let mut node = Node::connect(standalone(&server));
+    let name = channel("room:a");
+    let began = Instant::now();
+    assert!(matches!(node.subscribe(&name).await, Err(BrokerError::Unavailable(_))));
+    assert!(matches!(node.publish(&name, "m0").await, Err(BrokerError::Unavailable(_))));
+    assert!(began.elapsed() < Duration::from_millis(200));
+    assert_eq!(*node.broker.health().borrow(), Health::Starting);
+    server.start_again();
+    node.until(|health| *health == Health::Up).await;
+    node.hears(&Event::Restored).await;
+    node.publish(&name, "m1").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_said_clearly_and_a_right_one_works() {
+    let server = RedisProcess::start(&["--requirepass", "right"]);
+    let with = |login: &str| {
+        settings(RedisMode::Standalone, vec![format!("redis://{login}127.0.0.1:{}", server.port)])
+    };
+    for login in [":wrong@", ""] {
+        let node = Node::connect(with(login));
+        let Health::Down(why) = node.until(|health| matches!(health, Health::Down(_))).await else { panic!() };
+        assert!(why.contains("WRONGPASS") || why.contains("NOAUTH"), "{why}");
+        let refused = node.publish(&channel("room:a"), "m").await;
+        assert!(matches!(&refused, Err(BrokerError::Unavailable(said)) if *said == why), "{refused:?}");
+        assert!(!why.contains("wrong@"));
+    }
+    let node = Node::up(with(":right@")).await;
+    node.publish(&channel("room:a"), "m").await.expect("published");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restricted_user_is_enough() {
+    let server = RedisProcess::start(&[]);
+    let rule = "on >pw resetkeys ~t:* resetchannels &t:* -@all +@read +@write +@stream +@pubsub +@connection \
+                +@transaction +evalsha +script|load +time -@dangerous";
+    let mut command = vec!["ACL", "SETUSER", "carillon"];
+    command.extend(rule.split_whitespace());
+    assert_eq!(server.cli(&command), "OK");
+    let url = format!("redis://carillon:pw@127.0.0.1:{}", server.port);
+    let mut node = Node::up(settings(RedisMode::Standalone, vec![url])).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    node.publish(&name, "m1").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m1");
+    assert_eq!(node.history(&name).await, ["m1"]);
+    node.broker.clear_history(&name).await.expect("cleared");
+    assert_eq!(node.beat().await.expect("beaten").len(), 1);
+    let user = UserId::new("ada").expect("a user");
+    let record = ConnectionRecord { id: ConnectionId::new("c1").expect("an id"), user };
+    node.broker.register(&record, 10).await.expect("registered");
+    node.broker.count("poll", Duration::from_secs(60)).await.expect("counted");
+    node.broker.retire().await.expect("retired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forgotten_scripts_are_taught_again() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    server.cli(&["SCRIPT", "FLUSH"]);
+    node.publish(&name, "m1").await.expect("published");
+    server.cli(&["SCRIPT", "FLUSH"]);
+    let batch = (2..=20).map(|index| kept(&name, &format!("m{index}"))).collect();
+    let receipts = node.broker.publish_batch(batch).await;
+    let offsets: Vec<u64> =
+        receipts.into_iter().map(|receipt| receipt.expect("published").position.expect("kept").offset).collect();
+    assert_eq!(offsets, (2..=20).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deaf_connection_is_found_and_replaced() {
+    let server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    node.subscribe(&name).await.expect("subscribed");
+    // Open, and hears nothing: the server forgets what the connection asked for.
+    let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert!(clients.contains("hearing"), "{clients}");
+    let began = Instant::now();
+    server.cli(&["ACL", "SETUSER", "default", "resetchannels", "&nothing"]);
+    server.cli(&["ACL", "SETUSER", "default", "allchannels"]);
+    node.hears(&Event::Interrupted).await;
+    node.hears(&Event::Restored).await;
+    assert!(began.elapsed() < Duration::from_secs(10));
+    node.publish(&name, "m1").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m1");
+    assert!(node.broker.canary_age().is_some_and(|age| age < Duration::from_secs(5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_every_task_and_connection() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    tokio::time::timeout(Duration::from_secs(2), node.broker.close()).await.expect("closed in time");
+    assert!(matches!(node.publish(&channel("room:a"), "m").await, Err(BrokerError::Unavailable(_))));
+    let dropped = Node::up(standalone(&server)).await;
+    drop(dropped);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while server.cli(&["CLIENT", "LIST"]).contains("carillon-") {
+        assert!(Instant::now() < deadline, "connections outlive their broker");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_spoken_by_commands_and_hearing() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let mut server = RedisProcess::absent(&[]);
+    let file = |name: &str, text: &str| {
+        let path = server.directory().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let cert = file("cert.pem", &made.cert.pem());
+    let key = file("key.pem", &made.signing_key.serialize_pem());
+    let plain = server.port;
+    let tls_port = RedisProcess::absent(&[]).port;
+    server.add_arguments(&["--tls-port", &tls_port.to_string(), "--tls-cert-file", &cert, "--tls-key-file", &key]);
+    server.add_arguments(&["--tls-ca-cert-file", &cert, "--tls-auth-clients", "no"]);
+    server.start_again();
+    let url = vec![format!("rediss://localhost:{tls_port}")];
+    let with = |tls: RedisTls| {
+        carillon_broker_client::RedisSettings { tls, ..settings(RedisMode::Standalone, url.clone()) }
+    };
+    let untrusted = Node::connect(with(RedisTls::default()));
+    untrusted.until(|health| matches!(health, Health::Down(why) if why.contains("localhost"))).await;
+    for tls in [
+        RedisTls { ca: Some(cert.clone()), ..RedisTls::default() },
+        RedisTls { insecure: true, ..RedisTls::default() },
+    ] {
+        let mut node = Node::up(with(tls)).await;
+        let name = channel("room:a");
+        node.subscribe(&name).await.expect("subscribed");
+        let names: Vec<_> = (0..5_000).map(|index| channel(&format!("room:{index}"))).collect();
+        node.broker.subscribe(&names).await.expect("subscribed");
+        node.publish(&name, "m1").await.expect("published");
+        assert_eq!(node.hears_publication().await, "m1");
+    }
+    assert_ne!(plain, tls_port);
+}
