@@ -130,7 +130,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
                         eprintln!("{}", cell(row.figure, &report));
                         runs.entry(at).or_default().push(report);
                     }
-                    Err(error) => eprintln!("failed: {error:#}"),
+                    Err(error) => eprintln!("failed: {error}"),
                 }
             }
         }
@@ -201,13 +201,15 @@ fn measure(options: &Options, row: &Row, server: &str) -> Result<Report> {
         .args(row.args.split(' '))
         .env("LOADTEST_JWT_SECRET", &jwt_secret)
         .env("LOADTEST_API_KEY", &api_key)
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null());
     if let Some(redis) = &redis {
         driver.args(["--redis-pid", &redis.pid().to_string()]);
     }
     let output = driver.output()?;
     if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", text.lines().next().unwrap_or("the driver failed without a word"));
     }
     serde_json::from_slice(&output.stdout).context("the driver's JSON")
 }
@@ -280,12 +282,17 @@ fn main_figure(figure: Figure) -> fn(&Report) -> f64 {
 }
 
 fn cell(figure: Figure, report: &Report) -> String {
-    let flaw = if report.clean() && report.refused == 0 {
+    let flaw = if report.clean() && report.refused + report.retried == 0 {
         String::new()
     } else {
         format!(
-            " (lost {}, doubled {}, out of order {}, refused {}, closed {})",
-            report.lost, report.duplicated, report.reordered, report.refused, report.closed
+            " (lost {}, doubled {}, out of order {}, refused {}, closed {}, connects retried {})",
+            report.lost,
+            report.duplicated,
+            report.reordered,
+            report.refused,
+            report.closed,
+            report.retried
         )
     };
     let text = match figure {
@@ -360,6 +367,7 @@ fn merge(runs: &[Report]) -> Report {
         duplicated: sum(|run| run.duplicated),
         reordered: sum(|run| run.reordered),
         refused: sum(|run| run.refused),
+        retried: sum(|run| run.retried),
         closed: sum(|run| run.closed),
         ..Report::default()
     }

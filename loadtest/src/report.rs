@@ -39,6 +39,8 @@ pub(crate) struct Report {
     pub(crate) refused: u64,
     /// Connections that the server ended.
     pub(crate) closed: u64,
+    /// Connects that were refused and tried again.
+    pub(crate) retried: u64,
     /// Latency in milliseconds, from when a message was due.
     pub(crate) p50_ms: f64,
     /// See `p50_ms`.
@@ -69,7 +71,7 @@ impl Report {
         let mut text = format!(
             "{target} {scenario} ({transport}): {channels} channels, {connections} connections, {seconds:.1} s\n"
         );
-        let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<28}{value}\n"));
+        let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<44}{value}\n"));
         row(
             "connects",
             format!("{:.0}/s, {:.1} µs CPU each", self.connects_per_second, self.connect_cpu_us),
@@ -101,7 +103,10 @@ impl Report {
             "lost/doubled/out of order",
             format!("{}/{}/{}", self.lost, self.duplicated, self.reordered),
         );
-        row("refused, closed", format!("{}, {}", self.refused, self.closed));
+        row(
+            "publishes refused, closed, connects retried",
+            format!("{}, {}, {}", self.refused, self.closed, self.retried),
+        );
         text
     }
 }
