@@ -16,6 +16,7 @@ use bytes::Bytes;
 use carillon_protocol::{ChannelName, ConnectionId, MessageId, Position, Publication, Tag, UserId};
 use tokio::sync::{mpsc, watch};
 
+use crate::polls::PollStore;
 use crate::{BrokerError, NodeId, NodeRecord};
 
 /// How long and how much history a channel keeps.
@@ -180,7 +181,7 @@ pub struct RateCount {
 
 /// See the module. Implementations are cheap handles.
 #[async_trait]
-pub trait Broker: Send + Sync + 'static {
+pub trait Broker: PollStore + Send + Sync + 'static {
     /// Publishes one message. Two calls one after the other keep their order.
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError>;
 

@@ -12,6 +12,7 @@ mod error;
 mod memory;
 mod node;
 mod notifications;
+mod polls;
 mod redis;
 mod store;
 mod subscriptions;
@@ -23,12 +24,12 @@ pub use broker::{
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};
+pub use node::{NodeId, NodeRecord};
 pub use notifications::{
     MemoryNotifications, NewNotification, Notification, NotificationAction, NotificationLimits,
     NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
     NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
 };
-pub use node::{NodeId, NodeRecord};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
@@ -39,3 +40,4 @@ pub use subscriptions::{
     SubscriptionPage, SubscriptionPatch, SubscriptionQuery, SubscriptionStatus, SubscriptionStore,
     SubscriptionType,
 };
+pub use polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState, PollStore};

@@ -12,6 +12,7 @@ mod channels;
 mod counters;
 mod ear;
 mod log;
+mod polls;
 mod registry;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,9 @@ use tokio::time::Instant;
 use self::channels::{Attempt, Channels};
 use self::counters::{Inbound, Windows};
 use self::ear::{Ear, Kept};
+use self::polls::Polls;
 use self::registry::Registry;
+use crate::polls::{NewPollPage, PollPage, PollState, PollStore};
 use crate::{
     Admission, Broker, BrokerError, ConnectionRecord, Event, Events, Health, HistoryPage,
     HistoryQuery, InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
@@ -50,6 +53,7 @@ struct Shared {
     registry: Mutex<Registry>,
     windows: Mutex<Windows>,
     inbound: Mutex<Inbound>,
+    polls: Mutex<Polls>,
     health: watch::Sender<Health>,
 }
 
@@ -81,6 +85,7 @@ impl MemoryCluster {
             registry: Mutex::default(),
             windows: Mutex::default(),
             inbound: Mutex::default(),
+            polls: Mutex::default(),
             health: watch::Sender::new(Health::Up),
         }))
     }
@@ -132,6 +137,7 @@ impl MemoryCluster {
         *self.0.registry.lock() = Registry::default();
         *self.0.windows.lock() = Windows::default();
         *self.0.inbound.lock() = Inbound::default();
+        *self.0.polls.lock() = Polls::default();
     }
 
     /// Fault: the channel's history ends at `keep_offset`, in the same epoch, as after the promotion
@@ -295,10 +301,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        let unix_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-        Ok(self.0.available()?.inbound.lock().append(entry.clone(), unix_ms))
+        Ok(self.0.available()?.inbound.lock().append(entry.clone(), unix_ms()))
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {
@@ -312,6 +315,23 @@ impl Broker for MemoryBroker {
     fn health(&self) -> watch::Receiver<Health> {
         self.0.cluster.0.health.subscribe()
     }
+}
+
+#[async_trait]
+impl PollStore for MemoryBroker {
+    async fn find_poll_pages(&self, user: &UserId, id: u64, question: &str) -> Result<PollState, BrokerError> {
+        Ok(self.0.available()?.polls.lock().find(user.as_str(), id, question, Instant::now()))
+    }
+
+    async fn keep_poll_page(&self, user: &UserId, page: NewPollPage) -> Result<PollPage, BrokerError> {
+        Ok(self.0.available()?.polls.lock().keep(user.as_str(), page, unix_ms(), Instant::now()))
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl fmt::Debug for MemoryCluster {

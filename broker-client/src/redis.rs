@@ -15,6 +15,7 @@ mod layout;
 mod link;
 mod message;
 mod names;
+mod polls;
 mod publishing;
 mod registry;
 mod resp;

@@ -9,6 +9,8 @@ mod facts_cluster;
 mod facts_delivery;
 #[path = "behaviour/facts_history.rs"]
 mod facts_history;
+#[path = "behaviour/facts_polls.rs"]
+mod facts_polls;
 #[path = "behaviour/fixture.rs"]
 mod fixture;
 #[path = "behaviour/memory.rs"]
@@ -65,6 +67,11 @@ macro_rules! every_fact {
             inbound_ids_grow
             calls_are_counted_in_windows
             one_call_of_many_at_once_is_counted_once
+        }
+        $crate::every_fact! { @ $fixture, $test, facts_polls:
+            poll_ids_grow_and_every_id_finds_its_page
+            a_question_is_answered_once
+            old_poll_pages_make_room
         }
     };
     (@ $fixture:expr, $test:meta, $module:ident: $($fact:ident)*) => {

@@ -1,16 +1,23 @@
 //! What the broker promises while one Redis server breaks in every way we can make it break.
 
+#[path = "redis/deaf_proxy.rs"]
+mod deaf_proxy;
 #[path = "redis/node.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
 mod node;
 #[path = "redis/process.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
 mod process;
 
 use std::time::Duration;
 
-use carillon_broker_client::{Broker, BrokerError, ConnectionRecord, Event, Health, RedisMode, RedisTls};
+use carillon_broker_client::{
+    Broker, BrokerError, ConnectionRecord, Event, Health, Publish, RedisMode, RedisTls, Retention,
+};
 use carillon_protocol::{ConnectionId, UserId};
 use tokio::time::Instant;
 
+use deaf_proxy::DeafProxy;
 use node::{Node, channel, kept, settings};
 use process::RedisProcess;
 
@@ -50,7 +57,11 @@ async fn after_kill_9_with_data_the_epoch_goes_on_and_interest_stands() {
     node.hears(&Event::Interrupted).await;
     let began = Instant::now();
     assert!(matches!(node.publish(&name, "lost").await, Err(BrokerError::Unavailable(_))));
-    assert!(began.elapsed() < Duration::from_millis(200), "a dead Redis is known: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(200),
+        "a dead Redis is known: {:?}",
+        began.elapsed()
+    );
     node.until(|health| matches!(health, Health::Down(_))).await;
     server.start_again();
     let back = Instant::now();
@@ -70,7 +81,8 @@ async fn after_lost_data_epochs_are_new_and_a_beat_restores_registrations() {
     let before = node.publish(&name, "m1").await.expect("published").position.expect("kept");
     node.beat().await.expect("beaten");
     let user = UserId::new("ada").expect("a user");
-    let record = ConnectionRecord { id: ConnectionId::new("c1").expect("an id"), user: user.clone() };
+    let record =
+        ConnectionRecord { id: ConnectionId::new("c1").expect("an id"), user: user.clone() };
     node.broker.register(&record, 10).await.expect("registered");
     server.kill();
     // What ends while Redis is away must not come back.
@@ -82,7 +94,10 @@ async fn after_lost_data_epochs_are_new_and_a_beat_restores_registrations() {
     node.publish_until_it_works(&name, "m2").await;
     assert_ne!(node.broker.tops(&[name]).await.expect("tops")[0].epoch, before.epoch);
     node.beat().await.expect("beaten");
-    assert_eq!(node.broker.connections_of(&user).await.expect("listed"), [record.id.clone()]);
+    assert_eq!(
+        node.broker.connections_of(&user).await.expect("listed"),
+        std::slice::from_ref(&record.id)
+    );
     server.cli(&["FLUSHALL"]);
     node.beat().await.expect("beaten");
     assert_eq!(node.broker.connections_of(&user).await.expect("listed"), [record.id]);
@@ -103,7 +118,11 @@ async fn a_stopped_redis_costs_callers_a_second_at_most_and_then_nothing() {
         assert!(matches!(node.publish(&name, "m0").await, Err(BrokerError::Unavailable(_))));
         slowest = slowest.max(call.elapsed());
         if began.elapsed() > Duration::from_millis(1_500) {
-            assert!(call.elapsed() < Duration::from_millis(50), "late callers fail at once: {:?}", call.elapsed());
+            assert!(
+                call.elapsed() < Duration::from_millis(50),
+                "late callers fail at once: {:?}",
+                call.elapsed()
+            );
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -127,8 +146,12 @@ async fn without_memory_nothing_is_published_that_history_does_not_hold() {
     node.publish(&name, "m1").await.expect("published");
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     let refused = node.publish(&name, "refused").await;
-    assert!(matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("OOM")), "{refused:?}");
-    let batch = node.broker.publish_batch(vec![kept(&name, "refused"), kept(&name, "refused")]).await;
+    assert!(
+        matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("OOM")),
+        "{refused:?}"
+    );
+    let batch =
+        node.broker.publish_batch(vec![kept(&name, "refused"), kept(&name, "refused")]).await;
     assert!(batch.iter().all(Result::is_err));
     assert_eq!(node.history(&name).await, ["m1"], "reading goes on");
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
@@ -146,19 +169,19 @@ async fn without_replicas_or_as_a_replica_nothing_is_published() {
     node.subscribe(&name).await.expect("subscribed");
     server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let refused = node.publish(&name, "refused").await;
-    assert!(matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("NOREPLICAS")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(BrokerError::Unavailable(why)) if why.contains("NOREPLICAS")),
+        "{refused:?}"
+    );
     server.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     server.cli(&["REPLICAOF", "127.0.0.1", "1"]);
     assert!(matches!(node.publish(&name, "refused").await, Err(BrokerError::Unavailable(_))));
     server.cli(&["REPLICAOF", "NO", "ONE"]);
     node.publish_until_it_works(&name, "m1").await;
     loop {
-        match node.heard().await {
-            Event::Publication(publication) => {
-                assert_eq!(publication.id.as_str(), "m1");
-                break;
-            }
-            _ => {}
+        if let Event::Publication(publication) = node.heard().await {
+            assert_eq!(publication.id.as_str(), "m1");
+            break;
         }
     }
 }
@@ -188,10 +211,15 @@ async fn a_wrong_password_is_said_clearly_and_a_right_one_works() {
     };
     for login in [":wrong@", ""] {
         let node = Node::connect(with(login));
-        let Health::Down(why) = node.until(|health| matches!(health, Health::Down(_))).await else { panic!() };
+        let Health::Down(why) = node.until(|health| matches!(health, Health::Down(_))).await else {
+            panic!()
+        };
         assert!(why.contains("WRONGPASS") || why.contains("NOAUTH"), "{why}");
         let refused = node.publish(&channel("room:a"), "m").await;
-        assert!(matches!(&refused, Err(BrokerError::Unavailable(said)) if *said == why), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(BrokerError::Unavailable(said)) if *said == why),
+            "{refused:?}"
+        );
         assert!(!why.contains("wrong@"));
     }
     let node = Node::up(with(":right@")).await;
@@ -223,6 +251,26 @@ async fn a_restricted_user_is_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory_of_what_is_too_old_is_given_back_while_publishing_goes_on() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    let name = channel("room:a");
+    let retention = Some(Retention { size: 1_000, age: Duration::from_secs(1) });
+    let batch =
+        |count| (0..count).map(|_| Publish { retention, ..kept(&name, "m") }).collect::<Vec<_>>();
+    for count in [100, 1, 27] {
+        let receipts = node.broker.publish_batch(batch(count)).await;
+        assert!(receipts.iter().all(Result::is_ok));
+        tokio::time::sleep(Duration::from_millis(if count == 27 { 0 } else { 600 })).await;
+    }
+    assert_eq!(
+        server.cli(&["XLEN", "t:{room:a}:h"]),
+        "28",
+        "the first hundred are gone from Redis"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forgotten_scripts_are_taught_again() {
     let server = RedisProcess::start(&[]);
     let node = Node::up(standalone(&server)).await;
@@ -232,37 +280,48 @@ async fn forgotten_scripts_are_taught_again() {
     server.cli(&["SCRIPT", "FLUSH"]);
     let batch = (2..=20).map(|index| kept(&name, &format!("m{index}"))).collect();
     let receipts = node.broker.publish_batch(batch).await;
-    let offsets: Vec<u64> =
-        receipts.into_iter().map(|receipt| receipt.expect("published").position.expect("kept").offset).collect();
+    let offsets: Vec<u64> = receipts
+        .into_iter()
+        .map(|receipt| receipt.expect("published").position.expect("kept").offset)
+        .collect();
     assert_eq!(offsets, (2..=20).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deaf_connection_is_found_and_replaced() {
     let server = RedisProcess::start(&[]);
-    let mut node = Node::up(standalone(&server)).await;
+    let proxy = DeafProxy::start(server.port).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let mut node = Node::up(settings(RedisMode::Standalone, vec![url])).await;
     let name = channel("room:a");
     node.subscribe(&name).await.expect("subscribed");
-    // Open, and hears nothing: the server forgets what the connection asked for.
-    let clients = server.cli(&["CLIENT", "LIST", "TYPE", "pubsub"]);
-    assert!(clients.contains("hearing"), "{clients}");
+    node.publish(&name, "m0").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m0");
     let began = Instant::now();
-    server.cli(&["ACL", "SETUSER", "default", "resetchannels", "&nothing"]);
-    server.cli(&["ACL", "SETUSER", "default", "allchannels"]);
+    proxy.deafen();
+    node.publish(&name, "unheard").await.expect("published");
     node.hears(&Event::Interrupted).await;
     node.hears(&Event::Restored).await;
     assert!(began.elapsed() < Duration::from_secs(10));
     node.publish(&name, "m1").await.expect("published");
     assert_eq!(node.hears_publication().await, "m1");
-    assert!(node.broker.canary_age().is_some_and(|age| age < Duration::from_secs(5)));
+    while node.broker.canary_age().is_none_or(|age| age > Duration::from_secs(2)) {
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", node.broker.canary_age());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_ends_every_task_and_connection() {
     let server = RedisProcess::start(&[]);
     let node = Node::up(standalone(&server)).await;
-    tokio::time::timeout(Duration::from_secs(2), node.broker.close()).await.expect("closed in time");
-    assert!(matches!(node.publish(&channel("room:a"), "m").await, Err(BrokerError::Unavailable(_))));
+    tokio::time::timeout(Duration::from_secs(2), node.broker.close())
+        .await
+        .expect("closed in time");
+    assert!(matches!(
+        node.publish(&channel("room:a"), "m").await,
+        Err(BrokerError::Unavailable(_))
+    ));
     let dropped = Node::up(standalone(&server)).await;
     drop(dropped);
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -274,7 +333,8 @@ async fn closing_ends_every_task_and_connection() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_is_spoken_by_commands_and_hearing() {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let made =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let mut server = RedisProcess::absent(&[]);
     let file = |name: &str, text: &str| {
         let path = server.directory().join(name);
@@ -285,15 +345,25 @@ async fn tls_is_spoken_by_commands_and_hearing() {
     let key = file("key.pem", &made.signing_key.serialize_pem());
     let plain = server.port;
     let tls_port = RedisProcess::absent(&[]).port;
-    server.add_arguments(&["--tls-port", &tls_port.to_string(), "--tls-cert-file", &cert, "--tls-key-file", &key]);
+    server.add_arguments(&[
+        "--tls-port",
+        &tls_port.to_string(),
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+    ]);
     server.add_arguments(&["--tls-ca-cert-file", &cert, "--tls-auth-clients", "no"]);
     server.start_again();
     let url = vec![format!("rediss://localhost:{tls_port}")];
-    let with = |tls: RedisTls| {
-        carillon_broker_client::RedisSettings { tls, ..settings(RedisMode::Standalone, url.clone()) }
+    let with = |tls: RedisTls| carillon_broker_client::RedisSettings {
+        tls,
+        ..settings(RedisMode::Standalone, url.clone())
     };
     let untrusted = Node::connect(with(RedisTls::default()));
-    untrusted.until(|health| matches!(health, Health::Down(why) if why.contains("localhost"))).await;
+    untrusted
+        .until(|health| matches!(health, Health::Down(why) if why.contains("localhost")))
+        .await;
     for tls in [
         RedisTls { ca: Some(cert.clone()), ..RedisTls::default() },
         RedisTls { insecure: true, ..RedisTls::default() },

@@ -38,7 +38,7 @@ pub const NOTIFICATIONS: &str = "notifications";
 pub struct Dispatch {
     /// The message.
     pub publication: Publication,
-    frames: [OnceLock<Bytes>; 8],
+    frames: [OnceLock<Bytes>; 9],
 }
 
 impl Dispatch {
@@ -86,7 +86,7 @@ const fn variant(dress: Dress) -> usize {
         Medium::WebSocket(Codec::MessagePack) => 2 + integer_time,
         Medium::Sse if dress.profile.sse_payload_only() => 4,
         Medium::Sse => 5 + integer_time,
-        Medium::Poll => 7,
+        Medium::Poll => 7 + integer_time,
     }
 }
 

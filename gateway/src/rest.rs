@@ -22,6 +22,7 @@ use axum::routing::{delete, get, post};
 
 use crate::node::Node;
 
+pub(crate) use body::BatchBody;
 pub use error::{ApiError, REQUEST_ID, with_request_id};
 
 /// Where all calls live.

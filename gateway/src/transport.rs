@@ -4,5 +4,6 @@
 pub mod accept;
 pub mod client_io;
 pub mod handshake;
+pub mod poll;
 pub mod sse;
 pub mod websocket;

@@ -89,9 +89,22 @@ impl Hearing {
         Some(stands)
     }
 
-    /// Takes wishes over that another link had; nobody waits for them, `Restored` follows.
+    /// Takes wishes over that another link had. Nobody waits for them; when channels are among them,
+    /// `Restored` follows.
     pub(super) fn adopt(&self, wishes: Vec<(Bytes, Wish)>) {
-        drop(self.wish(wishes));
+        if wishes.iter().any(|(_, wish)| matches!(wish, Wish::Channel(_))) {
+            drop(self.wish(wishes));
+            return;
+        }
+        let mut state = self.state.lock();
+        for (key, wish) in wishes {
+            if state.connected {
+                state.changes.insert(key.clone(), true);
+            }
+            state.wishes.insert(key, wish);
+        }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// Wishes without anybody who must be told, known before the first connection.

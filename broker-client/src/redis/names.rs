@@ -95,6 +95,13 @@ impl Names {
         format!("{}:{{{INBOUND}}}:stream", self.prefix)
     }
 
+    /// A user's poll answers: pages, and the state beside them.
+    pub(super) fn polls(&self, user: &UserId) -> (String, String) {
+        let key = format!("{}:p:{{{}}}", self.prefix, Self::user_tag(user));
+        let state = format!("{key}:s");
+        (key, state)
+    }
+
     pub(super) fn counter(&self, key: &str) -> String {
         format!("{}:c:{{{}}}", self.prefix, escape_segment(key))
     }

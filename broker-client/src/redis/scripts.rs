@@ -21,6 +21,8 @@ scripts! {
     BEAT "beat.lua"
     CLAIM "claim.lua"
     COUNT "count.lua"
+    FIND_POLL_PAGES "find_poll_pages.lua"
+    KEEP_POLL_PAGE "keep_poll_page.lua"
 }
 
 /// A script's text and digest.

@@ -1,4 +1,8 @@
 //! Where Redis is and how it is laid out.
+//!
+//! A user that may do no more than this is enough (`rt` is the prefix; `redis_faults.rs` holds it to that):
+//! `on >PASSWORD resetkeys ~rt:* resetchannels &rt:* -@all +@read +@write +@stream +@pubsub +@connection
+//! +@transaction +evalsha +script|load +time -@dangerous`, and for a cluster `+cluster|slots`.
 
 use std::time::Duration;
 

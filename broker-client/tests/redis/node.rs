@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use carillon_broker_client::{
-    Broker, BrokerError, Event, Events, Health, HistoryQuery, NodeId, NodeRecord, Publish, Receipt, RedisBroker,
-    RedisMode, RedisSettings, RedisTls, Retention, Start,
+    Broker, BrokerError, Event, Events, Health, HistoryQuery, NodeId, NodeRecord, Publish, Receipt,
+    RedisBroker, RedisMode, RedisSettings, RedisTls, Retention, Start,
 };
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::{ChannelName, MessageId, Payload, Publication};
@@ -44,7 +44,9 @@ impl Node {
     pub(crate) async fn until(&self, wanted: impl FnMut(&Health) -> bool) -> Health {
         let mut health = self.broker.health();
         let seen = timeout(PATIENCE, health.wait_for(wanted)).await;
-        seen.unwrap_or_else(|_| panic!("health is {:?}", self.broker.health().borrow())).expect("a broker").clone()
+        seen.unwrap_or_else(|_| panic!("health is {:?}", self.broker.health().borrow()))
+            .expect("a broker")
+            .clone()
     }
 
     pub(crate) async fn heard(&mut self) -> Event {
@@ -68,7 +70,11 @@ impl Node {
         self.broker.subscribe(std::slice::from_ref(name)).await
     }
 
-    pub(crate) async fn publish(&self, name: &ChannelName, id: &str) -> Result<Receipt, BrokerError> {
+    pub(crate) async fn publish(
+        &self,
+        name: &ChannelName,
+        id: &str,
+    ) -> Result<Receipt, BrokerError> {
         self.broker.publish(kept(name, id)).await
     }
 
@@ -83,7 +89,8 @@ impl Node {
     }
 
     pub(crate) async fn history(&self, name: &ChannelName) -> Vec<String> {
-        let query = HistoryQuery { start: Start::After(0), limit: 1_000, age: Duration::from_secs(3600) };
+        let query =
+            HistoryQuery { start: Start::After(0), limit: 1_000, age: Duration::from_secs(3600) };
         let page = self.broker.history(name, query).await.expect("history");
         page.publications.iter().map(|publication| publication.id.as_str().to_owned()).collect()
     }

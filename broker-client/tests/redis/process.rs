@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 const KEEPER: &str = r#"redis-server "$@" >/dev/null 2>&1 & server=$!
@@ -20,6 +21,8 @@ pub(crate) struct RedisProcess {
     pub(crate) port: u16,
     directory: tempfile::TempDir,
     arguments: Vec<String>,
+    /// Whole command line instead, for servers that are configured by file.
+    other: Option<Vec<String>>,
     running: Option<Running>,
 }
 
@@ -31,12 +34,15 @@ struct Running {
 impl RedisProcess {
     /// A port and a directory, and nobody there yet.
     pub(crate) fn absent(arguments: &[&str]) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
-        let port = listener.local_addr().expect("a bound socket").port();
-        // A cluster's bus takes the port 10,000 above.
-        let port = if port > 50_000 { port - 20_000 } else { port };
+        let port = free_port();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        Self { port, directory: tempfile::tempdir().expect("a directory"), arguments, running: None }
+        Self {
+            port,
+            directory: tempfile::tempdir().expect("a directory"),
+            arguments,
+            other: None,
+            running: None,
+        }
     }
 
     /// A running server without persistence.
@@ -51,17 +57,32 @@ impl RedisProcess {
         self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
     }
 
+    /// This command line, whole, from the next start on.
+    pub(crate) fn be(&mut self, arguments: &[&str]) {
+        self.other = Some(arguments.iter().map(|&argument| argument.to_owned()).collect());
+    }
+
     /// Starts the server at its port and waits until it answers.
     pub(crate) fn start_again(&mut self) {
-        let mut keeper = Command::new("sh")
-            .args(["-c", KEEPER, "sh", "--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--save", "", "--dir"])
-            .arg(self.directory.path())
-            .args(&self.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a shell");
+        let mut command = Command::new("sh");
+        command.args(["-c", KEEPER, "sh"]);
+        match &self.other {
+            Some(arguments) => command.args(arguments),
+            None => command
+                .args([
+                    "--port",
+                    &self.port.to_string(),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--dir",
+                ])
+                .arg(self.directory.path())
+                .args(&self.arguments),
+        };
+        let mut keeper =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell");
         let mut pid = String::new();
         let stdout = keeper.stdout.take().expect("piped");
         BufReader::new(stdout).read_line(&mut pid).expect("the server's id");
@@ -114,5 +135,19 @@ impl RedisProcess {
 impl Drop for RedisProcess {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A port below those that outgoing connections take, so that none of them can be faster; a cluster's bus, 10,000
+/// above, stays below them too.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 500).expect("below 500") * 20;
+    loop {
+        let port = 12_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return port;
+        }
     }
 }

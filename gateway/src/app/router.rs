@@ -15,7 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::node::Node;
 use crate::rest::{self, ApiError, with_request_id};
-use crate::transport::{sse, websocket};
+use crate::transport::{poll, sse, websocket};
 
 /// All routes of the client port.
 pub(crate) fn client(node: &Arc<Node>) -> Router {
@@ -27,6 +27,8 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
         .route("/api/realtime/events", get(sse::uno))
         .route("/api/events", get(sse::excore))
         .route("/events", get(sse::excore))
+        .route(poll::PATH, get(poll::get).post(poll::post))
+        .route(poll::MISSED_PATH, get(poll::missed))
         .with_state(Arc::clone(node))
         .merge(rest::router(Arc::clone(node)))
         .fallback(unknown_path)

@@ -72,16 +72,31 @@ impl Driver {
         admitted: Admitted,
         socket: Option<Arc<TcpStream>>,
     ) -> Self {
+        let driver = Self::brief(node, connection, claims, admitted, socket);
+        let heartbeat = &driver.node.heartbeat;
+        heartbeat.watch(&driver.connection);
+        if let Some(claims) = &driver.claims {
+            heartbeat.expire(&driver.connection, claims.expires_at, 0);
+        }
+        driver
+    }
+
+    /// A driver for a long poll: over before anybody would ping it, and its owner watches the token's
+    /// expiry. Ends with [`Driver::end_brief`].
+    #[must_use]
+    pub fn brief(
+        node: Arc<Node>,
+        connection: Arc<Connection>,
+        claims: Option<Claims>,
+        admitted: Admitted,
+        socket: Option<Arc<TcpStream>>,
+    ) -> Self {
         let limits = SessionLimits {
             messages_per_second: node.config.limits.messages_per_second,
             heartbeat_timeout_ms: node.config.heartbeat.timeout.as_millis() as u64,
         };
         node.hub.attach(&connection);
         node.metrics.opened(connection.transport);
-        node.heartbeat.watch(&connection);
-        if let Some(claims) = &claims {
-            node.heartbeat.expire(&connection, claims.expires_at, 0);
-        }
         Self {
             session: Session::new(limits, clock::monotonic_ms()),
             node,
@@ -311,6 +326,14 @@ impl Driver {
                 () = writable(socket), if socket.is_some() && self.connection.outbox.signals_blocked() => {}
             }
         }
+    }
+
+    /// Takes everything back, silently: the end of a driver made with [`Driver::brief`].
+    pub(crate) fn end_brief(&mut self) {
+        self.release_subscriptions();
+        self.node.hub.detach(&self.connection.id);
+        self.node.metrics.closed(self.connection.transport, "client");
+        self.connection.outbox.fail();
     }
 
     /// Says goodbye where that is due, and takes everything back.

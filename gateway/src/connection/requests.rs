@@ -10,12 +10,14 @@ use carillon_protocol::session::{ClientPublish, Request, Session};
 use carillon_protocol::{ChannelName, ErrorCode, Filter, Payload, UserId};
 use foldhash::HashMap;
 
+use super::Transport;
 use super::driver::Driver;
 use crate::dispatch::NOTIFICATIONS;
 use crate::hub::{Labels, SubscriptionKey};
 use crate::node::Outgoing;
 use crate::policy::{Action, Decision};
 use crate::relay::ChannelTraits;
+use crate::transport::poll::own_polls;
 
 /// One of a connection's own subscriptions.
 #[derive(Clone, Debug)]
@@ -37,8 +39,8 @@ pub type Subscriptions = HashMap<ChannelName, Own>;
 
 /// A channel as a client names it, resolved: the hub's channel and which labels are meant.
 #[derive(Clone, Debug)]
-pub(super) struct Named {
-    pub(super) channel: ChannelName,
+pub(crate) struct Named {
+    pub(crate) channel: ChannelName,
     pub(super) label: Box<str>,
     pub(super) labels: Labels,
 }
@@ -83,7 +85,7 @@ impl Driver {
     }
 
     /// Resolves `notifications` and the user's own stream (R7).
-    pub(super) fn resolve(&self, name: &ChannelName) -> Result<Named, Refusal> {
+    pub(crate) fn resolve(&self, name: &ChannelName) -> Result<Named, Refusal> {
         let stream = self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         if name.as_str() == NOTIFICATIONS {
             let channel = stream.ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own"))?;
@@ -174,6 +176,9 @@ impl Driver {
         let mut exclude = Exclude::default();
         if publish.relay {
             exclude.connections.push(self.connection.id.clone());
+            if self.connection.transport == Transport::Poll {
+                exclude.connections.extend(self.connection.user.as_ref().and_then(|user| own_polls(user.as_str())));
+            }
         }
         let outgoing = Outgoing {
             channel: publish.channel,

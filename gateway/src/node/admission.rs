@@ -28,14 +28,7 @@ impl Node {
     /// # Errors
     /// `UNAVAILABLE` when the node is full or draining, `MAX_CONNECTIONS` when the user is.
     pub async fn admit(self: &Arc<Self>, user: Option<&UserId>) -> Result<Admitted, Refusal> {
-        if self.is_closing() {
-            return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining").with("retry_after_ms", 1_000));
-        }
-        let limit = self.config.limits.connections as u64;
-        if limit > 0 && self.metrics.connections_live() >= limit {
-            self.metrics.refused("capacity");
-            return Err(Refusal::new(ErrorCode::Unavailable, "This node is full").with("retry_after_ms", 5_000));
-        }
+        self.check_room()?;
         let id = crate::ids::connection_id(&self.id);
         let Some(user) = user else {
             return Ok(Admitted { node: Arc::clone(self), id, record: None });
@@ -56,6 +49,27 @@ impl Node {
                     .with("connections", connections))
             }
         }
+    }
+
+    /// Counts a long poll: a place on this node, but none of the user's connections (R31).
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when the node is full or draining.
+    pub fn admit_poll(self: &Arc<Self>) -> Result<Admitted, Refusal> {
+        self.check_room()?;
+        Ok(Admitted { node: Arc::clone(self), id: crate::ids::connection_id(&self.id), record: None })
+    }
+
+    fn check_room(&self) -> Result<(), Refusal> {
+        if self.is_closing() {
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining").with("retry_after_ms", 1_000));
+        }
+        let limit = self.config.limits.connections as u64;
+        if limit > 0 && self.metrics.connections_live() >= limit {
+            self.metrics.refused("capacity");
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is full").with("retry_after_ms", 5_000));
+        }
+        Ok(())
     }
 
     fn admit_locally(&self, user: &UserId, limit: u64) -> Admission {

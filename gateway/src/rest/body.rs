@@ -34,7 +34,7 @@ pub(super) struct JsonBody(Bytes);
 
 /// A JSON body of many messages, unread; at most [`BATCH_BYTES_MAX`].
 #[derive(Clone, Debug)]
-pub(super) struct BatchBody(Bytes);
+pub(crate) struct BatchBody(Bytes);
 
 impl FromRequest<Arc<Node>> for JsonBody {
     type Rejection = ApiError;
@@ -71,7 +71,7 @@ impl BatchBody {
     ///
     /// # Errors
     /// `INVALID_MESSAGE` with the place.
-    pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
+    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, Refusal> {
         parse(text_of(&self.0)?)
     }
 }

@@ -48,6 +48,13 @@ impl Query {
         Self { pairs }
     }
 
+    /// The same query with one value more, which counts first.
+    #[must_use]
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let first = (name.to_owned(), value.to_owned());
+        Self { pairs: std::iter::once(first).chain(self.pairs.iter().cloned()).collect() }
+    }
+
     /// The first value of a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

@@ -1,0 +1,81 @@
+//! Pages of long polls' answers, in memory. Time is a parameter.
+
+use std::collections::{HashMap, VecDeque};
+
+use foldhash::fast::RandomState;
+use tokio::time::Instant;
+
+use crate::polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState};
+
+/// Users whose pages are looked at for each one kept, so that what expired goes without a sweep.
+const SWEEP_USERS: usize = 4_096;
+
+/// Pages by user.
+#[derive(Default)]
+pub(super) struct Polls {
+    users: HashMap<String, Pages, RandomState>,
+    kept_since_sweep: usize,
+}
+
+struct Pages {
+    last_id: u64,
+    pages: VecDeque<(String, PollPage)>,
+    expires_at: Instant,
+}
+
+impl Pages {
+    fn answered(&self, question: &str) -> Option<PollPage> {
+        let same = |(asked, _): &&(String, PollPage)| !question.is_empty() && asked == question;
+        self.pages.iter().rev().find(same).map(|(_, page)| page.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        self.pages.iter().map(|(_, page)| page.body.len()).sum()
+    }
+}
+
+impl Polls {
+    pub(super) fn find(&self, user: &str, id: u64, question: &str, now: Instant) -> PollState {
+        let Some(pages) = self.users.get(user).filter(|pages| pages.expires_at > now) else {
+            return PollState::default();
+        };
+        let holds = |(_, page): &&(String, PollPage)| page.first_id <= id && id - page.first_id < page.count;
+        let origin = pages.pages.iter().find(holds).map(|(_, page)| page.clone());
+        PollState { origin, answered: pages.answered(question) }
+    }
+
+    pub(super) fn keep(&mut self, user: &str, new: NewPollPage, unix_ms: u64, now: Instant) -> PollPage {
+        self.sweep(now);
+        let pages = self.users.entry(user.to_owned()).or_insert_with(|| Pages {
+            last_id: 0,
+            pages: VecDeque::new(),
+            expires_at: now,
+        });
+        if pages.expires_at <= now {
+            pages.pages.clear();
+        }
+        pages.expires_at = now + POLL_LIFETIME;
+        if let Some(page) = pages.answered(&new.question) {
+            return page;
+        }
+        let count = new.count.max(1);
+        let first_id = (pages.last_id + 1).max(unix_ms);
+        pages.last_id = first_id + count - 1;
+        let page = PollPage { first_id, count, body: new.body };
+        pages.pages.push_back((new.question, page.clone()));
+        while pages.pages.len() > POLL_PAGES_MAX
+            || (pages.pages.len() > 1 && pages.bytes() > POLL_PAGES_BYTES_MAX)
+        {
+            pages.pages.pop_front();
+        }
+        page
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.kept_since_sweep += 1;
+        if self.kept_since_sweep >= SWEEP_USERS {
+            self.kept_since_sweep = 0;
+            self.users.retain(|_, pages| pages.expires_at > now);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Facts about the pages that long polls leave.
+
+use carillon_broker_client::{NewPollPage, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollState};
+use carillon_protocol::UserId;
+
+use crate::fixture::Fixture;
+
+fn user(name: &str) -> UserId {
+    UserId::new(name).expect("a user id")
+}
+
+fn page(question: &str, count: u64, body: &str) -> NewPollPage {
+    NewPollPage { question: question.to_owned(), count, body: body.to_owned() }
+}
+
+pub(crate) async fn poll_ids_grow_and_every_id_finds_its_page(fixture: &impl Fixture) {
+    let (one, two) = (fixture.join().await, fixture.join().await);
+    let (ann, bob) = (user("ann {1}"), user("bob"));
+    let first = one.broker.keep_poll_page(&ann, page("", 3, "a b")).await.expect("kept");
+    let second = two.broker.keep_poll_page(&ann, page("", 0, "c")).await.expect("kept");
+    assert!(second.first_id >= first.first_id + 3 && second.count == 1, "{first:?} {second:?}");
+    for id in first.first_id..first.first_id + 3 {
+        let found = two.broker.find_poll_pages(&ann, id, "").await.expect("read");
+        assert_eq!(found, PollState { origin: Some(first.clone()), answered: None });
+    }
+    for (who, id) in [(&ann, 0), (&ann, first.first_id - 1), (&ann, second.first_id + 1), (&bob, first.first_id)] {
+        assert_eq!(one.broker.find_poll_pages(who, id, "").await.expect("read"), PollState::default());
+    }
+}
+
+pub(crate) async fn a_question_is_answered_once(fixture: &impl Fixture) {
+    let (one, two) = (fixture.join().await, fixture.join().await);
+    let ann = user("ann");
+    let first = one.broker.keep_poll_page(&ann, page("7:x", 2, "first")).await.expect("kept");
+    let again = two.broker.keep_poll_page(&ann, page("7:x", 9, "second")).await.expect("kept");
+    assert_eq!(first, again);
+    let other = two.broker.keep_poll_page(&ann, page("7:y", 1, "other")).await.expect("kept");
+    let found = one.broker.find_poll_pages(&ann, first.first_id, "7:y").await.expect("read");
+    assert_eq!(found, PollState { origin: Some(first), answered: Some(other) });
+}
+
+pub(crate) async fn old_poll_pages_make_room(fixture: &impl Fixture) {
+    let node = fixture.join().await;
+    let ann = user("ann");
+    let first = node.broker.keep_poll_page(&ann, page("q", 1, "x")).await.expect("kept");
+    for _ in 0..POLL_PAGES_MAX {
+        node.broker.keep_poll_page(&ann, page("", 1, "x")).await.expect("kept");
+    }
+    let found = node.broker.find_poll_pages(&ann, first.first_id, "q").await.expect("read");
+    assert_eq!(found, PollState::default());
+    let large = "y".repeat(POLL_PAGES_BYTES_MAX + 1);
+    let newest = node.broker.keep_poll_page(&ann, page("large", 1, &large)).await.expect("kept");
+    let found = node.broker.find_poll_pages(&ann, newest.first_id, "large").await.expect("read");
+    assert_eq!(found.origin, Some(newest.clone()));
+    assert_eq!(node.broker.find_poll_pages(&ann, newest.first_id - 1, "").await.expect("read"), PollState::default());
+    let next = node.broker.keep_poll_page(&ann, page("q", 1, "z")).await.expect("kept");
+    assert!(next.first_id > newest.first_id);
+}

@@ -1,0 +1,309 @@
+//! The broker over several Redis servers: shards, sentinels, a cluster.
+
+#[path = "redis/node.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod node;
+#[path = "redis/process.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod process;
+
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use carillon_broker_client::{
+    Broker, ConnectionRecord, Event, Health, RedisMode, RedisSettings, Target,
+};
+use carillon_protocol::{ChannelName, ConnectionId, UserId};
+use tokio::time::Instant;
+
+use node::{Node, PATIENCE, channel, kept, settings};
+use process::RedisProcess;
+
+fn urls(servers: &[RedisProcess]) -> Vec<String> {
+    servers.iter().map(RedisProcess::url).collect()
+}
+
+fn rooms(count: usize) -> Vec<ChannelName> {
+    (0..count).map(|index| channel(&format!("room:{index}"))).collect()
+}
+
+/// Everything that must work in any layout.
+async fn everything_works(with: &RedisSettings) {
+    let (mut one, mut two) = (Node::up(with.clone()).await, Node::up(with.clone()).await);
+    let rooms = rooms(200);
+    one.broker.subscribe(&rooms).await.expect("subscribed");
+    let receipts =
+        two.broker.publish_batch(rooms.iter().map(|room| kept(room, "m1")).collect()).await;
+    assert!(
+        receipts.iter().all(Result::is_ok),
+        "{:?}",
+        receipts.iter().find(|receipt| receipt.is_err())
+    );
+    for _ in &rooms {
+        assert_eq!(one.hears_publication().await, "m1");
+    }
+    let tops = one.broker.tops(&rooms).await.expect("tops");
+    for ((room, top), receipt) in rooms.iter().zip(tops).zip(receipts) {
+        assert_eq!(Some(top), receipt.expect("published").position);
+        assert_eq!(one.history(room).await, ["m1"]);
+    }
+    one.beat().await.expect("beaten");
+    assert_eq!(two.beat().await.expect("beaten").len(), 2);
+    let user = UserId::new("a{d}a").expect("a user");
+    for (node, id) in [(&one, "c1"), (&two, "c2")] {
+        let record =
+            ConnectionRecord { id: ConnectionId::new(id).expect("an id"), user: user.clone() };
+        node.broker.register(&record, 10).await.expect("registered");
+    }
+    assert_eq!(one.broker.connections_of(&user).await.expect("listed").len(), 2);
+    one.broker.retire().await.expect("retired");
+    assert_eq!(two.broker.connections_of(&user).await.expect("listed").len(), 1);
+    let target = Target::Node(two.broker.node().clone());
+    assert_eq!(one.broker.tell(&target, Bytes::from_static(b"you")).await, Ok(1));
+    assert_eq!(one.broker.tell(&Target::All, Bytes::from_static(b"all")).await, Ok(2));
+    two.hears(&Event::Told(Bytes::from_static(b"you"))).await;
+    two.hears(&Event::Told(Bytes::from_static(b"all"))).await;
+    two.broker.retire().await.expect("retired");
+}
+
+/// Hears until this publication.
+async fn hears_at_last(node: &mut Node, id: &str) {
+    loop {
+        match node.heard().await {
+            Event::Publication(publication) if publication.id.as_str() == id => return,
+            _ => {}
+        }
+    }
+}
+
+/// Waits for a fact that another process brings about.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE * 3, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_share_the_channels_and_one_may_fail() {
+    let mut servers: Vec<_> = (0..3).map(|_| RedisProcess::start(&[])).collect();
+    let with = settings(RedisMode::Shards, urls(&servers));
+    everything_works(&with).await;
+    for server in &servers {
+        let keys: u64 = server.cli(&["DBSIZE"]).parse().expect("a number");
+        assert!(keys > 2 * 200 / 6, "each serves about a third, not {keys}");
+    }
+    let mut node = Node::up(with).await;
+    let rooms = rooms(30);
+    node.broker.subscribe(&rooms).await.expect("subscribed");
+    servers[2].kill();
+    node.hears(&Event::Interrupted).await;
+    node.until(|health| matches!(health, Health::Down(_))).await;
+    let receipts =
+        node.broker.publish_batch(rooms.iter().map(|room| kept(room, "m2")).collect()).await;
+    let published = receipts.iter().filter(|receipt| receipt.is_ok()).count();
+    assert!(published > 5 && published < 30, "{published}");
+    for _ in 0..published {
+        assert_eq!(node.hears_publication().await, "m2");
+    }
+    servers[2].start_again();
+    node.hears(&Event::Restored).await;
+    node.until(|health| *health == Health::Up).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_lead_to_the_promoted_master_within_six_seconds() {
+    let mut master = RedisProcess::start(&["--repl-diskless-sync-delay", "0"]);
+    let replica = RedisProcess::start(&["--replicaof", &format!("127.0.0.1 {}", master.port)]);
+    until("the replica follows", || {
+        replica.cli(&["INFO", "replication"]).contains("master_link_status:up")
+    })
+    .await;
+    let mut sentinels = Vec::new();
+    for _ in 0..3 {
+        let mut sentinel = RedisProcess::absent(&[]);
+        let file = sentinel.directory().join("sentinel.conf");
+        let conf = format!(
+            "port {}\nsentinel monitor carillon 127.0.0.1 {} 2\nsentinel down-after-milliseconds carillon 1000\n\
+             sentinel failover-timeout carillon 5000\n",
+            sentinel.port, master.port
+        );
+        std::fs::write(&file, conf).expect("written");
+        sentinel.be(&[file.to_str().expect("UTF-8"), "--sentinel"]);
+        sentinel.start_again();
+        sentinels.push(sentinel);
+    }
+    for sentinel in &sentinels {
+        until("sentinels know each other and the replica", || {
+            let known = sentinel.cli(&["SENTINEL", "MASTER", "carillon"]);
+            let lines: Vec<&str> = known.lines().collect();
+            let field = |name| lines.iter().position(|line| *line == name).map(|at| lines[at + 1]);
+            field("num-other-sentinels") == Some("2") && field("num-slaves") == Some("1")
+        })
+        .await;
+    }
+    let with = settings(RedisMode::Sentinel, urls(&sentinels));
+    everything_works(&with).await;
+    let mut node = Node::up(with).await;
+    let name = channel("room:failover");
+    node.subscribe(&name).await.expect("subscribed");
+    node.publish(&name, "m1").await.expect("published");
+    assert_eq!(node.hears_publication().await, "m1");
+    master.kill();
+    let took = node.publish_until_it_works(&name, "m2").await;
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    hears_at_last_or_restored(&mut node, "m2").await;
+    node.until(|health| *health == Health::Up).await;
+    // The old master comes back as nobody's master.
+    master.start_again();
+    until("the old master follows", || master.cli(&["ROLE"]).starts_with("slave")).await;
+    node.publish_until_it_works(&name, "m3").await;
+    hears_at_last(&mut node, "m3").await;
+}
+
+/// A publication between the promotion and the return of the hearing is found by the audit.
+async fn hears_at_last_or_restored(node: &mut Node, id: &str) {
+    loop {
+        match node.heard().await {
+            Event::Publication(publication) if publication.id.as_str() == id => return,
+            Event::Restored => return,
+            _ => {}
+        }
+    }
+}
+
+/// Six processes: three masters, three replicas.
+async fn cluster() -> Vec<RedisProcess> {
+    let start = || {
+        RedisProcess::start(&[
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1500",
+            "--repl-diskless-sync-delay",
+            "0",
+        ])
+    };
+    let servers: Vec<_> = (0..6).map(|_| start()).collect();
+    let mut create = Command::new("redis-cli");
+    create.args(["--cluster", "create"]);
+    create.args(servers.iter().map(|server| format!("127.0.0.1:{}", server.port)));
+    create.args(["--cluster-replicas", "1", "--cluster-yes"]);
+    let created = create.output().expect("redis-cli");
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
+    for server in &servers {
+        until("the cluster stands", || {
+            server.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
+        })
+        .await;
+    }
+    until("replicas follow", || {
+        let follows = |server: &&RedisProcess| {
+            server.cli(&["INFO", "replication"]).contains("master_link_status:up")
+        };
+        servers.iter().filter(follows).count() == 3
+    })
+    .await;
+    servers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_serves_all_and_writes_again_six_seconds_after_a_masters_death() {
+    let mut servers = cluster().await;
+    let with = settings(RedisMode::Cluster, urls(&servers[..2]));
+    everything_works(&with).await;
+    let mut node = Node::up(with).await;
+    let rooms = rooms(60);
+    node.broker.subscribe(&rooms).await.expect("subscribed");
+    let victim = servers
+        .iter()
+        .position(|server| server.cli(&["ROLE"]).starts_with("master"))
+        .expect("a master");
+    servers[victim].kill();
+    node.hears(&Event::Interrupted).await;
+    let began = Instant::now();
+    for room in &rooms {
+        node.publish_until_it_works(room, "m1").await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    loop {
+        if node.heard().await == Event::Restored {
+            break;
+        }
+    }
+    node.until(|health| *health == Health::Up).await;
+    for room in &rooms {
+        node.publish(room, "m2").await.expect("published");
+    }
+    let mut left = rooms.len();
+    while left > 0 {
+        match node.heard().await {
+            Event::Publication(publication) if publication.id.as_str() == "m2" => left -= 1,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_moves_under_load_loses_nothing() {
+    let servers = cluster().await;
+    let mut node = Node::up(settings(RedisMode::Cluster, urls(&servers[..1]))).await;
+    let name = channel("room:moves");
+    node.subscribe(&name).await.expect("subscribed");
+    let tag = format!("{{{name}}}");
+    let slot = servers[0].cli(&["CLUSTER", "KEYSLOT", &tag]);
+    let masters: Vec<&RedisProcess> =
+        servers.iter().filter(|server| server.cli(&["ROLE"]).starts_with("master")).collect();
+    let owns =
+        |server: &RedisProcess| !server.cli(&["GET", &format!("t:{tag}:m")]).starts_with("MOVED");
+    node.publish(&name, "m0").await.expect("published");
+    let from = masters.iter().find(|server| owns(server)).expect("an owner");
+    let to = masters.iter().find(|server| server.port != from.port).expect("another");
+    let (from_id, to_id) = (from.cli(&["CLUSTER", "MYID"]), to.cli(&["CLUSTER", "MYID"]));
+
+    let publisher = {
+        let broker = node.broker.clone();
+        let name = name.clone();
+        tokio::spawn(async move {
+            let mut acknowledged = vec!["m0".to_owned()];
+            for index in 1..=400 {
+                let id = format!("m{index}");
+                if broker.publish(kept(&name, &id)).await.is_ok() {
+                    acknowledged.push(id);
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            acknowledged
+        })
+    };
+    to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+    from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+    let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    let port = to.port.to_string();
+    let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "1000", "KEYS"];
+    migrate.extend(keys.lines());
+    assert_eq!(from.cli(&migrate), "OK");
+    for server in [to, from] {
+        server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+    }
+    let acknowledged = publisher.await.expect("published");
+    assert!(acknowledged.len() > 300, "{}", acknowledged.len());
+    node.until(|health| *health == Health::Up).await;
+    let mut kept_offsets = Vec::new();
+    let query = carillon_broker_client::HistoryQuery {
+        start: carillon_broker_client::Start::Last,
+        limit: 100,
+        age: Duration::from_secs(3600),
+    };
+    let page = node.broker.history(&name, query).await.expect("history");
+    kept_offsets
+        .extend(page.publications.iter().map(|publication| publication.id.as_str().to_owned()));
+    let tail = &acknowledged[acknowledged.len() - 50..];
+    assert!(tail.iter().all(|id| kept_offsets.contains(id)), "{tail:?} {kept_offsets:?}");
+    assert!(page.top.offset >= acknowledged.len() as u64, "no offset was used twice");
+    node.publish(&name, "last").await.expect("published");
+    hears_at_last(&mut node, "last").await;
+    assert!(owns(to));
+}

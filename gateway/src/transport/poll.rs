@@ -1,0 +1,121 @@
+//! Long polls: `GET` and `POST /api/v1/realtime/poll`, `GET …/poll/missed`. Routes, credentials, the
+//! rate and the shape of answers; what is answered is in the submodules. `protocol.md` 6, rulings R31, R32.
+//!
+//! A poll number stands for a cursor kept in the store (`page`); every answer is read from history
+//! (`gather`) and a waiting poll is only woken by the hub (`held`), so that nothing is lost or heard
+//! twice whatever node serves it.
+
+mod answer;
+mod gather;
+mod held;
+mod missed;
+mod page;
+mod question;
+mod rate;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, Request, State};
+use axum::response::{IntoResponse, Response};
+use carillon_protocol::envelope::Refusal;
+use carillon_protocol::ErrorCode;
+use http::HeaderMap;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue};
+
+use super::handshake::{Query, authenticate};
+use crate::auth::Claims;
+use crate::node::Node;
+use crate::rest::{ApiError, BatchBody};
+pub(crate) use gather::own_polls;
+use question::Question;
+use rate::Rate;
+
+/// Where polls are asked.
+pub const PATH: &str = "/api/v1/realtime/poll";
+/// Where missed messages of the user's own stream are read.
+pub const MISSED_PATH: &str = "/api/v1/realtime/poll/missed";
+
+/// Who asks, and how often they did.
+struct Asker {
+    claims: Claims,
+    rate: Option<Rate>,
+}
+
+impl Asker {
+    /// Authenticates and counts; the answer to give where that fails.
+    async fn admit(node: &Node, headers: &HeaderMap, query: &Query, counter: &str) -> Result<Self, Response> {
+        let refuse = |refusal: Refusal| ApiError(refusal).into_response();
+        let claims = authenticate(node, headers, query).await.map_err(refuse)?;
+        let claims = claims.ok_or_else(|| refuse(Refusal::new(ErrorCode::MissingToken, "missing token")))?;
+        let rate = Rate::count(node, counter, &claims.user).await.map_err(refuse)?;
+        let asker = Self { claims, rate };
+        match asker.rate.as_ref().and_then(Rate::refusal) {
+            Some(refusal) => Err(asker.respond(Err(refusal))),
+            None => Ok(asker),
+        }
+    }
+
+    /// The answer with the headers that every one has (R27).
+    fn respond(&self, answer: Result<Vec<u8>, Refusal>) -> Response {
+        let mut response = match answer {
+            Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
+            Err(refusal) => ApiError(refusal).into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(rate) = &self.rate {
+            for (name, value) in rate.headers() {
+                headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+            }
+        }
+        response
+    }
+}
+
+/// `GET /api/v1/realtime/poll`.
+pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let query = Query::parse(parts.uri.query());
+    let asker = match Asker::admit(&node, &parts.headers, &query, "poll").await {
+        Ok(asker) => asker,
+        Err(response) => return response,
+    };
+    let answer = match Question::of_query(&query, &asker.claims) {
+        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question)).await,
+        Err(refusal) => Err(refusal),
+    };
+    asker.respond(answer)
+}
+
+/// `POST /api/v1/realtime/poll`.
+pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
+    let query = Query::parse(request.uri().query());
+    let asker = match Asker::admit(&node, request.headers(), &query, "poll").await {
+        Ok(asker) => asker,
+        Err(response) => return response,
+    };
+    let question = match BatchBody::from_request(request, &node).await {
+        Ok(body) => Question::of_body(&query, &body, &asker.claims),
+        Err(ApiError(refusal)) => Err(refusal),
+    };
+    let answer = match question {
+        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question)).await,
+        Err(refusal) => Err(refusal),
+    };
+    asker.respond(answer)
+}
+
+/// `GET /api/v1/realtime/poll/missed`.
+pub async fn missed(State(node): State<Arc<Node>>, request: Request) -> Response {
+    let (parts, _) = request.into_parts();
+    let query = Query::parse(parts.uri.query());
+    let asker = match Asker::admit(&node, &parts.headers, &query, "missed").await {
+        Ok(asker) => asker,
+        Err(response) => return response,
+    };
+    let answer = missed::read(&node, &asker.claims, &query).await;
+    asker.respond(answer)
+}

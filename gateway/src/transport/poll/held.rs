@@ -1,0 +1,187 @@
+//! The short-lived connection behind one poll: it sends the poll's messages, and while the poll is
+//! held it listens. What has a history only wakes it; what has none is taken from the outbox.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carillon_protocol::client_message::Unreadable;
+use carillon_protocol::envelope::Refusal;
+use carillon_protocol::session::Session;
+use carillon_protocol::{ChannelName, ClientMessage, ErrorCode, Profile};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use super::gather::{EVENTS_MAX, Event, Listened};
+use super::page::Step;
+use crate::auth::Claims;
+use crate::connection::driver::Driver;
+use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::{Connection, Transport};
+use crate::dispatch::{Dress, Medium};
+use crate::hub::{Labels, Subscription, SubscriptionKey};
+use crate::node::Node;
+use crate::relay::ChannelTraits;
+
+/// See the module. Everything it took is given back when it is dropped, also in the middle of a wait.
+pub(super) struct Held {
+    pub(super) driver: Driver,
+    node: Arc<Node>,
+    joined: Mutex<Vec<ChannelName>>,
+    keys: Vec<(ChannelName, SubscriptionKey)>,
+    /// Documents heard on channels without history.
+    heard: Vec<Box<RawValue>>,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// Something arrived.
+    Arrived,
+    /// Time is up.
+    Late,
+    /// The node drains, or somebody closed the connection.
+    Ended,
+}
+
+/// What is looked at in a document from the outbox.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    offset: Option<IgnoredAny>,
+}
+
+impl Held {
+    /// A connection of the token's user.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` when the node is full or draining.
+    pub(super) fn open(node: &Arc<Node>, claims: &Claims, profile: Profile) -> Result<Self, Refusal> {
+        let admitted = node.admit_poll()?;
+        let outbox = Outbox::new(Wire::Pulled, node.config.limits.queue_bytes);
+        let dress = Dress { medium: Medium::Poll, profile };
+        let connection =
+            Connection::new(admitted.id.clone(), Some(claims.user.clone()), Transport::Poll, dress, outbox);
+        let driver = Driver::brief(Arc::clone(node), connection, Some(claims.clone()), admitted, None);
+        Ok(Self { driver, node: Arc::clone(node), joined: Mutex::default(), keys: Vec::new(), heard: Vec::new() })
+    }
+
+    /// The connection.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.driver.connection
+    }
+
+    /// Sends messages as a WebSocket client would; the replies.
+    pub(super) async fn send(&mut self, messages: Vec<Result<ClientMessage, Unreadable>>) -> Vec<Bytes> {
+        for message in messages {
+            match &message {
+                Ok(message) if matches!(&*message.kind, "subscribe" | "unsubscribe") => {
+                    let refusal = Refusal::new(ErrorCode::InvalidMessage, "A poll names its channels in `channels`")
+                        .with("type", &*message.kind);
+                    self.connection().push(&Session::refused(message.correlation.clone(), &refusal));
+                }
+                _ => self.driver.perform_message(message).await,
+            }
+        }
+        self.connection().outbox.take()
+    }
+
+    /// Begins to hear the channels. What is published after this returned wakes the poll.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`.
+    pub(super) async fn listen(&mut self, channels: &[Listened]) -> Result<(), Refusal> {
+        let (node, noted) = (&self.node, &self.joined);
+        let joins = channels.iter().map(|listened| async move {
+            let traits = ChannelTraits { history_age: listened.age };
+            // Noted in the same breath as the join counts, so that dropping this gives back exactly that.
+            noted.lock().push(listened.channel.clone());
+            node.relay.join(&listened.channel, traits).await
+        });
+        for joined in join_all(joins).await {
+            joined.map_err(|error| self.node.broker_refusal(&error))?;
+        }
+        for listened in channels {
+            let subscription = Subscription {
+                connection: Arc::clone(self.connection()),
+                behind: None,
+                labels: Labels::ALL,
+                filter: None,
+                conflate: listened.conflate,
+            };
+            let position = || self.node.relay.position(&listened.channel);
+            let key = self.node.hub.subscribe(&listened.channel, subscription, position, |_| {});
+            self.keys.push((listened.channel.clone(), key));
+        }
+        Ok(())
+    }
+
+    /// Waits until something arrives. Cancel safe.
+    pub(super) async fn wait(&mut self, until: Instant) -> Woken {
+        let connection = Arc::clone(self.connection());
+        let outbox = &connection.outbox;
+        loop {
+            if outbox.is_closing() {
+                return Woken::Ended;
+            }
+            let pulled = std::future::poll_fn(|cx| outbox.poll_pulled(cx));
+            tokio::select! {
+                biased;
+                documents = pulled => match documents {
+                    Some(documents) => {
+                        self.take(&documents);
+                        return Woken::Arrived;
+                    }
+                    None => return Woken::Ended,
+                },
+                () = outbox.woken() => {
+                    // Live delivery to a listener that fell behind stops: answer with what there is.
+                    if outbox.signals().behind {
+                        return Woken::Ended;
+                    }
+                }
+                () = tokio::time::sleep_until(until) => return Woken::Late,
+                () = self.node.stop.cancelled() => return Woken::Ended,
+            }
+        }
+    }
+
+    /// Events of channels without history, so far.
+    pub(super) fn heard(&mut self) -> Vec<Event> {
+        for documents in self.connection().outbox.take() {
+            self.take(&documents);
+        }
+        self.heard
+            .drain(..)
+            .map(|document| Event { document: Bytes::copy_from_slice(document.get().as_bytes()), step: Step::Heard(document) })
+            .collect()
+    }
+
+    fn take(&mut self, documents: &[u8]) {
+        for document in serde_json::Deserializer::from_slice(documents).into_iter::<Box<RawValue>>() {
+            let Ok(document) = document else { return };
+            let Ok(head) = serde_json::from_str::<Head<'_>>(document.get()) else { continue };
+            // With a position it is in history and will be read there, whole and in order.
+            if head.offset.is_none() && head.kind != "resync" && self.heard.len() < EVENTS_MAX {
+                self.heard.push(document);
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for (channel, key) in self.keys.drain(..) {
+            self.node.hub.unsubscribe(&self.driver.connection.id, &channel, key);
+        }
+        for channel in self.joined.lock().drain(..) {
+            self.node.relay.leave(&channel);
+        }
+        self.driver.end_brief();
+    }
+}

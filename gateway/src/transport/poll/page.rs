@@ -1,0 +1,130 @@
+//! What a poll number stands for: a page of an answer, kept as the cursor that it was read from and
+//! one short step for each event. Payloads are not kept: history has them, and what had no
+//! history is small.
+
+use carillon_broker_client::PollPage;
+use carillon_protocol::{ChannelName, Cursor, Epoch, Position, Tag};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha1::{Digest, Sha1};
+
+/// Most channels whose positions a cursor carries on although a poll did not ask for them.
+const CARRIED_MAX: usize = 64;
+/// Entity events remembered from one page to the next, to drop twins (R14).
+pub(super) const TWINS_MAX: usize = 64;
+
+/// How one event moves the cursor. Numbers of channels count the positions of the page's cursor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Step {
+    /// A publication that history holds: channel, offset, tag.
+    #[serde(rename = "k")]
+    Kept(usize, u64, Tag),
+    /// Heard on a channel without history: the document.
+    #[serde(rename = "h")]
+    Heard(Box<RawValue>),
+    /// A channel goes on elsewhere: channel, place and reason.
+    #[serde(rename = "m")]
+    Moved(usize, Position, String),
+}
+
+/// See the module.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Page {
+    /// The cursor that it was read from, as text.
+    #[serde(rename = "c")]
+    from: String,
+    /// The cursor after its last event, where the steps do not lead there.
+    #[serde(rename = "e", skip_serializing_if = "Option::is_none", default)]
+    end: Option<String>,
+    /// One each event.
+    #[serde(rename = "s")]
+    pub(super) steps: Vec<Step>,
+    /// More is waiting.
+    #[serde(rename = "m")]
+    pub(super) more: bool,
+    /// Nothing was lost before it.
+    #[serde(rename = "r")]
+    pub(super) recovered: bool,
+    /// Hashes of the entity events up to its end.
+    #[serde(rename = "t", skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) twins: Vec<u64>,
+}
+
+impl Page {
+    /// A page read from `from` that leads to `end`.
+    pub(super) fn new(from: &Cursor, end: &Cursor, steps: Vec<Step>, more: bool, recovered: bool, twins: Vec<u64>) -> Self {
+        let mut page = Self { from: from.to_text(), end: None, steps, more, recovered, twins };
+        if page.after(page.steps.len()).as_ref() != Some(end) {
+            page.end = Some(end.to_text());
+        }
+        page
+    }
+
+    /// The text that the store keeps.
+    pub(super) fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads a kept page; `None` for one of another version.
+    pub(super) fn read(kept: &PollPage) -> Option<Self> {
+        serde_json::from_str(&kept.body).ok()
+    }
+
+    /// The cursor that it was read from.
+    pub(super) fn from(&self) -> Option<Cursor> {
+        Cursor::parse(&self.from).ok()
+    }
+
+    /// The cursor that one of its ids stands for, and the twins known there.
+    pub(super) fn at(&self, kept: &PollPage, id: u64) -> Option<(Cursor, Vec<u64>)> {
+        if id + 1 >= kept.first_id + kept.count {
+            let end = self.end.as_ref().map_or_else(|| self.after(self.steps.len()), |end| Cursor::parse(end).ok());
+            return Some((end?, self.twins.clone()));
+        }
+        let events = usize::try_from(id.checked_sub(kept.first_id)?).ok()? + 1;
+        Some((self.after(events)?, Vec::new()))
+    }
+
+    fn after(&self, events: usize) -> Option<Cursor> {
+        let mut cursor = self.from()?;
+        let channels: Vec<ChannelName> = cursor.positions().iter().map(|(channel, _)| channel.clone()).collect();
+        for step in self.steps.iter().take(events) {
+            match step {
+                Step::Kept(index, offset, tag) => {
+                    let channel = channels.get(*index)?;
+                    let epoch = cursor.get(channel.as_str()).map_or(Epoch::NONE, |position| position.epoch);
+                    cursor.set(channel, Position { epoch, offset: *offset, tag: *tag });
+                }
+                Step::Moved(index, position, _) => cursor.set(channels.get(*index)?, *position),
+                Step::Heard(_) => {}
+            }
+        }
+        Some(cursor)
+    }
+}
+
+/// The store's key of a question: the id and the channels asked. Empty for what cannot be repeated.
+pub(super) fn question<'a>(id: u64, channels: impl Iterator<Item = &'a ChannelName>) -> String {
+    if id == 0 {
+        return String::new();
+    }
+    let mut names: Vec<&str> = channels.map(ChannelName::as_str).collect();
+    names.sort_unstable();
+    let mut digest = Sha1::new();
+    for name in names {
+        digest.update(name.as_bytes());
+        digest.update(b" ");
+    }
+    let digest = digest.finalize();
+    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("{id}:{short}")
+}
+
+/// Drops positions that nobody asks for, when there are too many.
+pub(super) fn trim(cursor: &mut Cursor, asked: &[&ChannelName]) {
+    let idle: Vec<ChannelName> =
+        cursor.positions().iter().map(|(name, _)| name).filter(|name| !asked.contains(name)).cloned().collect();
+    for channel in idle.iter().take(idle.len().saturating_sub(CARRIED_MAX)) {
+        cursor.remove(channel.as_str());
+    }
+}

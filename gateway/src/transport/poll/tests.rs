@@ -1,0 +1,511 @@
+//! Long polls from outside: real sockets, nodes over one embedded cluster in this process.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use carillon_broker_client::{MemoryCluster, NodeId};
+use carillon_protocol::publication::Exclude;
+use carillon_protocol::{ChannelName, Payload};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::node::{Node, Outgoing};
+use crate::{auth, clock};
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef-of-the-tests";
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Running {
+    node: Arc<Node>,
+    address: std::net::SocketAddr,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Nodes {
+    cluster: MemoryCluster,
+    running: Vec<Running>,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Answer {
+    fn good(self) -> Value {
+        assert_eq!(self.status, StatusCode::OK, "{}", self.body);
+        self.body
+    }
+
+    fn refused(&self) -> (u16, &str) {
+        (self.status.as_u16(), self.body["code"].as_str().unwrap_or_default())
+    }
+
+    fn rate(&self, name: &str) -> u64 {
+        let header = self.headers.get(format!("x-ratelimit-{name}")).expect("a header");
+        header.to_str().expect("text").parse().expect("a number")
+    }
+}
+
+impl Nodes {
+    async fn start(count: usize, settings: &[(&str, &str)]) -> Self {
+        let fixed = [
+            ("server.listen", "127.0.0.1:0"),
+            ("operator.listen", "127.0.0.1:0"),
+            ("auth.jwt.secret", SECRET),
+            ("drain.period", "0s"),
+            ("drain.grace", "0s"),
+        ];
+        let settings: Vec<(&str, &str)> = fixed.into_iter().chain(settings.iter().copied()).collect();
+        let cluster = MemoryCluster::new();
+        let mut running = Vec::new();
+        for _ in 0..count {
+            let config = Config::development(&settings).expect("the settings are good");
+            let id = NodeId::random();
+            let (broker, events) = cluster.join(id.clone());
+            let app = App::with_broker(config, id, Arc::new(broker), events).await.expect("loopback ports are free");
+            let (node, address) = (app.node(), app.client_address().expect("bound"));
+            let shutdown = CancellationToken::new();
+            let task = tokio::spawn(app.run(shutdown.clone().cancelled_owned(), CancellationToken::new()));
+            running.push(Running { node, address, shutdown, task });
+        }
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { cluster, running, client }
+    }
+
+    async fn stop(self) {
+        for running in self.running {
+            running.shutdown.cancel();
+            running.task.await.expect("the node ends");
+        }
+    }
+
+    fn node(&self, index: usize) -> &Arc<Node> {
+        &self.running[index].node
+    }
+
+    fn token(&self, user: &str) -> String {
+        let ttl = Duration::from_secs(600);
+        let token = auth::NewToken { user: user.to_owned(), name: None, scope: None, channels: None, ttl };
+        auth::mint(&self.node(0).config.auth.jwt, None, &token, clock::unix_ms() / 1_000).expect("minted")
+    }
+
+    fn call(
+        &self,
+        index: usize,
+        method: Method,
+        query: &str,
+        user: &str,
+        body: Option<&Value>,
+    ) -> impl Future<Output = Answer> + Send + 'static {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}/api/v1/realtime/poll{query}", self.running[index].address))
+            .header("authorization", format!("Bearer {}", self.token(user)))
+            .header("content-type", "application/json")
+            .body(Full::from(body.map_or_else(String::new, Value::to_string)))
+            .expect("a request");
+        let client = self.client.clone();
+        async move {
+            let response = tokio::time::timeout(PATIENCE, client.request(request)).await.expect("in time").expect("answered");
+            let (parts, body) = response.into_parts();
+            let body = body.collect().await.expect("a body").to_bytes();
+            Answer { status: parts.status, headers: parts.headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) }
+        }
+    }
+
+    /// Polls as `ann`.
+    async fn poll(&self, index: usize, query: &str) -> Value {
+        self.call(index, Method::GET, &format!("?user_id=ann&{query}"), "ann", None).await.good()
+    }
+
+    async fn publish(&self, index: usize, channel: &str, kind: &str, payload: &Value) {
+        let outgoing = Outgoing {
+            channel: ChannelName::new(channel).expect("a channel"),
+            kind: kind.into(),
+            payload: Payload::of(payload),
+            id: None,
+            idempotency_key: None,
+            user_id: None,
+            exclude: Exclude::default(),
+            meta: None,
+            sender: "test".to_owned(),
+            history: true,
+            traceparent: None,
+        };
+        self.node(index).publish(outgoing).await.expect("published");
+    }
+
+    /// Waits until a poll is held on a node.
+    async fn holding(&self, index: usize, subscriptions: usize) {
+        self.until(|| self.node(index).hub.subscriptions() == subscriptions).await;
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "it never came");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn events(answer: &Value) -> &[Value] {
+    answer["events"].as_array().expect("events")
+}
+
+fn last_id(answer: &Value) -> u64 {
+    answer["last_poll_id"].as_u64().expect("a number")
+}
+
+fn payloads(answer: &Value) -> Vec<&Value> {
+    events(answer).iter().map(|event| &event["payload"]).collect()
+}
+
+const FREE: &[(&str, &str)] = &[("limits.polls_per_minute", "0")];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_arrives_exactly_once_over_two_nodes() {
+    const PER_CHANNEL: u64 = 150;
+    let nodes = Arc::new(Nodes::start(2, FREE).await);
+    let mut rng = rand::rngs::StdRng::seed_from_u64(0x0c0f_fee5);
+    let channels = "channels=chat,room:a";
+    let mut last = last_id(&nodes.poll(0, &format!("timeout=0&{channels}")).await);
+    let publisher = {
+        let nodes = Arc::clone(&nodes);
+        let mut rng = rand::rngs::StdRng::seed_from_u64(7);
+        tokio::spawn(async move {
+            let streams = [("chat", "message"), ("room:a", "message"), ("user:ann", "notification"), ("user:ann", "message")];
+            for n in 0..PER_CHANNEL {
+                for (stream, kind) in streams {
+                    nodes.publish(rng.random_range(0..2), stream, kind, &json!(n)).await;
+                }
+                if rng.random_range(0..4) == 0 {
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(0..15))).await;
+                }
+            }
+        })
+    };
+    let mut seen = HashSet::new();
+    let mut offsets: BTreeMap<String, u64> = BTreeMap::new();
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut polls, mut repeated) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while seen.len() < 4 * PER_CHANNEL as usize {
+        assert!(Instant::now() < deadline, "lost: {} of {} after {polls} polls", seen.len(), 4 * PER_CHANNEL);
+        polls += 1;
+        let timeout = rng.random_range(0..2);
+        let query = format!("last_poll_id={last}&timeout={timeout}&{channels}");
+        let mut answer = nodes.poll(polls % 2, &query).await;
+        assert_eq!(answer.get("recovered"), None, "{answer}");
+        if !events(&answer).is_empty() && rng.random_range(0..3) == 0 {
+            // The answer is lost; the client asks again, elsewhere.
+            repeated += 1;
+            let again = nodes.poll((polls + 1) % 2, &query).await;
+            assert_eq!(answer, again);
+            answer = again;
+        }
+        let mut ids: Vec<u64> = events(&answer).iter().map(|event| event["id"].as_u64().expect("a number")).collect();
+        assert!(ids.is_sorted() && ids.iter().all(|id| *id > last), "{ids:?} after {last}");
+        let mut fresh: Vec<Value> = events(&answer).to_vec();
+        if fresh.len() > 1 && rng.random_range(0..3) == 0 {
+            // The client keeps only part of it: any event's number goes on from there.
+            let part = rng.random_range(1..fresh.len());
+            fresh.truncate(part);
+            ids.truncate(part);
+            last = ids[part - 1];
+        } else {
+            last = last_id(&answer);
+        }
+        for event in &fresh {
+            assert!(seen.insert(event["message_id"].as_str().expect("an id").to_owned()), "twice: {event}");
+            let label = event["channel"].as_str().expect("a channel").to_owned();
+            let stream = if label == "notifications" { "user:ann".to_owned() } else { label.clone() };
+            let offset = event["offset"].as_u64().expect("an offset");
+            let before = offsets.insert(stream, offset);
+            assert!(before.is_none_or(|before| before < offset), "order: {event}");
+            let count = counts.entry(label).or_default();
+            assert_eq!(event["payload"], json!(*count), "order: {event}");
+            *count += 1;
+        }
+    }
+    publisher.await.expect("published");
+    assert!(repeated > 0 && polls > 3, "{repeated} of {polls}");
+    let expected: BTreeMap<String, u64> =
+        ["chat", "room:a", "notifications", "user:ann"].map(|label| (label.to_owned(), PER_CHANNEL)).into();
+    assert_eq!(counts, expected);
+    let rest = nodes.poll(0, &format!("last_poll_id={last}&timeout=0&{channels}")).await;
+    assert_eq!(events(&rest).len(), 0, "{rest}");
+    Arc::into_inner(nodes).expect("ours alone").stop().await;
+}
+
+#[tokio::test]
+async fn the_first_answer_starts_now_and_what_follows_is_answered_at_once() {
+    let nodes = Nodes::start(1, FREE).await;
+    nodes.publish(0, "user:ann", "message", &json!("before")).await;
+    let first = nodes.poll(0, "timeout=0").await;
+    assert_eq!((events(&first).len(), &first["has_more"]), (0, &json!(false)));
+    assert_eq!((first.get("recovered"), first.get("replies"), first.get("errors")), (None, None, None));
+    nodes.publish(0, "user:ann", "notification", &json!({"n": 1.50})).await;
+    let began = Instant::now();
+    let answer = nodes.poll(0, &format!("last_poll_id={}", last_id(&first))).await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let event = &events(&answer)[0];
+    assert_eq!((&event["type"], &event["channel"]), (&json!("notification"), &json!("notifications")));
+    assert_eq!((&event["offset"], &event["payload"]["n"]), (&json!(2), &json!(1.5)));
+    assert!(event["epoch"].is_string() && event["tag"].is_string() && event["message_id"].is_string());
+    assert!(event["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')));
+    assert_eq!(event["id"], answer["last_poll_id"]);
+    let dnr = nodes.poll(0, &format!("last_poll_id={}&profile=dnr", last_id(&first))).await;
+    assert!(events(&dnr)[0]["timestamp"].is_i64());
+    assert_eq!(last_id(&dnr), last_id(&answer), "the same question");
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_number_starts_from_now_and_says_so() {
+    let nodes = Nodes::start(1, FREE).await;
+    nodes.publish(0, "user:ann", "message", &json!("before")).await;
+    let answer = nodes.poll(0, "last_poll_id=456").await;
+    assert_eq!((&answer["recovered"], events(&answer).len()), (&json!(false), 0));
+    nodes.publish(0, "user:ann", "message", &json!("after")).await;
+    let next = nodes.poll(0, &format!("last_poll_id={}", last_id(&answer))).await;
+    assert_eq!((payloads(&next), next.get("recovered")), (vec![&json!("after")], None));
+    let other = nodes.call(0, Method::GET, &format!("?user_id=bob&last_poll_id={}", last_id(&next)), "bob", None).await;
+    assert_eq!(other.good()["recovered"], json!(false), "numbers are a user's own");
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_holds_at_most_a_hundred() {
+    let nodes = Nodes::start(1, FREE).await;
+    let first = nodes.poll(0, "timeout=0&channels=chat").await;
+    for n in 0..130 {
+        nodes.publish(0, if n % 2 == 0 { "chat" } else { "user:ann" }, "message", &json!(n)).await;
+    }
+    let page = nodes.poll(0, &format!("last_poll_id={}&channels=chat", last_id(&first))).await;
+    assert_eq!((events(&page).len(), &page["has_more"]), (100, &json!(true)));
+    let rest = nodes.poll(0, &format!("last_poll_id={}&channels=chat", last_id(&page))).await;
+    assert_eq!((events(&rest).len(), &rest["has_more"]), (30, &json!(false)));
+    let all: HashSet<i64> =
+        [&page, &rest].into_iter().flat_map(|page| payloads(page)).filter_map(Value::as_i64).collect();
+    assert_eq!(all.len(), 130);
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn a_held_poll_wakes_and_gives_back_what_it_took() {
+    let nodes = Nodes::start(2, FREE).await;
+    let held = tokio::spawn(nodes.call(0, Method::GET, "?user_id=ann&channels=chat,presence:doc", "ann", None));
+    nodes.holding(0, 3).await;
+    nodes.publish(1, "chat", "message", &json!("hi")).await;
+    let answer = held.await.expect("answered").good();
+    assert_eq!(payloads(&answer), [&json!("hi")]);
+    nodes.holding(0, 0).await;
+    assert_eq!(nodes.node(0).metrics.connections_live(), 0);
+
+    let query = format!("?user_id=ann&channels=presence:doc&last_poll_id={}", last_id(&answer));
+    let held = tokio::spawn(nodes.call(0, Method::GET, &query, "ann", None));
+    nodes.holding(0, 2).await;
+    nodes.publish(1, "presence:doc", "presence:join", &json!({"id": "bob"})).await;
+    let fleeting = held.await.expect("answered").good();
+    assert_eq!(payloads(&fleeting), [&json!({"id": "bob"})]);
+    assert_eq!(fleeting["events"], nodes.poll(1, &query[12..]).await["events"], "repeated from the store");
+
+    let query = format!("?user_id=ann&last_poll_id={}", last_id(&fleeting));
+    let gone = tokio::spawn(nodes.call(0, Method::GET, &query, "ann", None));
+    nodes.holding(0, 1).await;
+    gone.abort();
+    nodes.holding(0, 0).await;
+    assert_eq!(nodes.node(0).metrics.connections_live(), 0);
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn a_held_poll_ends_with_its_timeout_and_when_the_node_drains() {
+    let nodes = Nodes::start(1, FREE).await;
+    let first = nodes.poll(0, "timeout=0").await;
+    let query = format!("last_poll_id={}", last_id(&first));
+    let late = nodes.poll(0, &format!("{query}&timeout=0.05")).await;
+    assert_eq!((events(&late).len(), last_id(&late)), (0, last_id(&first)));
+    let held = tokio::spawn(nodes.call(0, Method::GET, &format!("?user_id=ann&{query}"), "ann", None));
+    nodes.holding(0, 1).await;
+    nodes.stop().await;
+    let answer = held.await.expect("answered").good();
+    assert_eq!((events(&answer).len(), last_id(&answer)), (0, last_id(&first)));
+}
+
+#[tokio::test]
+async fn wrong_questions_are_refused() {
+    let nodes = Nodes::start(1, FREE).await;
+    for (query, expected) in [
+        ("?user_id=bob&timeout=0", (403, "FORBIDDEN")),
+        ("?timeout=0", (400, "INVALID_MESSAGE")),
+        ("?user_id=ann&last_poll_id=x", (400, "INVALID_MESSAGE")),
+        ("?user_id=ann&last_poll_id=-1", (400, "INVALID_MESSAGE")),
+        ("?user_id=ann&timeout=soon", (400, "INVALID_MESSAGE")),
+        ("?user_id=ann&profile=none", (400, "INVALID_MESSAGE")),
+        ("/missed?user_id=ann", (400, "INVALID_MESSAGE")),
+        ("/missed?user_id=ann&last_sequence=x", (400, "INVALID_MESSAGE")),
+        ("/missed?user_id=bob&last_sequence=1", (403, "FORBIDDEN")),
+    ] {
+        let answer = nodes.call(0, Method::GET, query, "ann", None).await;
+        assert_eq!(answer.refused(), expected, "{query}");
+    }
+    for body in [json!({"user_id": "ann", "last_poll_id": "7"}), json!({"user_id": "ann", "messages": {}}), json!([])] {
+        let answer = nodes.call(0, Method::POST, "", "ann", Some(&body)).await;
+        assert_eq!(answer.refused(), (400, "INVALID_MESSAGE"), "{body}");
+    }
+    let other = nodes.call(0, Method::POST, "", "ann", Some(&json!({"user_id": "bob"}))).await;
+    assert_eq!(other.refused(), (403, "FORBIDDEN"));
+    nodes.cluster.set_available(false);
+    let away = nodes.call(0, Method::GET, "?user_id=ann&timeout=0", "ann", None).await;
+    assert_eq!(away.refused(), (503, "UNAVAILABLE"));
+    assert!(away.headers.contains_key("retry-after"));
+    nodes.cluster.set_available(true);
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn the_thirty_first_poll_of_a_minute_is_refused_on_any_node() {
+    let nodes = Nodes::start(2, &[]).await;
+    for n in 0..30 {
+        let answer = nodes.call(n % 2, Method::GET, "?user_id=ann&timeout=0", "ann", None).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert_eq!((answer.rate("limit"), answer.rate("remaining")), (30, 29 - n as u64));
+        let now = clock::unix_ms() as u64 / 1_000;
+        assert!((now..=now + 61).contains(&answer.rate("reset")));
+    }
+    let refused = nodes.call(0, Method::GET, "?user_id=ann&timeout=0", "ann", None).await;
+    assert_eq!((refused.refused(), refused.rate("remaining")), ((429, "RATE_LIMITED"), 0));
+    let retry_after_ms = refused.body["details"]["retry_after_ms"].as_u64().expect("milliseconds");
+    assert!((1..=60_000).contains(&retry_after_ms) && refused.headers.contains_key("retry-after"));
+    let other = nodes.call(0, Method::GET, "?user_id=bob&timeout=0", "bob", None).await;
+    assert_eq!((other.status, other.rate("remaining")), (StatusCode::OK, 29));
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn a_post_sends_messages_and_hears_them() {
+    let nodes = Nodes::start(1, FREE).await;
+    let body = json!({"user_id": "ann", "channels": ["chat", "user:bob", "no such"], "messages": [
+        {"type": "message", "channel": "chat", "payload": {"text": "hi"}, "ack_id": "a1", "id": "m1"},
+        {"type": "typing_start", "channel": "chat", "payload": {}},
+        {"type": "read_receipt", "channel": "chat", "payload": {}, "ack_id": "a2"},
+        {"type": "ping", "requestId": "r1"},
+        {"type": "entity:created", "channel": "chat", "ack_id": "a3"},
+        {"type": "subscribe", "channel": "chat", "ack_id": "a4"},
+        {"type": 5},
+    ]});
+    let answer = nodes.call(0, Method::POST, "", "ann", Some(&body)).await.good();
+    let replies = answer["replies"].as_array().expect("replies");
+    let kinds: Vec<(&str, &str)> = replies
+        .iter()
+        .map(|reply| (reply["type"].as_str().unwrap_or_default(), reply["ack_id"].as_str().unwrap_or_default()))
+        .collect();
+    assert_eq!(kinds, [("ack", "a1"), ("ack", "a2"), ("pong", ""), ("error", "a3"), ("error", "a4"), ("error", "")]);
+    assert_eq!(replies[0]["payload"]["data"]["offset"], json!(1));
+    assert_eq!((&replies[2]["requestId"], &replies[3]["payload"]["code"]), (&json!("r1"), &json!("FORBIDDEN")));
+    assert_eq!(payloads(&answer), [&json!({"text": "hi"})], "its own publish, not its own receipt");
+    assert_eq!(events(&answer)[0]["user_id"], json!("ann"));
+    let refused: Vec<(&Value, &Value)> =
+        answer["errors"].as_array().expect("errors").iter().map(|error| (&error["channel"], &error["code"])).collect();
+    assert_eq!(refused, [(&json!("user:bob"), &json!("FORBIDDEN")), (&json!("no such"), &json!("INVALID_MESSAGE"))]);
+    let bob = nodes.call(0, Method::GET, "/missed?user_id=bob&last_sequence=0", "bob", None).await.good();
+    assert_eq!(bob["messages"], json!([]));
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn missed_reads_the_users_own_stream() {
+    let nodes = Nodes::start(2, FREE).await;
+    for n in 0..105 {
+        nodes.publish(0, "user:ann", if n % 2 == 0 { "notification" } else { "message" }, &json!(n)).await;
+    }
+    let missed = async |sequence| {
+        let query = format!("/missed?user_id=ann&last_sequence={sequence}");
+        nodes.call(1, Method::GET, &query, "ann", None).await.good()
+    };
+    let page = missed(3).await;
+    let messages = page["messages"].as_array().expect("messages");
+    assert_eq!((messages.len(), &page["has_more"], &page["recovered"]), (100, &json!(true), &json!(true)));
+    assert_eq!((&messages[0]["offset"], &messages[0]["payload"]), (&json!(4), &json!(3)));
+    assert_eq!((&messages[0]["channel"], &messages[1]["channel"]), (&json!("user:ann"), &json!("notifications")));
+    assert!(messages[0]["id"].is_string() && page["epoch"].is_string());
+    let rest = missed(103).await;
+    assert_eq!((rest["messages"].as_array().map(Vec::len), &rest["has_more"]), (Some(2), &json!(false)));
+    let none = missed(105).await;
+    assert_eq!((&none["messages"], &none["recovered"]), (&json!([]), &json!(true)));
+    assert_eq!(missed(1_000).await["recovered"], json!(false));
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn lost_history_is_told_and_the_channel_goes_on() {
+    let nodes = Nodes::start(1, FREE).await;
+    let first = nodes.poll(0, "timeout=0&channels=chat").await;
+    nodes.publish(0, "chat", "message", &json!("lost")).await;
+    let chat = ChannelName::new("chat").expect("a channel");
+    nodes.node(0).broker.clear_history(&chat).await.expect("cleared");
+    let answer = nodes.poll(0, &format!("last_poll_id={}&channels=chat", last_id(&first))).await;
+    assert_eq!(answer["recovered"], json!(false));
+    let event = &events(&answer)[0];
+    assert_eq!((&event["type"], &event["channel"]), (&json!("resync"), &json!("chat")));
+    assert_eq!(event["payload"]["reason"], json!("epoch"));
+    nodes.publish(0, "chat", "message", &json!("found")).await;
+    let next = nodes.poll(0, &format!("last_poll_id={}&channels=chat", last_id(&answer))).await;
+    assert_eq!((payloads(&next), next.get("recovered")), (vec![&json!("found")], None));
+    nodes.stop().await;
+}
+
+#[tokio::test]
+async fn an_entity_event_on_both_its_channels_is_one_event() {
+    let nodes = Nodes::start(1, FREE).await;
+    let channels = "channels=entity:Task,entity:Task:1";
+    let first = nodes.poll(0, &format!("timeout=0&{channels}")).await;
+    let send = async |channel: &str, id: &str| {
+        let outgoing = Outgoing {
+            channel: ChannelName::new(channel).expect("a channel"),
+            kind: "entity:updated".into(),
+            payload: Payload::of(&json!({"id": id})),
+            id: Some(id.into()),
+            idempotency_key: None,
+            user_id: None,
+            exclude: Exclude::default(),
+            meta: None,
+            sender: "test".to_owned(),
+            history: true,
+            traceparent: None,
+        };
+        nodes.node(0).publish(outgoing).await.expect("published");
+    };
+    send("entity:Task", "e1").await;
+    send("entity:Task:1", "e1").await;
+    send("entity:Task:1", "e2").await;
+    let answer = nodes.poll(0, &format!("last_poll_id={}&{channels}", last_id(&first))).await;
+    let heard: Vec<(&str, &str)> = events(&answer)
+        .iter()
+        .map(|event| (event["channel"].as_str().unwrap_or_default(), event["message_id"].as_str().unwrap_or_default()))
+        .collect();
+    assert_eq!(heard, [("entity:Task:1", "e1"), ("entity:Task:1", "e2")]);
+    send("entity:Task", "e2").await;
+    send("entity:Task", "e3").await;
+    let next = nodes.poll(0, &format!("last_poll_id={}&{channels}", last_id(&answer))).await;
+    assert_eq!(payloads(&next), [&json!({"id": "e3"})]);
+    nodes.stop().await;
+}
