@@ -2,6 +2,7 @@
 //!
 //! An outsider: it knows Carillon only by its protocol, never by its code.
 
+mod bench;
 mod floor;
 mod mark;
 mod naive;
@@ -9,6 +10,7 @@ mod process;
 mod publisher;
 mod report;
 mod run;
+mod server;
 mod subscriber;
 mod tally;
 mod target;
@@ -40,12 +42,15 @@ enum Command {
     },
     /// One scenario against one server
     Run(run::Options),
+    /// Every row of the table on every server, medians against the floor
+    Bench(bench::Options),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Floor { listen } => floor::serve(listen),
         Command::Naive { listen } => naive::serve(listen),
+        Command::Bench(options) => bench::bench(&options),
         Command::Run(options) => {
             let report = run::run(&options)?;
             if !options.json {

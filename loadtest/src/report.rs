@@ -25,8 +25,8 @@ pub(crate) struct Report {
     pub(crate) per_second: f64,
     /// Server CPU, all its processes, for each delivery (or publish, or connect).
     pub(crate) server_cpu_us: f64,
-    /// The same of the last process given alone: Redis, where it is used.
-    pub(crate) last_pid_cpu_us: f64,
+    /// The share of Redis in it, where it is used.
+    pub(crate) redis_cpu_us: f64,
     /// The driver's own CPU for each.
     pub(crate) client_cpu_us: f64,
     /// Messages that a connection never heard.
@@ -39,6 +39,8 @@ pub(crate) struct Report {
     pub(crate) refused: u64,
     /// Connections that the server ended.
     pub(crate) closed: u64,
+    /// Connects that were refused and tried again.
+    pub(crate) retried: u64,
     /// Latency in milliseconds, from when a message was due.
     pub(crate) p50_ms: f64,
     /// See `p50_ms`.
@@ -69,7 +71,7 @@ impl Report {
         let mut text = format!(
             "{target} {scenario} ({transport}): {channels} channels, {connections} connections, {seconds:.1} s\n"
         );
-        let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<28}{value}\n"));
+        let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<44}{value}\n"));
         row(
             "connects",
             format!("{:.0}/s, {:.1} µs CPU each", self.connects_per_second, self.connect_cpu_us),
@@ -79,8 +81,8 @@ impl Report {
             row(
                 "CPU each, µs",
                 format!(
-                    "server {:.2} (last process {:.2}), driver {:.2}",
-                    self.server_cpu_us, self.last_pid_cpu_us, self.client_cpu_us
+                    "server {:.2} (Redis {:.2}), driver {:.2}",
+                    self.server_cpu_us, self.redis_cpu_us, self.client_cpu_us
                 ),
             );
             row(
@@ -91,7 +93,7 @@ impl Report {
                 ),
             );
         }
-        if self.idle_bytes != 0.0 {
+        if scenario == "idle" {
             row(
                 "bytes a connection",
                 format!("{:.0} idle, {:.0} after 16 KB", self.idle_bytes, self.exercised_bytes),
@@ -101,7 +103,10 @@ impl Report {
             "lost/doubled/out of order",
             format!("{}/{}/{}", self.lost, self.duplicated, self.reordered),
         );
-        row("refused, closed", format!("{}, {}", self.refused, self.closed));
+        row(
+            "publishes refused, closed, connects retried",
+            format!("{}, {}, {}", self.refused, self.closed, self.retried),
+        );
         text
     }
 }

@@ -136,6 +136,7 @@ async fn drive(options: &Options) -> Result<Report> {
     }
     run.report.closed = run.tally.closed.get();
     run.report.refused = run.tally.refused.get();
+    run.report.retried = run.tally.retried.get();
     Ok(run.report)
 }
 
@@ -241,7 +242,7 @@ impl Run<'_> {
         let me = std::process::id();
         let (from, count) = (Instant::now(), done());
         let (cpu, own) = (process::cpu_us_of_all(&self.pids)?, process::cpu_us(me)?);
-        let last = self.pids.last().map_or(Ok(0), |pid| process::cpu_us(*pid))?;
+        let last = self.options.redis_pid.map_or(Ok(0), process::cpu_us)?;
         sleep_until(end).await;
         let seconds = from.elapsed().as_secs_f64();
         let delivered = done() - count;
@@ -251,9 +252,7 @@ impl Run<'_> {
             delivered,
             per_second: delivered as f64 / seconds,
             server_cpu_us: each(process::cpu_us_of_all(&self.pids)? - cpu),
-            last_pid_cpu_us: each(
-                self.pids.last().map_or(Ok(0), |pid| process::cpu_us(*pid))? - last,
-            ),
+            redis_cpu_us: each(self.options.redis_pid.map_or(Ok(0), process::cpu_us)? - last),
             client_cpu_us: each(process::cpu_us(me)? - own),
             p50_ms: self.tally.latency_ms(0.5),
             p99_ms: self.tally.latency_ms(0.99),

@@ -17,7 +17,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// So many connections leave from one loopback address: under the ephemeral ports a pair has.
-const CONNECTIONS_PER_ADDRESS: usize = 10_000;
+const CONNECTIONS_PER_ADDRESS: usize = 25_000;
 const BUFFER_BYTES: usize = 256 * 1_024;
 
 thread_local! {
@@ -45,9 +45,33 @@ impl Subscriber {
     }
 }
 
+/// As [`connect_once`], again after a refusal, as a client would: a node in a storm may answer 503.
+pub(crate) async fn connect(
+    index: usize,
+    address: SocketAddr,
+    request: &[u8],
+    transport: Transport,
+    greeted: bool,
+    channel: u32,
+    tally: &Rc<Tally>,
+) -> Result<Rc<Subscriber>> {
+    const ATTEMPTS_MAX: u64 = 20;
+    let mut attempt = 0;
+    loop {
+        match connect_once(index, address, request, transport, greeted, channel, tally).await {
+            Err(_) if attempt < ATTEMPTS_MAX => {
+                attempt += 1;
+                add(&tally.retried, 1);
+                tokio::time::sleep(std::time::Duration::from_millis(50 * attempt)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Connects, says `request`, waits for the server's head (and for its first message where
 /// `greeted`), and leaves a task that reads until the end.
-pub(crate) async fn connect(
+async fn connect_once(
     index: usize,
     address: SocketAddr,
     request: &[u8],
@@ -88,11 +112,15 @@ pub(crate) async fn connect(
 
 async fn dial(index: usize, address: SocketAddr) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    if address.ip().is_loopback() {
-        let last = 2 + (index / CONNECTIONS_PER_ADDRESS) as u8;
-        let from = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, last), 0);
+    // Choosing the address costs a search for a free port, milliseconds once many were used: only
+    // where one address has not ports enough.
+    let others = index / CONNECTIONS_PER_ADDRESS;
+    if address.ip().is_loopback() && others > 0 {
+        let from = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 1 + others as u8), 0);
         socket.bind(from.into()).context("source address")?;
     }
+    // A reset at the end: thousands of ports in TIME_WAIT would slow the next run.
+    socket.set_zero_linger()?;
     let stream = socket.connect(address).await.context("connect")?;
     stream.set_nodelay(true)?;
     Ok(stream)

@@ -20,6 +20,8 @@ pub(crate) struct Tally {
     pub(crate) bytes: Cell<u64>,
     /// Connections that the server ended.
     pub(crate) closed: Cell<u64>,
+    /// Connects that had to be tried again.
+    pub(crate) retried: Cell<u64>,
     /// Publishes that were answered with an error.
     pub(crate) refused: Cell<u64>,
     /// Answers to publishes.
@@ -41,6 +43,7 @@ impl Tally {
             ready: Cell::new(0),
             bytes: Cell::new(0),
             closed: Cell::new(0),
+            retried: Cell::new(0),
             refused: Cell::new(0),
             answered: Cell::new(0),
             progress: Notify::new(),

@@ -1,0 +1,102 @@
+//! The servers of a bench: each started on one core, waited for, and ended with its handle.
+
+use anyhow::{Context as _, Result, bail};
+use rand::Rng as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running process; ends with its value.
+pub(crate) struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// The process's id. `taskset` replaces itself by what it starts, so it is the server's own.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts `program` on `core`, its output into `log`.
+    pub(crate) fn start(core: usize, program: &Path, args: &[String], log: &Path) -> Result<Self> {
+        let log = std::fs::File::create(log)?;
+        let child = Command::new("taskset")
+            .args(["-c", &core.to_string()])
+            .arg(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{}", program.display()))?;
+        Ok(Self { child })
+    }
+
+    /// Waits until `address` answers `GET path` with a status under 400 (or only accepts, without a
+    /// path).
+    pub(crate) fn wait(&mut self, address: SocketAddr, path: Option<&str>) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended: {status}");
+            }
+            if answers(address, path) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bail!("{address} does not answer")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+fn answers(address: SocketAddr, path: Option<&str>) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let Some(path) = path else { return Ok(true) };
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: bench\r\n\r\n").as_bytes())?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        Ok(matches!(head[9], b'2' | b'3'))
+    };
+    ask().unwrap_or(false)
+}
+
+/// A loopback address that nobody listens on now.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+/// A directory for one bench's logs and configuration; removed with its value.
+pub(crate) struct Scratch(pub(crate) PathBuf);
+
+impl Scratch {
+    /// A new directory under the system's own.
+    pub(crate) fn new() -> Result<Self> {
+        let name = format!("carillon-bench-{}-{}", std::process::id(), secret(8));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _left = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A random secret of `length` letters and digits.
+pub(crate) fn secret(length: usize) -> String {
+    let mut random = rand::rng();
+    (0..length).map(|_| char::from(random.sample(rand::distr::Alphanumeric))).collect()
+}
