@@ -67,6 +67,7 @@ impl Held {
         let dress = Dress { medium: Medium::Poll, profile };
         let connection =
             Connection::new(admitted.id.clone(), Some(claims.user.clone()), Transport::Poll, dress, outbox);
+        node.presence.arrived(&claims.user);
         let driver = Driver::brief(Arc::clone(node), connection, Some(claims.clone()), admitted, None);
         Ok(Self { driver, node: Arc::clone(node), joined: Mutex::default(), keys: Vec::new(), heard: Vec::new() })
     }
@@ -183,5 +184,10 @@ impl Drop for Held {
             self.node.relay.leave(&channel);
         }
         self.driver.end_brief();
+        // Between two polls a user stays online for the offline delay, as between two connections (R31).
+        let (node, user) = (Arc::clone(&self.node), self.driver.connection.user.clone());
+        if let Some(user) = user.filter(|_| !self.node.stop.is_cancelled()) {
+            self.node.tasks.spawn(async move { node.presence.departed(&user).await });
+        }
     }
 }
