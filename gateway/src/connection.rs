@@ -4,6 +4,7 @@
 
 pub mod catch_up;
 pub mod driver;
+mod notifications;
 pub mod outbox;
 pub mod requests;
 pub mod welcome;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::connection::Connection;
 use crate::dispatch::Dispatch;
 use crate::metrics::Metrics;
+use crate::notifications::Courier;
 
 pub use channel::{Behind, Labels, Next, Subscription, SubscriptionKey};
 pub(crate) use shard::resync_message;
@@ -46,9 +47,9 @@ pub struct Hub {
 impl Hub {
     /// A hub of `shards` shards. With more than one, each is driven by a task under `tasks`.
     #[must_use]
-    pub fn new(shards: usize, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+    pub fn new(shards: usize, metrics: &Arc<Metrics>, courier: &Courier, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let shards: Arc<[Arc<Shard>]> =
-            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics)))).collect();
+            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics), courier.clone()))).collect();
         let mut ingress = Vec::new();
         if shards.len() > 1 {
             for shard in shards.iter() {

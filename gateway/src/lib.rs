@@ -13,6 +13,7 @@ pub mod hub;
 pub mod ids;
 pub mod metrics;
 pub mod node;
+pub mod notifications;
 pub mod operator;
 pub mod outbound;
 pub mod policy;

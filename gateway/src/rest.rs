@@ -8,20 +8,24 @@ mod entities;
 mod error;
 mod events;
 mod message;
+mod notifications;
 mod openapi;
+mod owned;
 mod parameter;
 mod place;
 mod publish;
 mod stats;
+mod subscriptions;
 mod users;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 
 use crate::node::Node;
 
+pub(crate) use owned::refusal as store_refusal;
 pub use error::{ApiError, REQUEST_ID, with_request_id};
 
 /// Where all calls live.
@@ -48,6 +52,20 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/channels", get(channels::list))
         .route("/channels/{channel}", get(channels::show))
         .route("/channels/{channel}/history", get(channels::history).delete(channels::clear))
+        .route("/notifications", get(notifications::list).post(notifications::create))
+        .route("/notifications/mark-all-read", post(notifications::mark_all_read))
+        .route("/notifications/unread-count/{user_id}", get(notifications::unread_count))
+        .route("/notifications/{notification_id}", get(notifications::show).delete(notifications::delete))
+        .route("/notifications/{notification_id}/mark-read", post(notifications::mark_read))
+        .route("/subscriptions", get(subscriptions::list))
+        .route("/subscriptions/resource", post(subscriptions::resource))
+        .route("/subscriptions/topic", post(subscriptions::topic))
+        .route("/subscriptions/query", post(subscriptions::query))
+        .route(
+            "/subscriptions/{subscription_id}",
+            get(subscriptions::show).patch(subscriptions::update).delete(subscriptions::delete),
+        )
+        .route("/subscriptions/{subscription_id}/status", patch(subscriptions::set_status))
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));

@@ -18,6 +18,7 @@ use super::outbox::Pushed;
 use super::requests::{Named, Own};
 use crate::dispatch::Dispatch;
 use crate::hub::{Behind, Labels, Next, Subscription};
+use crate::notifications::is_notification;
 use crate::policy::Action;
 use crate::relay::{Bridge, ChannelTraits, PAGE};
 
@@ -159,7 +160,7 @@ impl Driver {
         let mut last = from;
         for publication in &page.publications {
             last = publication.position.unwrap_or(last);
-            let dispatch = Dispatch::new(publication.clone());
+            let dispatch = Arc::new(Dispatch::new(publication.clone()));
             if !self.replay(&named.channel, &dispatch).await {
                 return Ok(());
             }
@@ -235,6 +236,9 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
+        if self.pending_owed {
+            self.send_pending().await;
+        }
         self.connection.outbox.flush();
     }
 
@@ -270,7 +274,7 @@ impl Driver {
                     }
                     for publication in &page.publications {
                         from = publication.position.unwrap_or(from);
-                        if !self.replay(channel, &Dispatch::new(publication.clone())).await {
+                        if !self.replay(channel, &Arc::new(Dispatch::new(publication.clone()))).await {
                             return;
                         }
                     }
@@ -294,7 +298,7 @@ impl Driver {
 
     /// Queues one publication from history if this subscription hears it, waiting for room. `false`
     /// when the connection ends.
-    async fn replay(&mut self, channel: &ChannelName, dispatch: &Dispatch) -> bool {
+    async fn replay(&mut self, channel: &ChannelName, dispatch: &Arc<Dispatch>) -> bool {
         let Some(own) = self.subscriptions.get(channel) else { return false };
         let publication = &dispatch.publication;
         let heard = own.labels.admit(dispatch)
@@ -305,7 +309,12 @@ impl Driver {
         }
         loop {
             match self.connection.outbox.push(dispatch, self.connection.dress, 0) {
-                Pushed::First | Pushed::Queued => return true,
+                Pushed::First | Pushed::Queued => {
+                    if is_notification(publication) {
+                        self.node.courier.delivered(dispatch);
+                    }
+                    return true;
+                }
                 Pushed::Closed => return false,
                 Pushed::Full => {
                     if !self.drained().await {

@@ -41,6 +41,8 @@ pub struct Driver {
     pub(crate) claims: Option<Claims>,
     pub(crate) subscriptions: Subscriptions,
     pub(super) retry_at: Option<Instant>,
+    /// The store was out of reach when pending notifications were due.
+    pub(super) pending_owed: bool,
     socket: Option<Arc<TcpStream>>,
     session: Session,
     _admitted: Admitted,
@@ -88,6 +90,7 @@ impl Driver {
             claims,
             subscriptions: Subscriptions::default(),
             retry_at: None,
+            pending_owed: false,
             socket,
             _admitted: admitted,
         }

@@ -61,12 +61,16 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
         Request::Inbound { kind, payload, id } => driver.inbound(&kind, &payload, id).await.map(|data| {
             driver.answer(Session::done(correlation.clone(), &data));
         }),
+        Request::NotificationRead(id) => driver.mark_read(&id).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::NotificationReadAll => driver.mark_all_read().await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
         Request::PresenceJoin { .. }
         | Request::PresenceLeave(_)
         | Request::PresenceHeartbeat(_)
-        | Request::SetStatus(_)
-        | Request::NotificationRead(_)
-        | Request::NotificationReadAll => {
+        | Request::SetStatus(_) => {
             Err(Refusal::new(ErrorCode::Unavailable, "This node does not serve this request"))
         }
     };

@@ -33,6 +33,7 @@ impl Driver {
                 self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
             }
         }
+        self.send_pending().await;
         self.connection.outbox.flush();
     }
 
@@ -44,6 +45,7 @@ impl Driver {
             // The stream opens when the broker is back, and the client is told `resync` then (R42).
             tracing::debug!(%error, "a connection begins without its stream's position");
         }
+        self.connection.outbox.expect_pending();
         let named = Named {
             channel: stream.clone(),
             label: NOTIFICATIONS.into(),

@@ -15,11 +15,13 @@ use crate::connection::Connection;
 use crate::connection::outbox::Pushed;
 use crate::dispatch::Dispatch;
 use crate::metrics::Metrics;
+use crate::notifications::{Courier, is_notification};
 
 #[derive(Debug)]
 pub(super) struct Shard {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    courier: Courier,
 }
 
 #[derive(Debug)]
@@ -32,14 +34,14 @@ struct State {
 }
 
 impl Shard {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, courier: Courier) -> Self {
         let state = State {
             channels: HashMap::new(),
             connections: HashMap::new(),
             generation: 0,
             dirty: Vec::new(),
         };
-        Self { state: Mutex::new(state), metrics }
+        Self { state: Mutex::new(state), metrics, courier }
     }
 
     /// Queues a batch for its listeners, then writes once a connection.
@@ -54,7 +56,11 @@ impl Shard {
                         let Some(channel) = state.channels.get_mut(&dispatch.publication.channel) else {
                             continue;
                         };
-                        deliveries += deliver(channel, dispatch, &mut dirty, &self.metrics);
+                        let reached = deliver(channel, dispatch, &mut dirty, &self.metrics);
+                        if reached > 0 && is_notification(&dispatch.publication) {
+                            self.courier.delivered(dispatch);
+                        }
+                        deliveries += reached;
                     }
                     Notice::Resync(channel_name, reason, position) => {
                         if let Some(channel) = state.channels.get_mut(channel_name) {
