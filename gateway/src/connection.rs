@@ -4,13 +4,14 @@
 
 pub mod catch_up;
 pub mod driver;
+mod interests;
 mod notifications;
 pub mod outbox;
 pub mod requests;
 pub mod welcome;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::{ConnectionId, UserId};
@@ -63,6 +64,8 @@ pub struct Connection {
     /// When anything was last heard from it, monotonic milliseconds.
     heard_at_ms: AtomicU64,
     token_generation: AtomicU64,
+    /// The user's persistent subscriptions changed.
+    interests_changed: AtomicBool,
 }
 
 impl Connection {
@@ -84,6 +87,7 @@ impl Connection {
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),
             token_generation: AtomicU64::new(0),
+            interests_changed: AtomicBool::new(false),
         })
     }
 
@@ -103,6 +107,18 @@ impl Connection {
     /// Notes that the peer is alive.
     pub fn heard(&self, now_ms: u64) {
         self.heard_at_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// The user's persistent subscriptions changed: the connection's task looks at them soon.
+    pub fn refresh_interests(&self) {
+        self.interests_changed.store(true, Ordering::Release);
+        self.outbox.mark_behind();
+    }
+
+    /// Whether they changed since this was asked last.
+    #[must_use]
+    pub fn take_interests_changed(&self) -> bool {
+        self.interests_changed.swap(false, Ordering::AcqRel)
     }
 
     /// How often its token was replaced.

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection::Connection;
 use crate::dispatch::Dispatch;
+use crate::interests::Interests;
 use crate::metrics::Metrics;
 use crate::notifications::Courier;
 
@@ -139,6 +140,21 @@ impl Hub {
         filter: Option<Arc<Filter>>,
     ) {
         self.shard(connection).with_subscription(channel, key, |subscription| subscription.filter = filter);
+    }
+
+    /// Says whether the client itself listens, and which persistent subscriptions do.
+    pub fn interest(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        asked: bool,
+        interests: Option<Interests>,
+    ) {
+        self.shard(connection).with_subscription(channel, key, |subscription| {
+            subscription.asked = asked;
+            subscription.interests = interests;
+        });
     }
 
     /// The next step of a subscription that is behind: see [`Next`]. `from_is_top` says that history

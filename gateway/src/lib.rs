@@ -11,6 +11,7 @@ pub mod dispatch;
 pub mod heartbeat;
 pub mod hub;
 pub mod ids;
+pub mod interests;
 pub mod metrics;
 pub mod node;
 pub mod notifications;

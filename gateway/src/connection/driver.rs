@@ -43,6 +43,8 @@ pub struct Driver {
     pub(super) retry_at: Option<Instant>,
     /// The store was out of reach when pending notifications were due.
     pub(super) pending_owed: bool,
+    /// The store was out of reach when persistent subscriptions were due.
+    pub(super) interests_owed: bool,
     socket: Option<Arc<TcpStream>>,
     session: Session,
     _admitted: Admitted,
@@ -91,6 +93,7 @@ impl Driver {
             subscriptions: Subscriptions::default(),
             retry_at: None,
             pending_owed: false,
+            interests_owed: false,
             socket,
             _admitted: admitted,
         }

@@ -146,7 +146,18 @@ impl Outbox {
 
     /// Queues a publication of a channel. `conflate` is a hash of what it replaces, 0 for nothing.
     pub fn push(&self, dispatch: &Dispatch, dress: Dress, conflate: u64) -> Pushed {
-        let frame = dispatch.frame(dress);
+        self.push_frame(dispatch, dispatch.frame(dress), dress, conflate)
+    }
+
+    /// The same for a listener whose persistent subscriptions these are; without any, the shared bytes.
+    pub fn push_for(&self, dispatch: &Dispatch, dress: Dress, conflate: u64, subscriptions: &[Box<str>]) -> Pushed {
+        if subscriptions.is_empty() {
+            return self.push(dispatch, dress, conflate);
+        }
+        self.push_frame(dispatch, &dispatch.frame_for(dress, subscriptions), dress, conflate)
+    }
+
+    fn push_frame(&self, dispatch: &Dispatch, frame: &Bytes, dress: Dress, conflate: u64) -> Pushed {
         let mut state = self.state.lock();
         if state.close.is_some() || state.failed {
             return Pushed::Closed;

@@ -13,6 +13,7 @@ use foldhash::HashMap;
 use super::driver::Driver;
 use crate::dispatch::NOTIFICATIONS;
 use crate::hub::{Labels, SubscriptionKey};
+use crate::interests::Interests;
 use crate::node::Outgoing;
 use crate::policy::{Action, Decision};
 use crate::relay::ChannelTraits;
@@ -30,6 +31,10 @@ pub struct Own {
     pub traits: ChannelTraits,
     /// Made by the server (R16): not counted against the client's limit.
     pub automatic: bool,
+    /// The client itself subscribed (or the server for every user).
+    pub asked: bool,
+    /// The user's persistent subscriptions on this channel.
+    pub interests: Option<Interests>,
 }
 
 /// A connection's subscriptions by the channel that the hub knows.
@@ -130,7 +135,9 @@ impl Driver {
                 notifications: own.labels.notifications && !named.labels.notifications,
                 others: own.labels.others && !named.labels.others,
             };
-            if labels == Labels::NONE {
+            if labels == Labels::NONE && own.interests.is_some() {
+                self.unask(&named.channel);
+            } else if labels == Labels::NONE {
                 self.drop_subscription(&named.channel);
             } else {
                 self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
@@ -142,6 +149,14 @@ impl Driver {
         let reply = ServerMessage::new("unsubscribed", &serde_json::json!({"channel": name})).on(name.as_str());
         for message in Session::own_reply(reply, correlation) {
             self.connection.push(&message);
+        }
+    }
+
+    /// The client's own subscription ends; the user's persistent ones on the channel stay.
+    fn unask(&mut self, channel: &ChannelName) {
+        if let Some(own) = self.subscriptions.get_mut(channel) {
+            (own.asked, own.automatic, own.filter) = (false, true, None);
+            self.node.hub.interest(&self.connection.id, channel, own.key, false, own.interests.clone());
         }
     }
 
@@ -226,6 +241,7 @@ impl Driver {
                 self.connection.push(&error);
             }
         }
+        self.sync_interests().await;
     }
 
     /// A call to the application: queued on the `inbound` stream (`channels.md` 6).

@@ -14,6 +14,7 @@ use super::Notice;
 use crate::connection::Connection;
 use crate::connection::outbox::Pushed;
 use crate::dispatch::Dispatch;
+use crate::interests::matching;
 use crate::metrics::Metrics;
 use crate::notifications::{Courier, is_notification};
 
@@ -265,7 +266,8 @@ fn deliver(
         if !subscription.admits(dispatch) {
             continue;
         }
-        if let Some(filter) = &subscription.filter {
+        let mut asked = subscription.asked;
+        if asked && let Some(filter) = &subscription.filter {
             let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
             let passes = if let Some((_, passes)) = known {
                 *passes
@@ -275,9 +277,14 @@ fn deliver(
                 verdicts.push((Arc::as_ptr(filter), passes));
                 passes
             };
-            if !passes {
-                continue;
-            }
+            asked = passes;
+        }
+        let mut ids = Vec::new();
+        if let Some(interests) = &subscription.interests {
+            ids = matching(interests, || payload.get_or_insert_with(|| dispatch.publication.payload.to_value()));
+        }
+        if !asked && ids.is_empty() {
+            continue;
         }
         let connection = &subscription.connection;
         let conflate = if subscription.conflate {
@@ -285,7 +292,7 @@ fn deliver(
         } else {
             0
         };
-        match connection.outbox.push(dispatch, connection.dress, conflate) {
+        match connection.outbox.push_for(dispatch, connection.dress, conflate, &ids) {
             Pushed::First => {
                 dirty.push(Arc::clone(connection));
                 deliveries += 1;

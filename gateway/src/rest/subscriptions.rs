@@ -11,7 +11,7 @@ use carillon_broker_client::{
     SubscriptionStatus, SubscriptionType,
 };
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::ErrorCode;
+use carillon_protocol::{ErrorCode, UserId};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -107,6 +107,7 @@ async fn store(node: &Node, caller: &Caller, body: &JsonBody, kind: Subscription
         payload_filter: body.payload_filter,
     };
     let stored = node.subscriptions.create(new).await.map_err(|error| refusal(node, error))?;
+    changed(node, &stored.user_id).await;
     Ok((StatusCode::CREATED, Json(stored)))
 }
 
@@ -115,6 +116,11 @@ async fn within(node: &Node, reach: &Reach, id: &str) -> Result<Subscription, Re
     let id = SubscriptionId::new(id).map_err(|_| missing())?;
     let found = node.subscriptions.find(&id).await.map_err(|error| refusal(node, error))?;
     found.filter(|subscription| reach.covers(&subscription.user_id)).ok_or_else(missing)
+}
+
+/// Lets the live connections of the user know.
+async fn changed(node: &Node, user: &UserId) {
+    crate::interests::announce(node, user).await;
 }
 
 /// Subscribes a user to one thing.
@@ -197,7 +203,9 @@ pub(super) async fn update(
     let patch: SubscriptionPatch = body.read()?;
     let id = within(&node, &reach, &id).await?.id;
     let updated = node.subscriptions.update(&id, &patch).await.map_err(|error| refusal(&node, error))?;
-    Ok(Json(updated.ok_or_else(missing)?))
+    let updated = updated.ok_or_else(missing)?;
+    changed(&node, &updated.user_id).await;
+    Ok(Json(updated))
 }
 
 /// Changes the status.
@@ -216,7 +224,9 @@ pub(super) async fn set_status(
     let StatusBody { status } = body.read()?;
     let id = within(&node, &reach, &id).await?.id;
     let updated = node.subscriptions.set_status(&id, status).await.map_err(|error| refusal(&node, error))?;
-    Ok(Json(updated.ok_or_else(missing)?))
+    let updated = updated.ok_or_else(missing)?;
+    changed(&node, &updated.user_id).await;
+    Ok(Json(updated))
 }
 
 /// Deletes a subscription.
@@ -233,6 +243,7 @@ pub(super) async fn delete(
     let reach = Reach::changing(&caller)?;
     let id = within(&node, &reach, &id).await?.id;
     let deleted = node.subscriptions.delete(&id).await.map_err(|error| refusal(&node, error))?;
-    deleted.ok_or_else(missing)?;
+    let deleted = deleted.ok_or_else(missing)?;
+    changed(&node, &deleted.user_id).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -60,6 +60,20 @@ impl Pair {
         listener
     }
 
+    /// Waits until so many connections of the cluster listen to a channel.
+    async fn until_listening(&self, channel: &str, connections: usize) {
+        let wait = async {
+            loop {
+                let hubs = [&self.one.node.hub, &self.two.node.hub];
+                if hubs.iter().map(|hub| hub.listeners(channel).len()).sum::<usize>() == connections {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("they listen");
+    }
+
     /// Reads a notification until it has a status; marks of deliveries follow the deliveries.
     async fn until_status(&self, id: &str, status: &str) -> Value {
         let wait = async {
@@ -102,6 +116,14 @@ impl Listener {
             }
             heard.push(message);
         }
+    }
+}
+
+/// What is stored in the same millisecond has no order.
+async fn next_millisecond() {
+    let now = clock::unix_ms();
+    while clock::unix_ms() == now {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -198,11 +220,7 @@ async fn what_is_pending_comes_once_after_the_welcome_oldest_first() {
     for _ in 0..3 {
         let created = pair.one.post("/notifications", &example()).await;
         ids.push(created.body["id"].clone());
-        // The same millisecond has no order.
-        let now = clock::unix_ms();
-        while clock::unix_ms() == now {
-            tokio::task::yield_now().await;
-        }
+        next_millisecond().await;
     }
     let carried = async {
         while pair.two.get("/channels/user:user-456/history").await.body["messages"].as_array().map(Vec::len) != Some(3) {
@@ -302,6 +320,7 @@ async fn a_subscription_goes_through_the_document_field_by_field() {
         wanted[stamped] = resource.body[stamped].clone();
     }
     assert_eq!(resource.body, wanted);
+    next_millisecond().await;
     let jane = pair.two.token("user-456", None);
     let body = json!({
         "user_id": "user-456", "topic": "new-posts", "labels": ["news", "updates"],
@@ -328,5 +347,67 @@ async fn a_subscription_goes_through_the_document_field_by_field() {
     assert_eq!(pair.one.call(Method::POST, "/subscriptions/topic", &jane, Some(foreign)).await.code(), "FORBIDDEN");
     assert_eq!(pair.one.call(Method::DELETE, &path, &jane, None).await.status, StatusCode::NO_CONTENT);
     assert_eq!(pair.two.call(Method::DELETE, &path, &jane, None).await.status, StatusCode::NOT_FOUND);
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_stored_subscription_acts_on_live_and_later_connections_once_an_event() {
+    let pair = Pair::start().await;
+    let mut phone = pair.connect(1, "user-456").await;
+    let stored = |path: &'static str, body: Value| {
+        let pair = &pair;
+        async move { pair.one.post(&format!("/subscriptions/{path}"), &body).await.body["id"].clone() }
+    };
+    let topic = json!({"user_id": "user-456", "topic": "new-posts", "payload_filter": {"category": "tech"}});
+    let filtered = stored("topic", topic).await;
+    next_millisecond().await;
+    let query = json!({"user_id": "user-456", "query": {"channels": ["topic:new-posts", "topic:other"], "where": {"n": {"$gte": 2}}}});
+    let queried = stored("query", query).await;
+    pair.until_listening("topic:other", 1).await;
+    let mut laptop = pair.connect(0, "user-456").await;
+    // A ping is answered when what was under way is done.
+    assert!(phone.so_far().await.is_empty() && laptop.so_far().await.is_empty());
+    pair.until_listening("topic:new-posts", 2).await;
+
+    let publish = |category: &'static str, n: u32| {
+        let pair = &pair;
+        async move {
+            let message = json!({"channel": "topic:new-posts", "type": "post", "payload": {"category": category, "n": n}});
+            assert_eq!(pair.one.post("/publish", &message).await.status, StatusCode::OK);
+        }
+    };
+    publish("art", 1).await;
+    publish("tech", 1).await;
+    publish("tech", 2).await;
+    for listener in [&mut phone, &mut laptop] {
+        let first = listener.next().await;
+        assert_eq!((&first["payload"]["n"], &first["subscription_ids"]), (&json!(1), &json!([filtered])), "{first}");
+        let second = listener.next().await;
+        assert_eq!((&second["payload"]["n"], &second["subscription_ids"]), (&json!(2), &json!([filtered, queried])));
+        assert!(listener.so_far().await.is_empty());
+    }
+
+    // What the client asks for itself comes once, with the ids where some match.
+    phone.say(json!({"type": "subscribe", "payload": {"channel": "topic:new-posts"}})).await;
+    assert_eq!(phone.next().await["type"], "subscribed");
+    publish("art", 1).await;
+    publish("tech", 1).await;
+    let plain = phone.next().await;
+    assert_eq!((&plain["payload"]["category"], plain.get("subscription_ids")), (&json!("art"), None), "{plain}");
+    assert_eq!(phone.next().await["subscription_ids"], json!([filtered]));
+    phone.say(json!({"type": "unsubscribe", "payload": {"channel": "topic:new-posts"}})).await;
+    assert_eq!(phone.next().await["type"], "unsubscribed");
+    publish("art", 1).await;
+    publish("tech", 3).await;
+    assert_eq!(phone.next().await["subscription_ids"], json!([filtered, queried]));
+
+    // Paused and deleted ones match nothing, and nobody listens for them.
+    let path = format!("/subscriptions/{}", filtered.as_str().expect("an id"));
+    pair.two.call(Method::PATCH, &format!("{path}/status"), ADMIN, Some(r#"{"status":"paused"}"#)).await;
+    let path = format!("/subscriptions/{}", queried.as_str().expect("an id"));
+    pair.two.call(Method::DELETE, &path, ADMIN, None).await;
+    pair.until_listening("topic:new-posts", 0).await;
+    publish("tech", 3).await;
+    assert!(phone.so_far().await.is_empty());
     pair.stop().await;
 }
