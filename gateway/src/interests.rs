@@ -36,7 +36,7 @@ pub fn by_channel(active: &[Subscription]) -> HashMap<ChannelName, Vec<Interest>
         let interest = Interest {
             id: subscription.id.as_str().into(),
             filter: subscription.filter().map(Arc::new),
-            expires_at_ms: subscription.expires_at.map(|expires| expires.unix_ms()),
+            expires_at_ms: subscription.expires_at.map(carillon_broker_client::Moment::unix_ms),
         };
         for channel in subscription.channels() {
             // A user's own stream reaches every connection anyway.

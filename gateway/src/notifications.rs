@@ -229,7 +229,7 @@ pub struct Mark {
 impl Mark {
     /// One was read just now.
     #[must_use]
-    pub fn one(id: NotificationId) -> Self {
+    pub fn one(id: &NotificationId) -> Self {
         Self { kind: "notification_read", payload: json!({"notification_id": id, "read_at": now()}) }
     }
 

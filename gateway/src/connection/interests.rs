@@ -39,7 +39,8 @@ impl Driver {
         }
     }
 
-    fn owe_interests(&mut self) {
+    /// The user's persistent subscriptions are looked at again soon.
+    pub(super) fn owe_interests(&mut self) {
         self.interests_owed = true;
         self.retry_at = Some(Instant::now() + RETRY);
     }

@@ -90,7 +90,7 @@ impl Driver {
         let id = NotificationId::new(id).map_err(|_| missing())?;
         let marked = self.node.notifications.mark_read(&user, &id).await;
         marked.map_err(|error| store_refusal(&self.node, error))?.ok_or_else(missing)?;
-        Ok(self.tell_others(&user, Mark::one(id)).await)
+        Ok(self.tell_others(&user, Mark::one(&id)).await)
     }
 
     /// Marks all read; what the ack says.

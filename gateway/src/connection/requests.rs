@@ -166,6 +166,9 @@ impl Driver {
             self.node.hub.unsubscribe(&self.connection.id, channel, own.key);
             self.node.relay.leave(channel);
             self.connection.outbox.forget_position(channel.as_str());
+            if own.interests.is_some() {
+                self.owe_interests();
+            }
         }
     }
 

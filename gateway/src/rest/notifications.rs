@@ -142,7 +142,7 @@ pub(super) async fn mark_read(
     let id = id_of(&id)?;
     let marked = node.notifications.mark_read(&user, &id).await.map_err(|error| refusal(&node, error))?;
     let notification = marked.ok_or_else(missing)?;
-    tell_devices(&node, &user, &Mark::one(id), Exclude::default()).await;
+    tell_devices(&node, &user, &Mark::one(&id), Exclude::default()).await;
     Ok(Json(notification))
 }
 
