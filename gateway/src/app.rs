@@ -24,7 +24,8 @@ use crate::config::Config;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
-use crate::node::{Banished, Node, PublishLimits};
+use crate::node::{Banished, Node, PublishLimits, Stores};
+use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::{Relay, Told};
@@ -68,20 +69,21 @@ impl App {
     /// A taken port, or keys and namespaces that cannot be used.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let id = NodeId::random();
-        let (broker, events): (Arc<dyn Broker>, Events) = match config.redis.settings() {
+        let (broker, events, stores): (Arc<dyn Broker>, Events, Stores) = match config.redis.settings() {
             None => {
                 let (broker, events) = MemoryCluster::new().join(id.clone());
-                (Arc::new(broker), events)
+                (Arc::new(broker), events, Stores::memory())
             }
             Some(settings) => {
                 let (broker, events) = RedisBroker::connect(settings, id.clone());
-                (Arc::new(broker), events)
+                let stores = Stores::redis(&broker);
+                (Arc::new(broker), events, stores)
             }
         };
-        Self::with_broker(config, id, broker, events).await
+        Self::with_stores(config, id, broker, events, stores).await
     }
 
-    /// The same over a broker that exists already: several nodes in one process share one.
+    /// The same over a broker that exists already; what the node stores, it keeps to itself.
     ///
     /// # Errors
     /// As [`App::bind`].
@@ -90,6 +92,20 @@ impl App {
         id: NodeId,
         broker: Arc<dyn Broker>,
         events: Events,
+    ) -> Result<Self, StartError> {
+        Self::with_stores(config, id, broker, events, Stores::memory()).await
+    }
+
+    /// The same over a broker and stores that exist already: several nodes in one process share them.
+    ///
+    /// # Errors
+    /// As [`App::bind`].
+    pub async fn with_stores(
+        config: Config,
+        id: NodeId,
+        broker: Arc<dyn Broker>,
+        events: Events,
+        stores: Stores,
     ) -> Result<Self, StartError> {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
         if config.server.tls.is_some() {
@@ -104,12 +120,16 @@ impl App {
         let metrics = Metrics::new();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let hub = Hub::new(shards, &metrics, &tasks, &stop);
+        let courier = Courier::default();
+        let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
         let (relay, told) =
             Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);
         let node = Node {
             name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
             started_at_ms: clock::unix_ms(),
+            courier,
+            notifications: stores.notifications,
+            subscriptions: stores.subscriptions,
             heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
             presence: Presence::new(
                 Arc::clone(&broker),
@@ -166,6 +186,7 @@ impl App {
         node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
         node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
+        node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         let routes = router::client(&node);
         node.tasks.spawn(transport::accept::accept(Arc::clone(&node), client, routes, accepting.clone()));

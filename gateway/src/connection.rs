@@ -4,12 +4,14 @@
 
 pub mod catch_up;
 pub mod driver;
+mod interests;
+mod notifications;
 pub mod outbox;
 pub mod requests;
 pub mod welcome;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::{ConnectionId, UserId};
@@ -64,6 +66,8 @@ pub struct Connection {
     /// When a message of its own last came, monotonic milliseconds: pongs are the library's, not the user's.
     spoke_at_ms: AtomicU64,
     token_generation: AtomicU64,
+    /// The user's persistent subscriptions changed.
+    interests_changed: AtomicBool,
 }
 
 impl Connection {
@@ -86,6 +90,7 @@ impl Connection {
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),
             spoke_at_ms: AtomicU64::new(clock::monotonic_ms()),
             token_generation: AtomicU64::new(0),
+            interests_changed: AtomicBool::new(false),
         })
     }
 
@@ -116,6 +121,18 @@ impl Connection {
     #[must_use]
     pub fn spoke_at_ms(&self) -> u64 {
         self.spoke_at_ms.load(Ordering::Relaxed)
+    }
+
+    /// The user's persistent subscriptions changed: the connection's task looks at them soon.
+    pub fn refresh_interests(&self) {
+        self.interests_changed.store(true, Ordering::Release);
+        self.outbox.mark_behind();
+    }
+
+    /// Whether they changed since this was asked last.
+    #[must_use]
+    pub fn take_interests_changed(&self) -> bool {
+        self.interests_changed.swap(false, Ordering::AcqRel)
     }
 
     /// How often its token was replaced.

@@ -69,6 +69,13 @@ impl Dispatch {
     pub fn frame(&self, dress: Dress) -> &Bytes {
         self.frames[variant(dress)].get_or_init(|| encode(&self.publication.envelope(self.label()), dress))
     }
+
+    /// The same with the ids of persistent subscriptions: one user's bytes, shared with nobody.
+    #[must_use]
+    pub fn frame_for(&self, dress: Dress, subscriptions: &[Box<str>]) -> Bytes {
+        let envelope = self.publication.envelope(self.label());
+        encode(&Envelope { subscription_ids: subscriptions, ..envelope }, dress)
+    }
 }
 
 /// Whether a channel is a user's own stream: `user:{id}` and nothing more.

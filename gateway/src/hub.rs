@@ -18,7 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection::Connection;
 use crate::dispatch::Dispatch;
+use crate::interests::Interests;
 use crate::metrics::Metrics;
+use crate::notifications::Courier;
 
 pub use channel::{Behind, Labels, Next, Subscription, SubscriptionKey};
 pub(crate) use shard::resync_message;
@@ -46,9 +48,9 @@ pub struct Hub {
 impl Hub {
     /// A hub of `shards` shards. With more than one, each is driven by a task under `tasks`.
     #[must_use]
-    pub fn new(shards: usize, metrics: &Arc<Metrics>, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+    pub fn new(shards: usize, metrics: &Arc<Metrics>, courier: &Courier, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let shards: Arc<[Arc<Shard>]> =
-            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics)))).collect();
+            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics), courier.clone()))).collect();
         let mut ingress = Vec::new();
         if shards.len() > 1 {
             for shard in shards.iter() {
@@ -138,6 +140,21 @@ impl Hub {
         filter: Option<Arc<Filter>>,
     ) {
         self.shard(connection).with_subscription(channel, key, |subscription| subscription.filter = filter);
+    }
+
+    /// Says whether the client itself listens, and which persistent subscriptions do.
+    pub fn interest(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        asked: bool,
+        interests: Option<Interests>,
+    ) {
+        self.shard(connection).with_subscription(channel, key, |subscription| {
+            subscription.asked = asked;
+            subscription.interests = interests;
+        });
     }
 
     /// The next step of a subscription that is behind: see [`Next`]. `from_is_top` says that history

@@ -6,12 +6,13 @@
 mod admission;
 mod banished;
 mod publish;
+mod stores;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use carillon_broker_client::{Broker, Health, NodeId};
+use carillon_broker_client::{Broker, Health, NodeId, NotificationStore, SubscriptionStore};
 use carillon_protocol::session::Routes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
+use crate::notifications::Courier;
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::Relay;
@@ -30,6 +32,7 @@ pub use admission::Admitted;
 pub use banished::Banished;
 pub use publish::{Outgoing, PublishLimits, RateState};
 pub(crate) use publish::channel_not_found;
+pub use stores::Stores;
 
 /// See the module. Shared by reference.
 pub struct Node {
@@ -43,6 +46,12 @@ pub struct Node {
     pub config: Arc<Config>,
     /// History, registry, node-to-node.
     pub broker: Arc<dyn Broker>,
+    /// Stored notifications.
+    pub notifications: Arc<dyn NotificationStore>,
+    /// Stored subscriptions.
+    pub subscriptions: Arc<dyn SubscriptionStore>,
+    /// Carries stored notifications to user channels.
+    pub courier: Courier,
     /// Who on this node hears what.
     pub hub: Hub,
     /// Interest and order.

@@ -8,22 +8,26 @@ mod entities;
 mod error;
 mod events;
 mod message;
+mod notifications;
 mod openapi;
+mod owned;
 mod parameter;
 mod place;
 mod presence;
 mod publish;
 mod stats;
+mod subscriptions;
 mod users;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 
 use crate::node::Node;
 
 pub(crate) use body::BatchBody;
+pub(crate) use owned::refusal as store_refusal;
 pub use error::{ApiError, REQUEST_ID, with_request_id};
 
 /// Where all calls live.
@@ -54,6 +58,20 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/presence/{resource}/{user_id}", put(presence::put).delete(presence::remove))
         .route("/users/presence", post(presence::users))
         .route("/users/{user_id}/presence", get(presence::user))
+        .route("/notifications", get(notifications::list).post(notifications::create))
+        .route("/notifications/mark-all-read", post(notifications::mark_all_read))
+        .route("/notifications/unread-count/{user_id}", get(notifications::unread_count))
+        .route("/notifications/{notification_id}", get(notifications::show).delete(notifications::delete))
+        .route("/notifications/{notification_id}/mark-read", post(notifications::mark_read))
+        .route("/subscriptions", get(subscriptions::list))
+        .route("/subscriptions/resource", post(subscriptions::resource))
+        .route("/subscriptions/topic", post(subscriptions::topic))
+        .route("/subscriptions/query", post(subscriptions::query))
+        .route(
+            "/subscriptions/{subscription_id}",
+            get(subscriptions::show).patch(subscriptions::update).delete(subscriptions::delete),
+        )
+        .route("/subscriptions/{subscription_id}/status", patch(subscriptions::set_status))
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));

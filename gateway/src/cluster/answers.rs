@@ -28,6 +28,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         }
         Question::Listeners(channel) => (node.hub.listeners(&channel).len() as u64).into(),
         Question::Connections(filter) => value(&connections(node, &filter)),
+        Question::SubscriptionsChanged(user) => {
+            crate::interests::refresh(node, &user);
+            Value::Null
+        }
         Question::Connection(id) => value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection))),
     }
 }

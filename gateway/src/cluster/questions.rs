@@ -113,6 +113,8 @@ pub enum Question {
     Listeners(String),
     /// Connections in order of id: `Vec<ConnectionView>`.
     Connections(ConnectionFilter),
+    /// A user's persistent subscriptions changed; no answer.
+    SubscriptionsChanged(UserId),
     /// One connection: `Option<ConnectionView>`.
     Connection(ConnectionId),
 }

@@ -17,6 +17,8 @@ use super::outbox::Pushed;
 use super::requests::{Named, Own};
 use crate::dispatch::Dispatch;
 use crate::hub::{Behind, Labels, Next, Subscription};
+use crate::interests::matching;
+use crate::notifications::is_notification;
 use crate::policy::Action;
 use crate::relay::{Bridge, ChannelTraits, PAGE};
 
@@ -56,13 +58,19 @@ impl Driver {
             None => None,
         };
         let beginning = Beginning::of(&request);
-        if self.subscriptions.contains_key(&named.channel) {
+        if self.subscriptions.get(&named.channel).is_some_and(|own| own.asked) {
             return self.subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation).await;
         }
         let limit = self.node.config.limits.subscriptions_per_connection as usize;
         if limit > 0 && self.subscriptions.values().filter(|own| !own.automatic).count() >= limit {
             return Err(Refusal::new(ErrorCode::SubscriptionLimit, "Too many subscriptions on this connection")
                 .with("limit", limit));
+        }
+        if let Some(own) = self.subscriptions.get_mut(&named.channel) {
+            // Heard already for the user's persistent subscriptions.
+            (own.asked, own.automatic) = (true, false);
+            self.node.hub.interest(&self.connection.id, &named.channel, own.key, true, own.interests.clone());
+            return self.subscribe_again(&named, beginning, true, filter, correlation).await;
         }
         if let Err(error) = self.node.relay.join(&named.channel, traits).await {
             self.node.relay.leave(&named.channel);
@@ -96,6 +104,8 @@ impl Driver {
             labels: if automatic { Labels::ALL } else { named.labels },
             filter: filter.clone(),
             conflate,
+            asked: true,
+            interests: None,
         };
         let labels = subscription.labels;
         let reason = match beginning {
@@ -112,7 +122,7 @@ impl Driver {
                 }
             },
         );
-        Own { key, labels, filter, traits, automatic }
+        Own { key, labels, filter, traits, automatic, asked: true, interests: None }
     }
 
     /// Leads a new subscription from its beginning to live.
@@ -158,7 +168,7 @@ impl Driver {
         let mut last = from;
         for publication in &page.publications {
             last = publication.position.unwrap_or(last);
-            let dispatch = Dispatch::new(publication.clone());
+            let dispatch = Arc::new(Dispatch::new(publication.clone()));
             if !self.replay(&named.channel, &dispatch).await {
                 return Ok(());
             }
@@ -234,6 +244,12 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
+        if self.connection.take_interests_changed() || self.interests_owed {
+            self.sync_interests().await;
+        }
+        if self.pending_owed {
+            self.send_pending().await;
+        }
         self.connection.outbox.flush();
     }
 
@@ -269,7 +285,7 @@ impl Driver {
                     }
                     for publication in &page.publications {
                         from = publication.position.unwrap_or(from);
-                        if !self.replay(channel, &Dispatch::new(publication.clone())).await {
+                        if !self.replay(channel, &Arc::new(Dispatch::new(publication.clone()))).await {
                             return;
                         }
                     }
@@ -293,18 +309,32 @@ impl Driver {
 
     /// Queues one publication from history if this subscription hears it, waiting for room. `false`
     /// when the connection ends.
-    async fn replay(&mut self, channel: &ChannelName, dispatch: &Dispatch) -> bool {
+    async fn replay(&mut self, channel: &ChannelName, dispatch: &Arc<Dispatch>) -> bool {
         let Some(own) = self.subscriptions.get(channel) else { return false };
         let publication = &dispatch.publication;
-        let heard = own.labels.admit(dispatch)
-            && !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref())
-            && own.filter.as_ref().is_none_or(|filter| filter.matches(&publication.payload.to_value()));
-        if !heard {
+        let admitted = own.labels.admit(dispatch)
+            && !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref());
+        if !admitted {
+            return true;
+        }
+        let (asked, ids) = {
+            let value = std::cell::OnceCell::new();
+            let payload = || value.get_or_init(|| publication.payload.to_value());
+            let asked = own.asked && own.filter.as_ref().is_none_or(|filter| filter.matches(payload()));
+            let ids = own.interests.as_ref().map(|interests| matching(interests, payload));
+            (asked, ids.unwrap_or_default())
+        };
+        if !asked && ids.is_empty() {
             return true;
         }
         loop {
-            match self.connection.outbox.push(dispatch, self.connection.dress, 0) {
-                Pushed::First | Pushed::Queued => return true,
+            match self.connection.outbox.push_for(dispatch, self.connection.dress, 0, &ids) {
+                Pushed::First | Pushed::Queued => {
+                    if is_notification(publication) {
+                        self.node.courier.delivered(dispatch);
+                    }
+                    return true;
+                }
                 Pushed::Closed => return false,
                 Pushed::Full => {
                     if !self.drained().await {

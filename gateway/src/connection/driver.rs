@@ -42,6 +42,10 @@ pub struct Driver {
     pub(crate) claims: Option<Box<Claims>>,
     pub(crate) subscriptions: Subscriptions,
     pub(super) retry: Option<Pin<Box<Sleep>>>,
+    /// The store was out of reach when pending notifications were due.
+    pub(super) pending_owed: bool,
+    /// The store was out of reach when persistent subscriptions were due.
+    pub(super) interests_owed: bool,
     socket: Option<Arc<TcpStream>>,
     session: Session,
     _admitted: Admitted,
@@ -109,6 +113,8 @@ impl Driver {
             claims: claims.map(Box::new),
             subscriptions: Subscriptions::default(),
             retry: None,
+            pending_owed: false,
+            interests_owed: false,
             socket,
             _admitted: admitted,
         }

@@ -22,6 +22,8 @@ use crate::dispatch::{Dispatch, Dress, Medium};
 const SLICES_MAX: usize = 64;
 /// Bodies up to this many bytes are copied beside their `id:` line instead of being a slice of their own.
 const SSE_COPY_BYTES_MAX: usize = 4096;
+/// How many notification ids a connection remembers while pending ones are sent, and after.
+const TOLD_MAX: usize = 10_000;
 /// How many entity event ids a connection remembers to drop twins (R14).
 const TWINS_MAX: usize = 1024;
 
@@ -79,6 +81,16 @@ struct State {
     close: Option<CloseCode>,
     sse: Option<Box<SseState>>,
     twins: Option<VecDeque<u64>>,
+    told: Option<Box<Told>>,
+}
+
+/// What keeps a notification from coming both as pending and live.
+#[derive(Debug, Default)]
+struct Told {
+    /// Ids heard live since the connection began; `None` once all that is pending was sent.
+    heard: Option<Vec<u64>>,
+    /// Ids sent as pending whose live message may still come.
+    sent: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -134,12 +146,23 @@ impl Outbox {
 
     /// Queues a publication of a channel. `conflate` is a hash of what it replaces, 0 for nothing.
     pub fn push(&self, dispatch: &Dispatch, dress: Dress, conflate: u64) -> Pushed {
-        let frame = dispatch.frame(dress);
+        self.push_frame(dispatch, dispatch.frame(dress), dress, conflate)
+    }
+
+    /// The same for a listener whose persistent subscriptions these are; without any, the shared bytes.
+    pub fn push_for(&self, dispatch: &Dispatch, dress: Dress, conflate: u64, subscriptions: &[Box<str>]) -> Pushed {
+        if subscriptions.is_empty() {
+            return self.push(dispatch, dress, conflate);
+        }
+        self.push_frame(dispatch, &dispatch.frame_for(dress, subscriptions), dress, conflate)
+    }
+
+    fn push_frame(&self, dispatch: &Dispatch, frame: &Bytes, dress: Dress, conflate: u64) -> Pushed {
         let mut state = self.state.lock();
         if state.close.is_some() || state.failed {
             return Pushed::Closed;
         }
-        if state.is_twin(dispatch) {
+        if state.is_twin(dispatch) || state.was_told(dispatch) {
             state.advance(dispatch);
             return Pushed::Queued;
         }
@@ -210,6 +233,40 @@ impl Outbox {
     pub fn forget_position(&self, channel: &str) {
         if let Some(sse) = &mut self.state.lock().sse {
             sse.cursor.remove(channel);
+        }
+    }
+
+    /// From now on live notifications are remembered, until [`Outbox::end_pending`].
+    pub fn expect_pending(&self) {
+        self.state.lock().told = Some(Box::new(Told { heard: Some(Vec::new()), sent: Vec::new() }));
+    }
+
+    /// Queues a pending notification, unless it came live already; its live message, should it still
+    /// come, is dropped. Admitted beyond the bound: the caller waits for room.
+    pub fn push_pending(&self, id: &str, bytes: &Bytes, dress: Dress) {
+        let mut state = self.state.lock();
+        if state.failed {
+            return;
+        }
+        if let Some(told) = &mut state.told {
+            let id = hash(id);
+            if told.heard.as_ref().is_some_and(|heard| heard.contains(&id)) || told.sent.contains(&id) {
+                return;
+            }
+            if told.sent.len() < TOLD_MAX {
+                told.sent.push(id);
+            }
+        }
+        state.enqueue_dressed(bytes, dress, 0);
+    }
+
+    /// Everything pending was sent.
+    pub fn end_pending(&self) {
+        let mut state = self.state.lock();
+        let Some(told) = &mut state.told else { return };
+        told.heard = None;
+        if told.sent.is_empty() {
+            state.told = None;
         }
     }
 
@@ -420,6 +477,25 @@ impl State {
         false
     }
 
+    /// Whether this notification was sent as pending. Remembers it while pending ones are sent.
+    fn was_told(&mut self, dispatch: &Dispatch) -> bool {
+        let Some(told) = &mut self.told else { return false };
+        if !crate::notifications::is_notification(&dispatch.publication) {
+            return false;
+        }
+        let id = hash(dispatch.publication.id.as_str());
+        if let Some(at) = told.sent.iter().position(|sent| *sent == id) {
+            told.sent.swap_remove(at);
+            return true;
+        }
+        if let Some(heard) = &mut told.heard
+            && heard.len() < TOLD_MAX
+        {
+            heard.push(id);
+        }
+        false
+    }
+
     fn drop_older(&mut self, conflate: u64) {
         // The front item may be half written; it must stay.
         let keep_front = usize::from(self.front_written > 0);
@@ -479,6 +555,11 @@ impl State {
         }
         self.front_written = left;
     }
+}
+
+fn hash(id: &str) -> u64 {
+    use std::hash::BuildHasher;
+    foldhash::fast::FixedState::default().hash_one(id)
 }
 
 /// An HTTP/1.1 chunk.

@@ -14,6 +14,7 @@ use super::Transport;
 use super::driver::Driver;
 use crate::dispatch::NOTIFICATIONS;
 use crate::hub::{Labels, SubscriptionKey};
+use crate::interests::Interests;
 use crate::node::Outgoing;
 use crate::policy::{Action, Decision};
 use crate::relay::ChannelTraits;
@@ -32,6 +33,10 @@ pub struct Own {
     pub traits: ChannelTraits,
     /// Made by the server (R16): not counted against the client's limit.
     pub automatic: bool,
+    /// The client itself subscribed (or the server for every user).
+    pub asked: bool,
+    /// The user's persistent subscriptions on this channel.
+    pub interests: Option<Interests>,
 }
 
 /// A connection's subscriptions by the channel that the hub knows.
@@ -75,9 +80,12 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
         Request::SetStatus(status) => driver.set_status(status).await.map(|data| {
             driver.answer(Session::done(correlation.clone(), &data));
         }),
-        Request::NotificationRead(_) | Request::NotificationReadAll => {
-            Err(Refusal::new(ErrorCode::Unavailable, "This node does not serve this request"))
-        }
+        Request::NotificationRead(id) => driver.mark_read(&id).await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
+        Request::NotificationReadAll => driver.mark_all_read().await.map(|data| {
+            driver.answer(Session::done(correlation.clone(), &data));
+        }),
     };
     if let Err(refusal) = outcome {
         driver.connection.push(&Session::refused(correlation, &refusal));
@@ -135,7 +143,9 @@ impl Driver {
                 notifications: own.labels.notifications && !named.labels.notifications,
                 others: own.labels.others && !named.labels.others,
             };
-            if labels == Labels::NONE {
+            if labels == Labels::NONE && own.interests.is_some() {
+                self.unask(&named.channel);
+            } else if labels == Labels::NONE {
                 self.drop_subscription(&named.channel);
             } else {
                 self.node.hub.relabel(&self.connection.id, &named.channel, own.key, labels);
@@ -150,12 +160,23 @@ impl Driver {
         }
     }
 
+    /// The client's own subscription ends; the user's persistent ones on the channel stay.
+    fn unask(&mut self, channel: &ChannelName) {
+        if let Some(own) = self.subscriptions.get_mut(channel) {
+            (own.asked, own.automatic, own.filter) = (false, true, None);
+            self.node.hub.interest(&self.connection.id, channel, own.key, false, own.interests.clone());
+        }
+    }
+
     /// Ends one subscription, silently.
     pub(crate) fn drop_subscription(&mut self, channel: &ChannelName) {
         if let Some(own) = self.subscriptions.remove(channel) {
             self.node.hub.unsubscribe(&self.connection.id, channel, own.key);
             self.node.relay.leave(channel);
             self.connection.outbox.forget_position(channel.as_str());
+            if own.interests.is_some() {
+                self.owe_interests();
+            }
         }
     }
 
@@ -235,6 +256,7 @@ impl Driver {
                 self.connection.push(&error);
             }
         }
+        self.sync_interests().await;
     }
 
     /// A call to the application: queued on the `inbound` stream (`channels.md` 6).

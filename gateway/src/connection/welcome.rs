@@ -33,6 +33,8 @@ impl Driver {
                 self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
             }
         }
+        self.sync_interests().await;
+        self.send_pending().await;
         self.connection.outbox.flush();
     }
 
@@ -44,6 +46,7 @@ impl Driver {
             // The stream opens when the broker is back, and the client is told `resync` then (R42).
             tracing::debug!(%error, "a connection begins without its stream's position");
         }
+        self.connection.outbox.expect_pending();
         let named = Named {
             channel: stream.clone(),
             label: NOTIFICATIONS.into(),
@@ -55,6 +58,8 @@ impl Driver {
             labels: Labels::ALL,
             filter: None,
             conflate: false,
+            asked: true,
+            interests: None,
         };
         let key = self.node.hub.subscribe(
             &stream,
@@ -62,7 +67,7 @@ impl Driver {
             || self.node.relay.position(&stream),
             |position| self.greet(&stream, traits, position),
         );
-        let own = Own { key, labels: Labels::ALL, filter: None, traits, automatic: true };
+        let own = Own { key, labels: Labels::ALL, filter: None, traits, automatic: true, asked: true, interests: None };
         self.subscriptions.insert(stream.clone(), own);
         match resume {
             None => {}

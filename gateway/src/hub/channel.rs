@@ -8,6 +8,7 @@ use slab::Slab;
 
 use crate::connection::Connection;
 use crate::dispatch::Dispatch;
+use crate::interests::Interests;
 
 /// Publications kept for joining history to live messages.
 const TAIL_MAX: usize = 64;
@@ -53,6 +54,10 @@ pub struct Subscription {
     pub filter: Option<Arc<Filter>>,
     /// The channel keeps only the newest message for slow readers.
     pub conflate: bool,
+    /// The client itself listens, not only the user's persistent subscriptions.
+    pub asked: bool,
+    /// The user's persistent subscriptions on this channel.
+    pub interests: Option<Interests>,
 }
 
 impl Subscription {

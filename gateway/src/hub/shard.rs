@@ -14,12 +14,15 @@ use super::Notice;
 use crate::connection::Connection;
 use crate::connection::outbox::Pushed;
 use crate::dispatch::Dispatch;
+use crate::interests::matching;
 use crate::metrics::Metrics;
+use crate::notifications::{Courier, is_notification};
 
 #[derive(Debug)]
 pub(super) struct Shard {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
+    courier: Courier,
 }
 
 #[derive(Debug)]
@@ -32,14 +35,14 @@ struct State {
 }
 
 impl Shard {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>, courier: Courier) -> Self {
         let state = State {
             channels: HashMap::new(),
             connections: HashMap::new(),
             generation: 0,
             dirty: Vec::new(),
         };
-        Self { state: Mutex::new(state), metrics }
+        Self { state: Mutex::new(state), metrics, courier }
     }
 
     /// Queues a batch for its listeners, then writes once a connection.
@@ -55,7 +58,11 @@ impl Shard {
                             continue;
                         };
                         channel.heard += 1;
-                        deliveries += deliver(channel, dispatch, &mut dirty, &self.metrics);
+                        let reached = deliver(channel, dispatch, &mut dirty, &self.metrics);
+                        if reached > 0 && is_notification(&dispatch.publication) {
+                            self.courier.delivered(dispatch);
+                        }
+                        deliveries += reached;
                     }
                     Notice::Resync(channel_name, reason, position) => {
                         if let Some(channel) = state.channels.get_mut(channel_name) {
@@ -285,7 +292,8 @@ fn deliver(
         if !subscription.admits(dispatch) {
             continue;
         }
-        if let Some(filter) = &subscription.filter {
+        let mut asked = subscription.asked;
+        if asked && let Some(filter) = &subscription.filter {
             let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
             let passes = if let Some((_, passes)) = known {
                 *passes
@@ -295,9 +303,14 @@ fn deliver(
                 verdicts.push((Arc::as_ptr(filter), passes));
                 passes
             };
-            if !passes {
-                continue;
-            }
+            asked = passes;
+        }
+        let mut ids = Vec::new();
+        if let Some(interests) = &subscription.interests {
+            ids = matching(interests, || payload.get_or_insert_with(|| dispatch.publication.payload.to_value()));
+        }
+        if !asked && ids.is_empty() {
+            continue;
         }
         let connection = &subscription.connection;
         let conflate = if subscription.conflate {
@@ -305,7 +318,7 @@ fn deliver(
         } else {
             0
         };
-        match connection.outbox.push(dispatch, connection.dress, conflate) {
+        match connection.outbox.push_for(dispatch, connection.dress, conflate, &ids) {
             Pushed::First => {
                 dirty.push(Arc::clone(connection));
                 deliveries += 1;

@@ -9,7 +9,9 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi, ToSchema};
 
-use super::{channels, connections, entities, events, presence, publish, stats, users};
+use super::{
+    channels, connections, entities, events, notifications, presence, publish, stats, subscriptions, users,
+};
 
 /// Everything under `/api/realtime`.
 #[derive(OpenApi)]
@@ -23,6 +25,10 @@ use super::{channels, connections, entities, events, presence, publish, stats, u
         connections::list, connections::show, connections::disconnect, users::disconnect,
         presence::list, presence::put, presence::remove, presence::user, presence::users,
         stats::show,
+        notifications::create, notifications::list, notifications::show, notifications::mark_read, notifications::mark_all_read,
+        notifications::unread_count, notifications::delete,
+        subscriptions::resource, subscriptions::topic, subscriptions::query, subscriptions::list, subscriptions::show,
+        subscriptions::update, subscriptions::set_status, subscriptions::delete,
     ),
     modifiers(&Security),
     security(("api_key" = []), ("bearer" = [])),
@@ -71,6 +77,123 @@ pub(super) struct ChannelSchema {
     channel: String,
     /// Connections that listen.
     subscribers: u64,
+}
+
+/// What the reader may do about a notification.
+#[derive(ToSchema)]
+#[schema(as = NotificationAction)]
+#[expect(dead_code, reason = "the shape of `NotificationAction`, for the document alone")]
+pub(super) struct ActionSchema {
+    /// What the button says.
+    label: String,
+    /// What the application calls it.
+    action: String,
+    /// Anything the application needs for it.
+    #[schema(value_type = Option<Object>)]
+    data: Option<serde_json::Value>,
+}
+
+/// A notification to be stored.
+#[derive(ToSchema)]
+#[schema(as = NewNotification)]
+#[expect(dead_code, reason = "the shape of `NewNotification`, for the document alone")]
+pub(super) struct NewNotificationSchema {
+    /// One line, not empty.
+    title: String,
+    /// The text.
+    message: String,
+    /// Whom it is for: 1 to 10,000 users.
+    recipients: Vec<String>,
+    /// A lower-case word; `info` where not given.
+    r#type: Option<String>,
+    /// `low`, `normal`, `high` or `urgent`; `normal` where not given.
+    priority: Option<String>,
+    /// Who caused it.
+    sender_id: Option<String>,
+    /// Kind of the thing it is about.
+    resource_type: Option<String>,
+    /// Which thing.
+    resource_id: Option<String>,
+    /// What the reader may do.
+    actions: Option<Vec<ActionSchema>>,
+    /// Anything else.
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<serde_json::Value>,
+    /// When it stops mattering, RFC 3339.
+    expires_at: Option<String>,
+}
+
+/// A stored notification.
+#[derive(ToSchema)]
+#[schema(as = Notification)]
+#[expect(dead_code, reason = "the shape of `Notification`, for the document alone")]
+pub(super) struct NotificationSchema {
+    /// Its id.
+    id: String,
+    /// One line.
+    title: String,
+    /// The text.
+    message: String,
+    /// A lower-case word.
+    r#type: String,
+    /// `low`, `normal`, `high` or `urgent`.
+    priority: String,
+    /// `pending`, `delivered`, `read` or `expired`.
+    status: String,
+    /// Whom it is for.
+    recipients: Vec<String>,
+    /// Who caused it.
+    sender_id: Option<String>,
+    /// RFC 3339.
+    created_at: String,
+    /// When the first recipient had it, RFC 3339.
+    delivered_at: Option<String>,
+    /// Who has read it.
+    read_by: Vec<String>,
+    /// What the reader may do.
+    actions: Vec<ActionSchema>,
+    /// Kind of the thing it is about.
+    resource_type: Option<String>,
+    /// Which thing.
+    resource_id: Option<String>,
+    /// Anything else.
+    #[schema(value_type = Object)]
+    metadata: serde_json::Value,
+}
+
+/// A stored subscription.
+#[derive(ToSchema)]
+#[schema(as = Subscription)]
+#[expect(dead_code, reason = "the shape of `Subscription`, for the document alone")]
+pub(super) struct SubscriptionSchema {
+    /// Its id.
+    id: String,
+    /// Whose it is.
+    user_id: String,
+    /// `resource`, `topic` or `query`.
+    r#type: String,
+    /// `active`, `paused`, `expired` or `cancelled`.
+    status: String,
+    /// RFC 3339.
+    created_at: String,
+    /// RFC 3339.
+    updated_at: String,
+    /// RFC 3339.
+    expires_at: Option<String>,
+    /// Which thing.
+    resource_id: Option<String>,
+    /// Kind of the thing.
+    resource_type: Option<String>,
+    /// Which topic.
+    topic: Option<String>,
+    /// `{"channels": […], "where": {…}}`.
+    #[schema(value_type = Option<Object>)]
+    query: Option<serde_json::Value>,
+    /// The user's own words for it.
+    labels: Vec<String>,
+    /// Anything else.
+    #[schema(value_type = Object)]
+    metadata: serde_json::Value,
 }
 
 /// A page of history.

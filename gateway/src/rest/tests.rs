@@ -1,5 +1,7 @@
 //! REST from outside: one node with the embedded broker, calls through the client port's router.
 
+mod document;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -42,20 +44,27 @@ impl Answer {
     }
 }
 
+/// Settings of every node of the tests, and then these.
+fn fixed<'a>(settings: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let fixed = [
+        ("server.listen", "127.0.0.1:0"),
+        ("operator.listen", "127.0.0.1:0"),
+        ("auth.jwt.secret", SECRET),
+        ("auth.api_keys", KEYS),
+        ("drain.period", "0s"),
+        ("drain.grace", "0s"),
+    ];
+    fixed.into_iter().chain(settings.iter().copied()).collect()
+}
+
 impl Rest {
     async fn start(settings: &[(&str, &str)]) -> Self {
-        let fixed = [
-            ("server.listen", "127.0.0.1:0"),
-            ("operator.listen", "127.0.0.1:0"),
-            ("auth.jwt.secret", SECRET),
-            ("auth.api_keys", KEYS),
-            ("drain.period", "0s"),
-            ("drain.grace", "0s"),
-        ];
-        let settings: Vec<(&str, &str)> =
-            fixed.into_iter().chain(settings.iter().copied()).collect();
-        let config = Config::development(&settings).expect("the settings are good");
+        let config = Config::development(&fixed(settings)).expect("the settings are good");
         let app = App::bind(config).await.expect("loopback ports are free");
+        Self::run(app)
+    }
+
+    fn run(app: App) -> Self {
         let node = app.node();
         let shutdown = CancellationToken::new();
         let hurry = shutdown.clone();

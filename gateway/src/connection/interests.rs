@@ -1,0 +1,109 @@
+//! A connection's part in persistent subscriptions: it listens to what its user's active ones name.
+
+use std::sync::Arc;
+
+use carillon_protocol::ChannelName;
+
+use super::driver::{Driver, RETRY};
+use super::requests::Own;
+use crate::hub::{Labels, Subscription};
+use crate::interests::{Interests, by_channel};
+use crate::policy::Action;
+
+impl Driver {
+    /// Joins and leaves channels until they are those of the user's active subscriptions. What fails
+    /// is tried again soon.
+    pub(super) async fn sync_interests(&mut self) {
+        let Some(user) = self.connection.user.clone() else { return };
+        self.interests_owed = false;
+        let wanted = match self.node.subscriptions.active_for(&user).await {
+            Ok(active) => by_channel(&active),
+            Err(error) => {
+                tracing::debug!(%error, "persistent subscriptions wait for the store");
+                self.owe_interests();
+                return;
+            }
+        };
+        let over: Vec<ChannelName> = self
+            .subscriptions
+            .iter()
+            .filter(|(channel, own)| own.interests.is_some() && !wanted.contains_key(*channel))
+            .map(|(channel, _)| channel.clone())
+            .collect();
+        for channel in over {
+            self.set_interests(&channel, None);
+        }
+        for (channel, interests) in wanted {
+            self.join_interests(channel, interests.into()).await;
+        }
+    }
+
+    /// The user's persistent subscriptions are looked at again soon.
+    pub(super) fn owe_interests(&mut self) {
+        self.interests_owed = true;
+        self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
+    }
+
+    async fn join_interests(&mut self, channel: ChannelName, interests: Interests) {
+        let Ok((traits, conflate)) = self.allowed(Action::Subscribe, &channel).await else {
+            self.set_interests(&channel, None);
+            return;
+        };
+        if self.subscriptions.contains_key(&channel) {
+            self.set_interests(&channel, Some(interests));
+            return;
+        }
+        if let Err(error) = self.node.relay.join(&channel, traits).await {
+            tracing::debug!(%error, "a persistent subscription waits for the broker");
+            self.node.relay.leave(&channel);
+            self.owe_interests();
+            return;
+        }
+        if channel.as_str().starts_with("entity:") {
+            self.connection.outbox.watch_twins();
+        }
+        let subscription = Subscription {
+            connection: Arc::clone(&self.connection),
+            behind: None,
+            labels: Labels::ALL,
+            filter: None,
+            conflate,
+            asked: false,
+            interests: Some(Arc::clone(&interests)),
+        };
+        let outbox = &self.connection.outbox;
+        let key = self.node.hub.subscribe(
+            &channel,
+            subscription,
+            || self.node.relay.position(&channel),
+            |position| {
+                if let Some(position) = position {
+                    outbox.set_position(&channel, position);
+                }
+            },
+        );
+        let own = Own {
+            key,
+            labels: Labels::ALL,
+            filter: None,
+            traits,
+            automatic: true,
+            asked: false,
+            interests: Some(interests),
+        };
+        self.subscriptions.insert(channel, own);
+    }
+
+    /// Replaces the interests on one channel; nobody listens any more where none are left and the
+    /// client did not ask itself.
+    fn set_interests(&mut self, channel: &ChannelName, interests: Option<Interests>) {
+        let Some(own) = self.subscriptions.get_mut(channel) else { return };
+        own.interests.clone_from(&interests);
+        let (key, asked) = (own.key, own.asked);
+        if !asked && interests.is_none() {
+            self.drop_subscription(channel);
+        } else {
+            self.node.hub.interest(&self.connection.id, channel, key, asked, interests);
+        }
+    }
+}
