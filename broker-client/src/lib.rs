@@ -11,9 +11,9 @@ mod broker;
 mod error;
 mod memory;
 mod node;
-pub mod presence;
 mod notifications;
 mod polls;
+pub mod presence;
 mod redis;
 mod store;
 mod subscriptions;
@@ -31,6 +31,10 @@ pub use notifications::{
     NotificationPage, NotificationPriority, NotificationQuery, NotificationStatus,
     NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
 };
+pub use polls::{
+    NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState,
+    PollStore,
+};
 pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
 pub use store::{
@@ -42,4 +46,3 @@ pub use subscriptions::{
     SubscriptionPage, SubscriptionPatch, SubscriptionQuery, SubscriptionStatus, SubscriptionStore,
     SubscriptionType,
 };
-pub use polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState, PollStore};

@@ -108,7 +108,16 @@ impl MemoryCluster {
         ears.insert(node.clone(), ear.clone());
         drop(ears);
         let (registered, presence) = (Mutex::default(), Mutex::default());
-        (MemoryBroker(Arc::new(Node { id: node, cluster: self.clone(), ear, registered, presence })), events)
+        (
+            MemoryBroker(Arc::new(Node {
+                id: node,
+                cluster: self.clone(),
+                ear,
+                registered,
+                presence,
+            })),
+            events,
+        )
     }
 
     /// Fault: events to this node are dropped until [`MemoryCluster::restore`]. Its commands work.
@@ -328,11 +337,20 @@ impl Broker for MemoryBroker {
 
 #[async_trait]
 impl PollStore for MemoryBroker {
-    async fn find_poll_pages(&self, user: &UserId, id: u64, question: &str) -> Result<PollState, BrokerError> {
+    async fn find_poll_pages(
+        &self,
+        user: &UserId,
+        id: u64,
+        question: &str,
+    ) -> Result<PollState, BrokerError> {
         Ok(self.0.available()?.polls.lock().find(user.as_str(), id, question, Instant::now()))
     }
 
-    async fn keep_poll_page(&self, user: &UserId, page: NewPollPage) -> Result<PollPage, BrokerError> {
+    async fn keep_poll_page(
+        &self,
+        user: &UserId,
+        page: NewPollPage,
+    ) -> Result<PollPage, BrokerError> {
         Ok(self.0.available()?.polls.lock().keep(user.as_str(), page, unix_ms(), Instant::now()))
     }
 }

@@ -59,8 +59,17 @@ pub struct PollState {
 #[async_trait]
 pub trait PollStore: Send + Sync + 'static {
     /// Finds the page of an id, and the page that answered a question.
-    async fn find_poll_pages(&self, user: &UserId, id: u64, question: &str) -> Result<PollState, BrokerError>;
+    async fn find_poll_pages(
+        &self,
+        user: &UserId,
+        id: u64,
+        question: &str,
+    ) -> Result<PollState, BrokerError>;
 
     /// Keeps a page under fresh ids; where the question was answered meanwhile, that answer instead.
-    async fn keep_poll_page(&self, user: &UserId, page: NewPollPage) -> Result<PollPage, BrokerError>;
+    async fn keep_poll_page(
+        &self,
+        user: &UserId,
+        page: NewPollPage,
+    ) -> Result<PollPage, BrokerError>;
 }

@@ -79,7 +79,9 @@ impl UserStatus {
     /// The status of a name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Online, Self::Away, Self::Busy, Self::Offline].into_iter().find(|status| status.name() == name)
+        [Self::Online, Self::Away, Self::Busy, Self::Offline]
+            .into_iter()
+            .find(|status| status.name() == name)
     }
 }
 
@@ -128,13 +130,18 @@ pub trait PresenceStore: Send + Sync + 'static {
     ) -> Result<bool, BrokerError>;
 
     /// Takes a user away from the resource, whoever holds them. `true` if they were there.
-    async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError>;
+    async fn remove_member(
+        &self,
+        resource: &ChannelName,
+        user: &UserId,
+    ) -> Result<bool, BrokerError>;
 
     /// Everyone there, in order of id.
     async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError>;
 
     /// The user is here: a connection was registered, a poll is held, or (with `status`) they said how they are.
-    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError>;
+    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>)
+    -> Result<(), BrokerError>;
 
     /// A connection of the user is about to go: unless others are there after `delay`, the user is offline then.
     /// Call it before the connection is deregistered.
@@ -157,13 +164,15 @@ pub(crate) fn member_announcement(
 ) -> Publication {
     let payload = serde_json::to_string(member).unwrap_or_else(|_| "null".to_owned());
     let mut publication = announcement(kind, resource.clone(), &member.id, payload);
-    publication.exclude = Exclude { connections: except.cloned().into_iter().collect(), users: Vec::new() };
+    publication.exclude =
+        Exclude { connections: except.cloned().into_iter().collect(), users: Vec::new() };
     publication
 }
 
 /// The channels on which a user's status is announced.
 pub(crate) fn status_channels(user: &UserId) -> Vec<ChannelName> {
-    let own = format!("{STATUS_CHANNEL}:{}", carillon_protocol::channel::escape_segment(user.as_str()));
+    let own =
+        format!("{STATUS_CHANNEL}:{}", carillon_protocol::channel::escape_segment(user.as_str()));
     // A user id may be too long for a channel's name; then there is no such channel to hear.
     [STATUS_CHANNEL.to_owned(), own].iter().filter_map(|name| ChannelName::new(name).ok()).collect()
 }
@@ -179,7 +188,12 @@ pub(crate) fn status_payload(user: &UserId, status: UserStatus, last_seen_ms: i6
 }
 
 /// A message of the server's own about a user.
-pub(crate) fn announcement(kind: &str, channel: ChannelName, user: &UserId, payload: String) -> Publication {
+pub(crate) fn announcement(
+    kind: &str,
+    channel: ChannelName,
+    user: &UserId,
+    payload: String,
+) -> Publication {
     let id = uuid::Uuid::now_v7().to_string();
     Publication {
         channel,

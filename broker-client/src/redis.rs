@@ -114,7 +114,13 @@ impl RedisBroker {
             shared.board.commands(0, Some(&DialError::Refused(reason)));
             Layout::Servers(Vec::new())
         });
-        let inner = Inner { shared, layout, registry: Registry::new(node), held: presence::Held::default(), stop };
+        let inner = Inner {
+            shared,
+            layout,
+            registry: Registry::new(node),
+            held: presence::Held::default(),
+            stop,
+        };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 

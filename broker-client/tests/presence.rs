@@ -1,10 +1,10 @@
 //! One presence, two brokers: the words of `presence.rs` hold for the embedded broker and for Redis.
 
+#[path = "presence/facts.rs"]
+mod facts;
 #[path = "behaviour/fixture.rs"]
 #[allow(dead_code, reason = "shared with the behaviour suite")]
 mod fixture;
-#[path = "presence/facts.rs"]
-mod facts;
 #[path = "presence/memory.rs"]
 mod memory;
 #[path = "presence/redis.rs"]

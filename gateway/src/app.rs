@@ -69,17 +69,18 @@ impl App {
     /// A taken port, or keys and namespaces that cannot be used.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let id = NodeId::random();
-        let (broker, events, stores): (Arc<dyn Broker>, Events, Stores) = match config.redis.settings() {
-            None => {
-                let (broker, events) = MemoryCluster::new().join(id.clone());
-                (Arc::new(broker), events, Stores::memory())
-            }
-            Some(settings) => {
-                let (broker, events) = RedisBroker::connect(settings, id.clone());
-                let stores = Stores::redis(&broker);
-                (Arc::new(broker), events, stores)
-            }
-        };
+        let (broker, events, stores): (Arc<dyn Broker>, Events, Stores) =
+            match config.redis.settings() {
+                None => {
+                    let (broker, events) = MemoryCluster::new().join(id.clone());
+                    (Arc::new(broker), events, Stores::memory())
+                }
+                Some(settings) => {
+                    let (broker, events) = RedisBroker::connect(settings, id.clone());
+                    let stores = Stores::redis(&broker);
+                    (Arc::new(broker), events, stores)
+                }
+            };
         Self::with_stores(config, id, broker, events, stores).await
     }
 
@@ -109,7 +110,9 @@ impl App {
     ) -> Result<Self, StartError> {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
         if config.server.tls.is_some() {
-            return Err(StartError::Setting("server.tls: end TLS at the balancer; this version does not".to_owned()));
+            return Err(StartError::Setting(
+                "server.tls: end TLS at the balancer; this version does not".to_owned(),
+            ));
         }
         let policy = Policy::new(&config).map_err(|error| setting(&error))?;
         let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
@@ -122,8 +125,14 @@ impl App {
         let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let courier = Courier::default();
         let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
-        let (relay, told) =
-            Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);
+        let (relay, told) = Relay::start(
+            Arc::clone(&broker),
+            events,
+            hub.clone(),
+            Arc::clone(&metrics),
+            &tasks,
+            &stop,
+        );
         let node = Node {
             name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
             started_at_ms: clock::unix_ms(),
@@ -189,7 +198,12 @@ impl App {
         node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         let routes = router::client(&node);
-        node.tasks.spawn(transport::accept::accept(Arc::clone(&node), client, routes, accepting.clone()));
+        node.tasks.spawn(transport::accept::accept(
+            Arc::clone(&node),
+            client,
+            routes,
+            accepting.clone(),
+        ));
         let operators = axum::serve(operator, operator::router(Arc::clone(&node)))
             .with_graceful_shutdown(serving.cancelled_owned());
         node.tasks.spawn(async move {

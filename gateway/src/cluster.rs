@@ -23,7 +23,9 @@ use crate::connection::Transport;
 use crate::node::Node;
 use crate::relay::Told;
 
-pub use questions::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question};
+pub use questions::{
+    Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
+};
 
 /// How long answers are awaited.
 const PATIENCE: Duration = Duration::from_millis(800);
@@ -54,7 +56,12 @@ impl Cluster {
     /// A handle; [`run`] makes it work.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>) -> Self {
-        let inner = Inner { broker, next: AtomicU64::new(1), waiting: Mutex::default(), nodes: ArcSwap::default() };
+        let inner = Inner {
+            broker,
+            next: AtomicU64::new(1),
+            waiting: Mutex::default(),
+            nodes: ArcSwap::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -68,7 +75,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When the broker is unavailable.
-    pub async fn ask<A: serde::de::DeserializeOwned>(&self, target: &Target, question: Question) -> Result<Vec<A>, BrokerError> {
+    pub async fn ask<A: serde::de::DeserializeOwned>(
+        &self,
+        target: &Target,
+        question: Question,
+    ) -> Result<Vec<A>, BrokerError> {
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let (sender, mut receiver) = mpsc::channel(256);
         self.inner.waiting.lock().insert(number, sender);
@@ -154,7 +165,12 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),
         }
         let (subscriptions, queued) = (node.hub.subscriptions(), node.hub.queued_bytes());
-        node.metrics.observe(node.broker_is_up(), node.relay.channels_heard(), subscriptions, queued);
+        node.metrics.observe(
+            node.broker_is_up(),
+            node.relay.channels_heard(),
+            subscriptions,
+            queued,
+        );
     }
 }
 

@@ -67,7 +67,8 @@ impl Dispatch {
     /// The bytes for a dress: a whole frame, or for SSE the event without its `id:` line.
     #[must_use]
     pub fn frame(&self, dress: Dress) -> &Bytes {
-        self.frames[variant(dress)].get_or_init(|| encode(&self.publication.envelope(self.label()), dress))
+        self.frames[variant(dress)]
+            .get_or_init(|| encode(&self.publication.envelope(self.label()), dress))
     }
 
     /// The same with the ids of persistent subscriptions: one user's bytes, shared with nobody.

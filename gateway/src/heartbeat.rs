@@ -48,15 +48,22 @@ impl Heartbeat {
         if self.interval_ms > 0 {
             // A random first phase spreads a reconnect storm's pings over the interval.
             let phase = rand::random::<u64>() % self.interval_ms / 2;
-            self.arm(clock::monotonic_ms() + self.interval_ms - phase, Due::Ping(Arc::downgrade(connection)));
+            self.arm(
+                clock::monotonic_ms() + self.interval_ms - phase,
+                Due::Ping(Arc::downgrade(connection)),
+            );
         }
     }
 
     /// Closes the connection with 4401 at `expires_at_s` (Unix seconds), unless its token was replaced by then
     /// (`generation` counts the connection's tokens).
     pub fn expire(&self, connection: &Arc<Connection>, expires_at_s: i64, generation: u64) {
-        let in_ms = (expires_at_s.saturating_mul(1_000)).saturating_sub(clock::unix_ms()).max(0) as u64;
-        self.arm(clock::monotonic_ms().saturating_add(in_ms), Due::Expiry(Arc::downgrade(connection), generation));
+        let in_ms =
+            (expires_at_s.saturating_mul(1_000)).saturating_sub(clock::unix_ms()).max(0) as u64;
+        self.arm(
+            clock::monotonic_ms().saturating_add(in_ms),
+            Due::Expiry(Arc::downgrade(connection), generation),
+        );
     }
 
     fn arm(&self, at_ms: u64, due: Due) {
@@ -99,7 +106,9 @@ impl Heartbeat {
         let Some(connection) = weak.upgrade() else { return };
         match connection.transport {
             Transport::WebSocket => {
-                if self.timeout_ms > 0 && now.saturating_sub(connection.heard_at_ms()) >= self.timeout_ms {
+                if self.timeout_ms > 0
+                    && now.saturating_sub(connection.heard_at_ms()) >= self.timeout_ms
+                {
                     connection.outbox.close(CloseCode::HeartbeatTimeout);
                     return;
                 }
@@ -116,7 +125,8 @@ impl Heartbeat {
         connection.outbox.shrink();
         // Look again when silence would be over its bound, if that is before the next ping.
         let silent_at = connection.heard_at_ms() + self.timeout_ms;
-        let judged = connection.transport == Transport::WebSocket && self.timeout_ms > 0 && silent_at > now;
+        let judged =
+            connection.transport == Transport::WebSocket && self.timeout_ms > 0 && silent_at > now;
         let next = now + self.interval_ms;
         self.arm(if judged { next.min(silent_at) } else { next }, Due::Ping(weak.clone()));
     }

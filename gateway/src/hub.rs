@@ -23,8 +23,8 @@ use crate::metrics::Metrics;
 use crate::notifications::Courier;
 
 pub use channel::{Behind, Labels, Next, Subscription, SubscriptionKey};
-pub(crate) use shard::resync_message;
 use shard::Shard;
+pub(crate) use shard::resync_message;
 
 /// Batches waiting for a shard before the relay waits.
 const INGRESS_BATCHES_MAX: usize = 64;
@@ -48,9 +48,16 @@ pub struct Hub {
 impl Hub {
     /// A hub of `shards` shards. With more than one, each is driven by a task under `tasks`.
     #[must_use]
-    pub fn new(shards: usize, metrics: &Arc<Metrics>, courier: &Courier, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let shards: Arc<[Arc<Shard>]> =
-            (0..shards.max(1)).map(|_| Arc::new(Shard::new(Arc::clone(metrics), courier.clone()))).collect();
+    pub fn new(
+        shards: usize,
+        metrics: &Arc<Metrics>,
+        courier: &Courier,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let shards: Arc<[Arc<Shard>]> = (0..shards.max(1))
+            .map(|_| Arc::new(Shard::new(Arc::clone(metrics), courier.clone())))
+            .collect();
         let mut ingress = Vec::new();
         if shards.len() > 1 {
             for shard in shards.iter() {
@@ -122,13 +129,25 @@ impl Hub {
     }
 
     /// Removes a subscription.
-    pub fn unsubscribe(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) {
+    pub fn unsubscribe(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+    ) {
         self.shard(connection).unsubscribe(channel, key);
     }
 
     /// Changes which labels of a user stream a subscription hears.
-    pub fn relabel(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey, labels: Labels) {
-        self.shard(connection).with_subscription(channel, key, |subscription| subscription.labels = labels);
+    pub fn relabel(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        labels: Labels,
+    ) {
+        self.shard(connection)
+            .with_subscription(channel, key, |subscription| subscription.labels = labels);
     }
 
     /// Replaces a subscription's filter.
@@ -139,7 +158,8 @@ impl Hub {
         key: SubscriptionKey,
         filter: Option<Arc<Filter>>,
     ) {
-        self.shard(connection).with_subscription(channel, key, |subscription| subscription.filter = filter);
+        self.shard(connection)
+            .with_subscription(channel, key, |subscription| subscription.filter = filter);
     }
 
     /// Says whether the client itself listens, and which persistent subscriptions do.
@@ -174,7 +194,12 @@ impl Hub {
 
     /// Where a subscription stands that fell behind; `None` when it is live.
     #[must_use]
-    pub fn behind_at(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) -> Option<Position> {
+    pub fn behind_at(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+    ) -> Option<Position> {
         self.shard(connection).behind_at(channel, key)
     }
 
@@ -202,7 +227,12 @@ impl Hub {
 
     /// Publications that its shard has handled on a subscription's channel: see [`Hub::unless_heard`].
     #[must_use]
-    pub fn heard(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey) -> u64 {
+    pub fn heard(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+    ) -> u64 {
         self.shard(connection).heard(channel, key)
     }
 
@@ -222,15 +252,23 @@ impl Hub {
     }
 
     /// Stops live delivery to a subscription until [`Hub::next`] has led it up again.
-    pub fn fall_behind(&self, connection: &ConnectionId, channel: &ChannelName, key: SubscriptionKey, from: Position) {
-        self.shard(connection)
-            .with_subscription(channel, key, |subscription| subscription.behind = Some(Behind::at(from)));
+    pub fn fall_behind(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        key: SubscriptionKey,
+        from: Position,
+    ) {
+        self.shard(connection).with_subscription(channel, key, |subscription| {
+            subscription.behind = Some(Behind::at(from));
+        });
     }
 
     /// Channels with listeners on this node and how many connections listen.
     #[must_use]
     pub fn channels(&self, prefix: &str) -> Vec<(ChannelName, u64)> {
-        let mut all: std::collections::BTreeMap<ChannelName, u64> = std::collections::BTreeMap::new();
+        let mut all: std::collections::BTreeMap<ChannelName, u64> =
+            std::collections::BTreeMap::new();
         for shard in self.shards.iter() {
             shard.count_channels(prefix, &mut all);
         }
@@ -271,7 +309,11 @@ impl Hub {
     }
 }
 
-async fn drive(shard: Arc<Shard>, mut ingress: mpsc::Receiver<Arc<[Notice]>>, stop: CancellationToken) {
+async fn drive(
+    shard: Arc<Shard>,
+    mut ingress: mpsc::Receiver<Arc<[Notice]>>,
+    stop: CancellationToken,
+) {
     let mut batches = Vec::with_capacity(8);
     loop {
         let received = tokio::select! {

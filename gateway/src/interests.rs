@@ -40,7 +40,9 @@ pub fn by_channel(active: &[Subscription]) -> HashMap<ChannelName, Vec<Interest>
         };
         for channel in subscription.channels() {
             // A user's own stream reaches every connection anyway.
-            if channel.as_str() != crate::dispatch::NOTIFICATIONS && !crate::dispatch::is_user_stream(&channel) {
+            if channel.as_str() != crate::dispatch::NOTIFICATIONS
+                && !crate::dispatch::is_user_stream(&channel)
+            {
                 sorted.entry(channel).or_default().push(interest.clone());
             }
         }

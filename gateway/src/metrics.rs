@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::clock;
@@ -46,12 +47,14 @@ impl Metrics {
     /// Never: the names are fixed and distinct.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        let registry = Registry::new_custom(Some("carillon".into()), None).expect("the prefix is valid");
+        let registry =
+            Registry::new_custom(Some("carillon".into()), None).expect("the prefix is valid");
         let r = &registry;
         let counter = |name: &str, help: &str| register(r, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| register(r, IntGauge::new(name, help));
-        let counters =
-            |name: &str, help: &str, label: &[&str]| register(r, IntCounterVec::new(Opts::new(name, help), label));
+        let counters = |name: &str, help: &str, label: &[&str]| {
+            register(r, IntCounterVec::new(Opts::new(name, help), label))
+        };
         let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
             register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
         };
@@ -61,11 +64,22 @@ impl Metrics {
                 IntGaugeVec::new(Opts::new("connections", "Live connections"), &["transport"]),
             ),
             opened: counters("connections_opened_total", "Connections opened", &["transport"]),
-            closed: counters("connections_closed_total", "Connections closed, by reason", &["reason"]),
-            refused: counters("connections_refused_total", "Connections refused, by reason", &["reason"]),
+            closed: counters(
+                "connections_closed_total",
+                "Connections closed, by reason",
+                &["reason"],
+            ),
+            refused: counters(
+                "connections_refused_total",
+                "Connections refused, by reason",
+                &["reason"],
+            ),
             messages_in: counter("messages_in_total", "Messages from clients"),
             published: counter("publications_total", "Publications handed to the broker"),
-            messages_out: counter("deliveries_total", "Messages queued for connections by the fan-out"),
+            messages_out: counter(
+                "deliveries_total",
+                "Messages queued for connections by the fan-out",
+            ),
             fan_out: histogram(
                 "fan_out_connections",
                 "Connections reached by a batch of publications",
@@ -74,15 +88,27 @@ impl Metrics {
             publish_to_socket: histogram(
                 "publish_to_socket_seconds",
                 "From acceptance at any node to the write on this node's sockets",
-                vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0],
+                vec![
+                    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+                ],
             ),
-            slow_consumers: counter("slow_consumers_total", "Times that a connection's queue was full"),
+            slow_consumers: counter(
+                "slow_consumers_total",
+                "Times that a connection's queue was full",
+            ),
             gaps: counter("gaps_total", "Publications that did not follow the one before"),
             refilled: counter("gap_fills_total", "Publications read from history to fill a gap"),
             audits: counter("audits_total", "Audits of all channels after an interruption"),
             resyncs: counter("resyncs_total", "Channels whose listeners were told to start over"),
-            recovered: counters("recoveries_total", "Subscriptions that asked to recover", &["outcome"]),
-            broker_unavailable: counter("broker_unavailable_total", "Calls refused because Redis was out of reach"),
+            recovered: counters(
+                "recoveries_total",
+                "Subscriptions that asked to recover",
+                &["outcome"],
+            ),
+            broker_unavailable: counter(
+                "broker_unavailable_total",
+                "Calls refused because Redis was out of reach",
+            ),
             broker_up: gauge("broker_up", "Whether Redis can be used"),
             subscriptions: gauge("subscriptions", "Live subscriptions"),
             channels: gauge("channels", "Channels that this node hears"),
@@ -206,7 +232,13 @@ impl Metrics {
     }
 
     /// Values that are looked at rather than counted.
-    pub fn observe(&self, broker_up: bool, channels: usize, subscriptions: usize, queue_bytes: usize) {
+    pub fn observe(
+        &self,
+        broker_up: bool,
+        channels: usize,
+        subscriptions: usize,
+        queue_bytes: usize,
+    ) {
         self.broker_up.set(i64::from(broker_up));
         self.channels.set(channels as i64);
         self.subscriptions.set(subscriptions as i64);
@@ -214,7 +246,10 @@ impl Metrics {
     }
 }
 
-fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
     let collector = collector.expect("the name is valid");
     registry.register(Box::new(collector.clone())).expect("the name is distinct");
     collector

@@ -30,8 +30,8 @@ use crate::relay::Relay;
 
 pub use admission::Admitted;
 pub use banished::Banished;
-pub use publish::{Outgoing, PublishLimits, RateState};
 pub(crate) use publish::channel_not_found;
+pub use publish::{Outgoing, PublishLimits, RateState};
 pub use stores::Stores;
 
 /// See the module. Shared by reference.

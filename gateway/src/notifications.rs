@@ -171,7 +171,8 @@ async fn publish_to(
     let requests: Vec<Publish> = recipients
         .iter()
         .filter_map(|user| {
-            let mut request = to_user(node, user, NOTIFICATION, payload.clone(), Exclude::default())?;
+            let mut request =
+                to_user(node, user, NOTIFICATION, payload.clone(), Exclude::default())?;
             request.publication.id = message.clone();
             request.idempotency = Some(Idempotency {
                 // No caller's key begins so: see `Caller::sender_key`.
@@ -185,7 +186,10 @@ async fn publish_to(
     let asked = requests.len();
     node.metrics.published(asked as u64);
     let results = node.broker.publish_batch(requests).await;
-    let served = results.iter().take_while(|result| !matches!(result, Err(BrokerError::Unavailable(_)))).count();
+    let served = results
+        .iter()
+        .take_while(|result| !matches!(result, Err(BrokerError::Unavailable(_))))
+        .count();
     if served == asked { (recipients.len(), true) } else { (served, false) }
 }
 
@@ -230,7 +234,10 @@ impl Mark {
     /// One was read just now.
     #[must_use]
     pub fn one(id: &NotificationId) -> Self {
-        Self { kind: "notification_read", payload: json!({"notification_id": id, "read_at": now()}) }
+        Self {
+            kind: "notification_read",
+            payload: json!({"notification_id": id, "read_at": now()}),
+        }
     }
 
     /// All were read just now.
@@ -279,7 +286,9 @@ fn collect(node: &Node, backlog: &mut Backlog) {
         let publication = &dispatch.publication;
         let user = publication.channel.as_str().strip_prefix("user:").map(unescape_segment);
         let user = user.and_then(|user| UserId::new(&user).ok());
-        let (Some(user), Ok(id)) = (user, NotificationId::new(publication.id.as_str())) else { continue };
+        let (Some(user), Ok(id)) = (user, NotificationId::new(publication.id.as_str())) else {
+            continue;
+        };
         let ids: &mut Vec<NotificationId> = backlog.entry(user).or_default();
         // Several connections of one user are one delivery.
         if ids.last() != Some(&id) {

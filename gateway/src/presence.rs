@@ -122,7 +122,8 @@ impl Presence {
             // The node retires its whole lease at once.
             return;
         }
-        let (inner, id, last_seen_ms) = (Arc::clone(&self.inner), connection.id.clone(), last_spoken_ms(connection));
+        let (inner, id, last_seen_ms) =
+            (Arc::clone(&self.inner), connection.id.clone(), last_spoken_ms(connection));
         self.inner.tasks.spawn(async move {
             let holds = std::mem::take(&mut *present.holds.lock().await);
             for (resource, hold) in holds.into_iter().filter(|(_, hold)| !hold.lapsed) {
@@ -150,7 +151,10 @@ impl Presence {
                 if holds.remove(resource).is_none_or(|hold| hold.lapsed) {
                     let last_seen_ms = clock::unix_ms();
                     let (resource, connection) = (resource.clone(), connection.id.clone());
-                    self.inner.owe(Debt::Leave { resource, connection, user: member.id, last_seen_ms }, &error);
+                    self.inner.owe(
+                        Debt::Leave { resource, connection, user: member.id, last_seen_ms },
+                        &error,
+                    );
                 }
                 Err(error)
             }
@@ -159,19 +163,27 @@ impl Presence {
 
     /// A connection leaves a resource. `false` when it was not there.
     pub(crate) async fn leave(&self, connection: &Connection, resource: &ChannelName) -> bool {
-        let holds = self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
+        let holds =
+            self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
         let Some(holds) = holds else { return false };
         let mut holds = holds.lock().await;
         let Some(hold) = holds.remove(resource) else { return false };
         if !hold.lapsed {
-            self.inner.leave(resource.clone(), &connection.id, hold.member.id, clock::unix_ms()).await;
+            self.inner
+                .leave(resource.clone(), &connection.id, hold.member.id, clock::unix_ms())
+                .await;
         }
         true
     }
 
     /// Whether a connection holds its user at a resource, after one that had lapsed was put back.
-    async fn refresh(&self, connection: &Connection, resource: &ChannelName) -> Result<bool, BrokerError> {
-        let holds = self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
+    async fn refresh(
+        &self,
+        connection: &Connection,
+        resource: &ChannelName,
+    ) -> Result<bool, BrokerError> {
+        let holds =
+            self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
         let Some(holds) = holds else { return Ok(false) };
         let mut holds = holds.lock().await;
         let Some(hold) = holds.get_mut(resource) else { return Ok(false) };
@@ -227,19 +239,24 @@ impl Presence {
             return;
         }
         let now = clock::monotonic_ms();
-        let is_silent = |connection: &Connection| now.saturating_sub(connection.spoke_at_ms()) >= timeout_ms;
+        let is_silent =
+            |connection: &Connection| now.saturating_sub(connection.spoke_at_ms()) >= timeout_ms;
         let silent: Vec<(Arc<Connection>, UserId, Holds)> = {
             let present = self.inner.present.lock();
             let known = present.values().filter_map(|present| {
-                let connection = present.connection.upgrade().filter(|connection| is_silent(connection))?;
+                let connection =
+                    present.connection.upgrade().filter(|connection| is_silent(connection))?;
                 Some((connection, present.user.clone(), Arc::clone(&present.holds)))
             });
             known.collect()
         };
         for (connection, user, holds) in silent {
             let mut holds = holds.lock().await;
-            let fresh: Vec<ChannelName> =
-                holds.iter().filter(|(_, hold)| !hold.lapsed).map(|(resource, _)| resource.clone()).collect();
+            let fresh: Vec<ChannelName> = holds
+                .iter()
+                .filter(|(_, hold)| !hold.lapsed)
+                .map(|(resource, _)| resource.clone())
+                .collect();
             for resource in fresh {
                 if !is_silent(&connection) {
                     break;
@@ -247,16 +264,29 @@ impl Presence {
                 if let Some(hold) = holds.get_mut(&resource) {
                     hold.lapsed = true;
                 }
-                self.inner.leave(resource, &connection.id, user.clone(), last_spoken_ms(&connection)).await;
+                self.inner
+                    .leave(resource, &connection.id, user.clone(), last_spoken_ms(&connection))
+                    .await;
             }
         }
     }
 }
 
 impl Inner {
-    async fn leave(&self, resource: ChannelName, connection: &ConnectionId, user: UserId, last_seen_ms: i64) {
-        if let Err(error) = self.broker.leave_resource(&resource, connection, &user, last_seen_ms).await {
-            self.owe(Debt::Leave { resource, connection: connection.clone(), user, last_seen_ms }, &error);
+    async fn leave(
+        &self,
+        resource: ChannelName,
+        connection: &ConnectionId,
+        user: UserId,
+        last_seen_ms: i64,
+    ) {
+        if let Err(error) =
+            self.broker.leave_resource(&resource, connection, &user, last_seen_ms).await
+        {
+            self.owe(
+                Debt::Leave { resource, connection: connection.clone(), user, last_seen_ms },
+                &error,
+            );
         }
     }
 
@@ -273,16 +303,22 @@ impl Inner {
     async fn pay(&self, debt: Debt) -> bool {
         let paid = match &debt {
             Debt::Leave { resource, connection, user, last_seen_ms } => {
-                let holds = self.present.lock().get(connection).map(|present| Arc::clone(&present.holds));
+                let holds =
+                    self.present.lock().get(connection).map(|present| Arc::clone(&present.holds));
                 let holds = match &holds {
                     Some(holds) => Some(holds.lock().await),
                     None => None,
                 };
-                let is_held = holds.as_ref().is_some_and(|holds| holds.get(resource).is_some_and(|hold| !hold.lapsed));
+                let is_held = holds
+                    .as_ref()
+                    .is_some_and(|holds| holds.get(resource).is_some_and(|hold| !hold.lapsed));
                 if is_held {
                     return true;
                 }
-                self.broker.leave_resource(resource, connection, user, *last_seen_ms).await.map(|_| ())
+                self.broker
+                    .leave_resource(resource, connection, user, *last_seen_ms)
+                    .await
+                    .map(|_| ())
             }
             Debt::Seen(user) => match self.broker.connections_of(user).await {
                 // Gone again; their farewell is another debt.

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_broker_client::{Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Start};
+use carillon_broker_client::{
+    Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Start,
+};
 use carillon_protocol::{ChannelName, Position, Publication};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -81,7 +83,14 @@ impl Relay {
     ) -> (Self, Told) {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         let (told, heard) = mpsc::channel(1024);
-        let inner = Inner { broker, hub, metrics, interest: Interest::default(), requests, flights: Flights::default() };
+        let inner = Inner {
+            broker,
+            hub,
+            metrics,
+            interest: Interest::default(),
+            requests,
+            flights: Flights::default(),
+        };
         let relay = Self { inner: Arc::new(inner) };
         tasks.spawn(relay.clone().listen(events, told, stop.clone()));
         tasks.spawn(relay.clone().keep_interest(receiver, stop.clone()));
@@ -91,7 +100,11 @@ impl Relay {
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
     /// as one listener until [`Relay::leave`]: after an `Err` the channel opens by itself when the broker is back,
     /// and its listeners are then told `resync`.
-    pub async fn join(&self, channel: &ChannelName, traits: ChannelTraits) -> Result<(), BrokerError> {
+    pub async fn join(
+        &self,
+        channel: &ChannelName,
+        traits: ChannelTraits,
+    ) -> Result<(), BrokerError> {
         let waiter = match self.inner.interest.join(channel, traits) {
             Wanted::Open => return Ok(()),
             Wanted::Wait(waiter) => waiter,
@@ -102,7 +115,9 @@ impl Relay {
                 waiter
             }
         };
-        waiter.await.unwrap_or_else(|_: oneshot::error::RecvError| Err(BrokerError::unavailable("the node is stopping")))
+        waiter.await.unwrap_or_else(|_: oneshot::error::RecvError| {
+            Err(BrokerError::unavailable("the node is stopping"))
+        })
     }
 
     /// Takes a listener back.
@@ -117,7 +132,13 @@ impl Relay {
     }
 
     /// Reads history for a listener; equal reads at the same time are one read (`cluster.md` 2).
-    pub async fn history(&self, channel: &ChannelName, start: Start, limit: u32, age: Duration) -> Result<Arc<HistoryPage>, BrokerError> {
+    pub async fn history(
+        &self,
+        channel: &ChannelName,
+        start: Start,
+        limit: u32,
+        age: Duration,
+    ) -> Result<Arc<HistoryPage>, BrokerError> {
         let query = HistoryQuery { start, limit, age };
         self.inner.flights.read(&self.inner.broker, channel, query).await
     }
@@ -145,7 +166,9 @@ impl Relay {
                     Event::Publication(publication) => self.admit(publication, &mut notices),
                     Event::Told(bytes) => {
                         if told.try_send(bytes).is_err() {
-                            tracing::warn!("node messages come faster than they are handled; one was dropped");
+                            tracing::warn!(
+                                "node messages come faster than they are handled; one was dropped"
+                            );
                         }
                     }
                     Event::Interrupted => self.inner.interest.mark_interrupted(),
@@ -165,11 +188,18 @@ impl Relay {
 
     fn admit(&self, publication: Publication, notices: &mut Vec<Notice>) {
         match self.inner.interest.admit(&publication) {
-            Admitted::Deliver => notices.push(Notice::Dispatch(Arc::new(Dispatch::new(publication)))),
+            Admitted::Deliver => {
+                notices.push(Notice::Dispatch(Arc::new(Dispatch::new(publication))));
+            }
             Admitted::Drop => {}
             Admitted::Repair => {
                 self.inner.metrics.gap();
-                if self.inner.requests.try_send(Request::Repair(publication.channel.clone())).is_err() {
+                if self
+                    .inner
+                    .requests
+                    .try_send(Request::Repair(publication.channel.clone()))
+                    .is_err()
+                {
                     // The next publication, or the next audit, asks again.
                     self.inner.interest.forget_repair(&publication.channel);
                 }
@@ -222,19 +252,27 @@ impl Relay {
             tracing::debug!(%error, channels = channels.len(), "channels cannot be opened yet");
         }
         let late = self.inner.interest.opened(&channels, &outcome);
-        let notices: Vec<Notice> =
-            late.into_iter().map(|(channel, position)| Notice::Resync(channel, "unavailable", position)).collect();
+        let notices: Vec<Notice> = late
+            .into_iter()
+            .map(|(channel, position)| Notice::Resync(channel, "unavailable", position))
+            .collect();
         if !notices.is_empty() {
             self.inner.hub.notify(notices).await;
         }
     }
 
-    async fn open_at_broker(&self, channels: &[ChannelName]) -> Result<Vec<Option<Position>>, BrokerError> {
+    async fn open_at_broker(
+        &self,
+        channels: &[ChannelName],
+    ) -> Result<Vec<Option<Position>>, BrokerError> {
         self.inner.broker.subscribe(channels).await?;
         // Read the top only after the broker delivers: what is published between is heard and
         // dropped by offset. The other order would lose it.
-        let with_history: Vec<ChannelName> =
-            channels.iter().filter(|channel| self.inner.interest.history_age(channel).is_some()).cloned().collect();
+        let with_history: Vec<ChannelName> = channels
+            .iter()
+            .filter(|channel| self.inner.interest.history_age(channel).is_some())
+            .cloned()
+            .collect();
         let mut tops = self.inner.broker.tops(&with_history).await?.into_iter();
         Ok(channels
             .iter()

@@ -27,8 +27,8 @@ use axum::routing::{delete, get, patch, post, put};
 use crate::node::Node;
 
 pub(crate) use body::BatchBody;
-pub(crate) use owned::refusal as store_refusal;
 pub use error::{ApiError, REQUEST_ID, with_request_id};
+pub(crate) use owned::refusal as store_refusal;
 
 /// Where all calls live.
 pub const BASE: &str = "/api/realtime";
@@ -61,7 +61,10 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/notifications", get(notifications::list).post(notifications::create))
         .route("/notifications/mark-all-read", post(notifications::mark_all_read))
         .route("/notifications/unread-count/{user_id}", get(notifications::unread_count))
-        .route("/notifications/{notification_id}", get(notifications::show).delete(notifications::delete))
+        .route(
+            "/notifications/{notification_id}",
+            get(notifications::show).delete(notifications::delete),
+        )
         .route("/notifications/{notification_id}/mark-read", post(notifications::mark_read))
         .route("/subscriptions", get(subscriptions::list))
         .route("/subscriptions/resource", post(subscriptions::resource))

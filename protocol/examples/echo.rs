@@ -37,7 +37,9 @@ fn serve(mut socket: TcpStream) -> std::io::Result<()> {
         let mut closing = false;
         let fed = assembler.feed(bytes, &mut |incoming| {
             match incoming {
-                Incoming::Text(text) => answer.extend_from_slice(&frame(Opcode::Text, text.as_bytes())),
+                Incoming::Text(text) => {
+                    answer.extend_from_slice(&frame(Opcode::Text, text.as_bytes()));
+                }
                 Incoming::Binary(bytes) => answer.extend_from_slice(&frame(Opcode::Binary, bytes)),
                 Incoming::Ping(bytes) => answer.extend_from_slice(&frame(Opcode::Pong, bytes)),
                 Incoming::Pong => {}

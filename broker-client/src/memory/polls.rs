@@ -5,7 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use crate::polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState};
+use crate::polls::{
+    NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState,
+};
 
 /// Users whose pages are looked at for each one kept, so that what expired goes without a sweep.
 const SWEEP_USERS: usize = 4_096;
@@ -39,12 +41,20 @@ impl Polls {
         let Some(pages) = self.users.get(user).filter(|pages| pages.expires_at > now) else {
             return PollState::default();
         };
-        let holds = |(_, page): &&(String, PollPage)| page.first_id <= id && id - page.first_id < page.count;
+        let holds = |(_, page): &&(String, PollPage)| {
+            page.first_id <= id && id - page.first_id < page.count
+        };
         let origin = pages.pages.iter().find(holds).map(|(_, page)| page.clone());
         PollState { origin, answered: pages.answered(question) }
     }
 
-    pub(super) fn keep(&mut self, user: &str, new: NewPollPage, unix_ms: u64, now: Instant) -> PollPage {
+    pub(super) fn keep(
+        &mut self,
+        user: &str,
+        new: NewPollPage,
+        unix_ms: u64,
+        now: Instant,
+    ) -> PollPage {
         self.sweep(now);
         let pages = self.users.entry(user.to_owned()).or_insert_with(|| Pages {
             last_id: 0,

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use super::registry::LEASE;
 use super::{MemoryBroker, Node};
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
-use crate::{BrokerError, Joined, Member, NodeId, PresenceStore, Publish, UserPresence, UserStatus};
+use crate::{
+    BrokerError, Joined, Member, NodeId, PresenceStore, Publish, UserPresence, UserStatus,
+};
 
 /// Who holds a user at a resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,23 +102,34 @@ impl Presence {
         gone
     }
 
-    fn release_everywhere(&mut self, releases: impl Fn(&Holder) -> bool) -> Vec<(ChannelName, Member)> {
+    fn release_everywhere(
+        &mut self,
+        releases: impl Fn(&Holder) -> bool,
+    ) -> Vec<(ChannelName, Member)> {
         let held = |entry: &Entry| entry.holders.iter().any(&releases);
         let found: Vec<(ChannelName, UserId)> = self
             .resources
             .iter()
             .flat_map(|(resource, entries)| {
-                entries.iter().filter(|(_, entry)| held(entry)).map(|(user, _)| (resource.clone(), user.clone()))
+                entries
+                    .iter()
+                    .filter(|(_, entry)| held(entry))
+                    .map(|(user, _)| (resource.clone(), user.clone()))
             })
             .collect();
         found
             .into_iter()
-            .filter_map(|(resource, user)| Some((resource.clone(), self.release(&resource, &user, &releases)?)))
+            .filter_map(|(resource, user)| {
+                Some((resource.clone(), self.release(&resource, &user, &releases)?))
+            })
             .collect()
     }
 
     fn everyone(&self, resource: &ChannelName) -> Vec<Member> {
-        self.resources.get(resource).map(|entries| entries.values().map(Entry::shown).collect()).unwrap_or_default()
+        self.resources
+            .get(resource)
+            .map(|entries| entries.values().map(Entry::shown).collect())
+            .unwrap_or_default()
     }
 
     fn look_at(&mut self, user: &UserId, due: Instant) {
@@ -125,7 +138,12 @@ impl Presence {
     }
 
     /// What must be announced of a user, if anything; agrees to look again where that is due.
-    fn settle(&mut self, user: &UserId, connected: bool, now: Instant) -> Option<(UserStatus, i64)> {
+    fn settle(
+        &mut self,
+        user: &UserId,
+        connected: bool,
+        now: Instant,
+    ) -> Option<(UserStatus, i64)> {
         let status = self.users.get_mut(user)?;
         if connected {
             // The farewell was another connection's.
@@ -133,7 +151,8 @@ impl Presence {
         }
         let grace = status.grace.filter(|grace| *grace > now && !connected);
         let here = connected || grace.is_some();
-        let wanted = if here { status.chosen.unwrap_or(UserStatus::Online) } else { UserStatus::Offline };
+        let wanted =
+            if here { status.chosen.unwrap_or(UserStatus::Online) } else { UserStatus::Offline };
         let unknown = status.announced.is_none() && wanted == UserStatus::Offline;
         if Some(wanted) == status.announced || unknown {
             if let Some(grace) = grace {
@@ -141,7 +160,9 @@ impl Presence {
             }
             return None;
         }
-        if let Some(again) = status.announced_at.map(|at| at + STATUS_GAP).filter(|again| *again > now) {
+        if let Some(again) =
+            status.announced_at.map(|at| at + STATUS_GAP).filter(|again| *again > now)
+        {
             self.look_at(user, again);
             return None;
         }
@@ -163,8 +184,12 @@ impl Presence {
     }
 
     fn due(&mut self, now: Instant) -> Vec<UserId> {
-        let due: Vec<UserId> =
-            self.looks.iter().filter(|(_, due)| **due <= now).map(|(user, _)| user.clone()).collect();
+        let due: Vec<UserId> = self
+            .looks
+            .iter()
+            .filter(|(_, due)| **due <= now)
+            .map(|(user, _)| user.clone())
+            .collect();
         for user in &due {
             self.looks.remove(user);
         }
@@ -174,7 +199,9 @@ impl Presence {
     fn forget_old(&mut self, now: Instant) {
         self.users.retain(|_, status| {
             status.announced != Some(UserStatus::Offline)
-                || status.seen.is_none_or(|seen| now.saturating_duration_since(seen) < LAST_SEEN_LIFETIME)
+                || status
+                    .seen
+                    .is_none_or(|seen| now.saturating_duration_since(seen) < LAST_SEEN_LIFETIME)
         });
     }
 }
@@ -219,7 +246,8 @@ impl Node {
         if let Some((status, last_seen_ms)) = change {
             let payload = presence::status_payload(user, status, last_seen_ms);
             for channel in presence::status_channels(user) {
-                self.announce(presence::announcement("presence", channel, user, payload.clone())).await?;
+                self.announce(presence::announcement("presence", channel, user, payload.clone()))
+                    .await?;
             }
         }
         Ok(())
@@ -229,7 +257,8 @@ impl Node {
         let mut presence = self.cluster.0.presence.lock();
         let status = presence.users.entry(user.clone()).or_default();
         status.chosen = chosen.or(status.chosen);
-        (status.last_seen_ms, status.seen, status.grace) = (presence::unix_ms(), Some(Instant::now()), None);
+        (status.last_seen_ms, status.seen, status.grace) =
+            (presence::unix_ms(), Some(Instant::now()), None);
     }
 
     /// Takes back what a node held.
@@ -254,14 +283,16 @@ impl Node {
     async fn restore_presence(&self, announced: bool) -> Result<(), BrokerError> {
         let (holds, chosen) = {
             let held = self.presence.lock();
-            let holds: Vec<_> = held.holds.iter().map(|(key, member)| (key.clone(), member.clone())).collect();
+            let holds: Vec<_> =
+                held.holds.iter().map(|(key, member)| (key.clone(), member.clone())).collect();
             (holds, held.chosen.clone())
         };
         for ((connection, resource), member) in holds {
             let holder = Holder::Connection(connection.clone(), self.id.clone());
             let first = self.cluster.0.presence.lock().hold(&resource, &member, holder);
             if first && announced {
-                self.announce_member("presence:join", &resource, &member, Some(&connection)).await?;
+                self.announce_member("presence:join", &resource, &member, Some(&connection))
+                    .await?;
             }
         }
         let users: HashSet<UserId> = self.registered.lock().values().cloned().collect();
@@ -270,7 +301,8 @@ impl Node {
             if announced {
                 self.settle(&user, true).await?;
             } else if let Some(status) = self.cluster.0.presence.lock().users.get_mut(&user) {
-                status.announced = status.announced.or(Some(status.chosen.unwrap_or(UserStatus::Online)));
+                status.announced =
+                    status.announced.or(Some(status.chosen.unwrap_or(UserStatus::Online)));
             }
         }
         Ok(())
@@ -299,7 +331,11 @@ impl PresenceStore for MemoryBroker {
         node.presence.lock().holds.insert((connection.clone(), resource.clone()), member.clone());
         let (first, everyone) = {
             let mut presence = shared.presence.lock();
-            let first = presence.hold(resource, member, Holder::Connection(connection.clone(), node.id.clone()));
+            let first = presence.hold(
+                resource,
+                member,
+                Holder::Connection(connection.clone(), node.id.clone()),
+            );
             (first, presence.everyone(resource))
         };
         if first {
@@ -319,7 +355,8 @@ impl PresenceStore for MemoryBroker {
         node.presence.lock().holds.remove(&(connection.clone(), resource.clone()));
         let shared = node.available()?;
         let _one_at_a_time = shared.announcing.lock().await;
-        let is_it = |holder: &Holder| matches!(holder, Holder::Connection(id, _) if id == connection);
+        let is_it =
+            |holder: &Holder| matches!(holder, Holder::Connection(id, _) if id == connection);
         let gone = shared.presence.lock().release(resource, user, is_it);
         let Some(mut member) = gone else { return Ok(false) };
         member.last_seen_ms = last_seen_ms;
@@ -343,7 +380,11 @@ impl PresenceStore for MemoryBroker {
         Ok(first)
     }
 
-    async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError> {
+    async fn remove_member(
+        &self,
+        resource: &ChannelName,
+        user: &UserId,
+    ) -> Result<bool, BrokerError> {
         let shared = self.0.available()?;
         let _one_at_a_time = shared.announcing.lock().await;
         let gone = shared.presence.lock().release(resource, user, |_| true);
@@ -357,7 +398,11 @@ impl PresenceStore for MemoryBroker {
         Ok(self.0.available()?.presence.lock().everyone(resource))
     }
 
-    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError> {
+    async fn user_seen(
+        &self,
+        user: &UserId,
+        status: Option<UserStatus>,
+    ) -> Result<(), BrokerError> {
         let shared = self.0.available()?;
         let _one_at_a_time = shared.announcing.lock().await;
         if let Some(status) = status {
@@ -376,7 +421,8 @@ impl PresenceStore for MemoryBroker {
         }
         let mut presence = shared.presence.lock();
         if let Some(status) = presence.users.get_mut(user) {
-            (status.last_seen_ms, status.seen, status.grace) = (presence::unix_ms(), Some(now), Some(now + delay));
+            (status.last_seen_ms, status.seen, status.grace) =
+                (presence::unix_ms(), Some(now), Some(now + delay));
         }
         presence.look_at(user, now + delay);
         Ok(())
@@ -389,8 +435,10 @@ impl PresenceStore for MemoryBroker {
             let connections = shared.registry.lock().connections_of(user, now).len() as u64;
             let presence = shared.presence.lock();
             let status = presence.users.get(user);
-            let unannounced = if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
-            let seen = status.filter(|status| status.seen.is_some()).map(|status| status.last_seen_ms);
+            let unannounced =
+                if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
+            let seen =
+                status.filter(|status| status.seen.is_some()).map(|status| status.last_seen_ms);
             UserPresence {
                 user: user.clone(),
                 status: status.and_then(|status| status.announced).unwrap_or(unannounced),
@@ -411,8 +459,12 @@ impl PresenceStore for MemoryBroker {
             let known = presence.leases.insert(node.id.clone(), now).is_some();
             let swept = presence.swept.remove(&node.id);
             let is_dead = |beaten: &Instant| now.saturating_duration_since(*beaten) > LEASE;
-            let dead: Vec<NodeId> =
-                presence.leases.iter().filter(|(_, beaten)| is_dead(beaten)).map(|(id, _)| id.clone()).collect();
+            let dead: Vec<NodeId> = presence
+                .leases
+                .iter()
+                .filter(|(_, beaten)| is_dead(beaten))
+                .map(|(id, _)| id.clone())
+                .collect();
             for id in &dead {
                 presence.leases.remove(id);
                 presence.swept.insert(id.clone());
@@ -430,7 +482,8 @@ impl PresenceStore for MemoryBroker {
         for user in due {
             node.settle(&user, false).await?;
         }
-        let is_over = |holder: &Holder| matches!(holder, Holder::Backend(Some(until)) if *until <= now);
+        let is_over =
+            |holder: &Holder| matches!(holder, Holder::Backend(Some(until)) if *until <= now);
         let ended = shared.presence.lock().release_everywhere(is_over);
         for (resource, mut member) in ended {
             member.last_seen_ms = presence::unix_ms();

@@ -6,7 +6,10 @@ use carillon_protocol::UserId;
 use super::names::Names;
 use super::{RedisBroker, answer, scripts};
 use crate::BrokerError;
-use crate::polls::{NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState, PollStore};
+use crate::polls::{
+    NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState,
+    PollStore,
+};
 
 /// Reads `first count question body`; the body may hold anything.
 fn parse(page: &str) -> Option<PollPage> {
@@ -19,18 +22,28 @@ fn parse(page: &str) -> Option<PollPage> {
 
 #[async_trait]
 impl PollStore for RedisBroker {
-    async fn find_poll_pages(&self, user: &UserId, id: u64, question: &str) -> Result<PollState, BrokerError> {
+    async fn find_poll_pages(
+        &self,
+        user: &UserId,
+        id: u64,
+        question: &str,
+    ) -> Result<PollState, BrokerError> {
         let (pages, state) = self.inner.shared.names.polls(user);
         let mut command = scripts::FIND_POLL_PAGES.call(&[&pages, &state]);
         command.arg(id).arg(question);
         let place = self.inner.layout.place(&Names::user_tag(user));
         let (origin, answered): (String, String) =
             answer::read(self.inner.layout.run(&place, &command).await?)?;
-        let origin = parse(&origin).filter(|page| page.first_id <= id && id - page.first_id < page.count);
+        let origin =
+            parse(&origin).filter(|page| page.first_id <= id && id - page.first_id < page.count);
         Ok(PollState { origin, answered: parse(&answered) })
     }
 
-    async fn keep_poll_page(&self, user: &UserId, page: NewPollPage) -> Result<PollPage, BrokerError> {
+    async fn keep_poll_page(
+        &self,
+        user: &UserId,
+        page: NewPollPage,
+    ) -> Result<PollPage, BrokerError> {
         let (pages, state) = self.inner.shared.names.polls(user);
         let lifetime_ms = POLL_LIFETIME.as_millis() as u64;
         let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages, &state]);

@@ -7,17 +7,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
-use foldhash::HashMap;
-use futures_util::stream::{self, TryStreamExt as _};
-use parking_lot::Mutex;
 use super::layout::{Call, Layout};
 use super::message::WITHOUT_HISTORY;
 use super::names::{NODES, Names};
 use super::{Inner, RedisBroker, answer, scripts};
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
 use crate::{BrokerError, Joined, Member, PresenceStore, UserPresence, UserStatus};
+use async_trait::async_trait;
+use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
+use foldhash::HashMap;
+use futures_util::stream::{self, TryStreamExt as _};
+use parking_lot::Mutex;
 
 /// A node that has not tended for so long is dead.
 const LEASE: Duration = Duration::from_secs(15);
@@ -58,7 +58,8 @@ enum Happening {
 }
 
 fn entry(member: &Member) -> String {
-    let json = serde_json::json!({"id": member.id, "name": member.name, "metadata": member.metadata});
+    let json =
+        serde_json::json!({"id": member.id, "name": member.name, "metadata": member.metadata});
     format!("{} {json}", member.last_seen_ms.max(0))
 }
 
@@ -150,7 +151,8 @@ impl Inner {
         let mut leave = scripts::PRESENCE_LEAVE.call(&[&entries, &holders, &counts]);
         leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
         leave.arg(message(&head)).arg(names.publications(resource)).arg(self.layout.publish_verb());
-        let gone: u8 = answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
+        let gone: u8 =
+            answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
         Ok(gone == 1)
     }
 
@@ -158,14 +160,24 @@ impl Inner {
         node_index(&self.shared.names, self.shared.node.as_str())
     }
 
-    async fn index(&self, resource: &ChannelName, connection: &ConnectionId, user: &UserId) -> Result<(), BrokerError> {
+    async fn index(
+        &self,
+        resource: &ChannelName,
+        connection: &ConnectionId,
+        user: &UserId,
+    ) -> Result<(), BrokerError> {
         let mut index = redis::cmd("HSET");
         index.arg(self.own_index()).arg(format!("{connection} {resource}")).arg(user.as_str());
         self.layout.run(&self.layout.common(self.shared.node.as_str()), &index).await.map(|_| ())
     }
 
     /// `living` is looked at by [`Happening::Look`] alone.
-    async fn settle(&self, user: &UserId, happening: Happening, living: &[String]) -> Result<(), BrokerError> {
+    async fn settle(
+        &self,
+        user: &UserId,
+        happening: Happening,
+        living: &[String],
+    ) -> Result<(), BrokerError> {
         let (names, layout) = (&self.shared.names, &self.layout);
         let (what, chosen, delay) = match happening {
             Happening::Seen(status) => ("seen", status, Duration::ZERO),
@@ -183,11 +195,14 @@ impl Inner {
             Some(channel) if one_step => names.publications(channel),
             _ => String::new(),
         });
-        let mut settle =
-            scripts::PRESENCE_SETTLE.call(&[&status_key(names, user), &names.user_connections(user)]);
+        let mut settle = scripts::PRESENCE_SETTLE
+            .call(&[&status_key(names, user), &names.user_connections(user)]);
         settle.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
         settle.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
-        settle.arg(now).arg(time::rfc3339(now)).arg(serde_json::Value::from(user.as_str()).to_string());
+        settle
+            .arg(now)
+            .arg(time::rfc3339(now))
+            .arg(serde_json::Value::from(user.as_str()).to_string());
         settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
         settle.arg(self.shared.node.as_str()).arg(living);
         let settled = layout.run(&layout.place(&Names::user_tag(user)), &settle).await?;
@@ -195,7 +210,9 @@ impl Inner {
         if !one_step && !payload.is_empty() {
             for channel in &channels {
                 let mut publish = redis::cmd(layout.publish_verb());
-                publish.arg(names.publications(channel)).arg([&head[..], payload.as_bytes()].concat());
+                publish
+                    .arg(names.publications(channel))
+                    .arg([&head[..], payload.as_bytes()].concat());
                 layout.run(&layout.place(channel.as_str()), &publish).await?;
             }
         }
@@ -217,7 +234,8 @@ impl Inner {
         stream::iter(holds.iter().map(Ok::<_, BrokerError>))
             .try_for_each_concurrent(PARALLEL, |(field, user)| async move {
                 if let Some((connection, resource)) = field.rsplit_once(' ')
-                    && let (Ok(resource), Ok(user)) = (ChannelName::new(resource), UserId::new(user))
+                    && let (Ok(resource), Ok(user)) =
+                        (ChannelName::new(resource), UserId::new(user))
                 {
                     self.leave(&resource, connection, &user, now).await?;
                 }
@@ -237,20 +255,37 @@ impl Inner {
 
     /// Writes again what this node holds: in silence after Redis lost it, announced after survivors took it back.
     async fn restore_presence(&self, announced: bool) -> Result<(), BrokerError> {
-        let holds: Vec<_> = self.held.holds.lock().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let holds: Vec<_> = self
+            .held
+            .holds
+            .lock()
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
         stream::iter(holds.into_iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(PARALLEL, |((connection, resource), (user, entry))| async move {
-                self.index(&resource, &connection, &user).await?;
-                let announcement = member(&entry).filter(|_| announced).map(|member| {
-                    presence::member_announcement("presence:join", &resource, &member, Some(&connection))
-                });
-                self.join(&resource, connection.as_str(), &entry, announcement.as_ref(), &user).await?;
-                // Left in the meantime: the leaving found nothing.
-                if !self.held.holds.lock().contains_key(&(connection.clone(), resource.clone())) {
-                    self.leave(&resource, connection.as_str(), &user, presence::unix_ms()).await?;
-                }
-                Ok(())
-            })
+            .try_for_each_concurrent(
+                PARALLEL,
+                |((connection, resource), (user, entry))| async move {
+                    self.index(&resource, &connection, &user).await?;
+                    let announcement = member(&entry).filter(|_| announced).map(|member| {
+                        presence::member_announcement(
+                            "presence:join",
+                            &resource,
+                            &member,
+                            Some(&connection),
+                        )
+                    });
+                    self.join(&resource, connection.as_str(), &entry, announcement.as_ref(), &user)
+                        .await?;
+                    // Left in the meantime: the leaving found nothing.
+                    if !self.held.holds.lock().contains_key(&(connection.clone(), resource.clone()))
+                    {
+                        self.leave(&resource, connection.as_str(), &user, presence::unix_ms())
+                            .await?;
+                    }
+                    Ok(())
+                },
+            )
             .await?;
         let users = self.registry.users();
         let chosen = self.held.chosen.lock().clone();
@@ -269,7 +304,9 @@ impl Inner {
         let connects = self.shared.counters.command_connects.load(Ordering::Relaxed);
         let done = std::mem::take(&mut *self.held.done.lock());
         let mut tend = scripts::PRESENCE_TEND.call(&[&leases, &claims, &looks, &ends]);
-        tend.arg(self.shared.node.as_str()).arg(LEASE.as_millis() as u64).arg(CLAIM.as_millis() as u64);
+        tend.arg(self.shared.node.as_str())
+            .arg(LEASE.as_millis() as u64)
+            .arg(CLAIM.as_millis() as u64);
         tend.arg(ITEMS).arg(SWEPT.as_millis() as u64);
         for done in [&done.looks, &done.ends] {
             tend.arg(done.len());
@@ -278,7 +315,8 @@ impl Inner {
             }
         }
         let place = self.layout.common(NODES);
-        let (known, swept, dead, looks, ends): Tended = answer::read(self.layout.run(&place, &tend).await?)?;
+        let (known, swept, dead, looks, ends): Tended =
+            answer::read(self.layout.run(&place, &tend).await?)?;
         // A new connection may lead to a server that was promoted without the last writes.
         if known == 0 || self.held.written_at.load(Ordering::Relaxed) != connects {
             self.restore_presence(swept == 1).await?;
@@ -291,7 +329,11 @@ impl Inner {
             over.arg(&node);
             self.layout.run(&place, &over).await?;
         }
-        let living = if looks.is_empty() { Vec::new() } else { self.registry.living(&self.layout, names).await? };
+        let living = if looks.is_empty() {
+            Vec::new()
+        } else {
+            self.registry.living(&self.layout, names).await?
+        };
         let living = &living;
         let more = looks.len() >= ITEMS || ends.len() >= ITEMS;
         let settled = stream::iter(looks.iter().map(Ok::<_, BrokerError>))
@@ -335,11 +377,17 @@ impl PresenceStore for RedisBroker {
     ) -> Result<Joined, BrokerError> {
         let inner = &self.inner;
         let entry = entry(member);
-        let announcement = presence::member_announcement("presence:join", resource, member, Some(connection));
+        let announcement =
+            presence::member_announcement("presence:join", resource, member, Some(connection));
         inner.index(resource, connection, &member.id).await?;
-        let (first, entries) =
-            inner.join(resource, connection.as_str(), &entry, Some(&announcement), &member.id).await?;
-        inner.held.holds.lock().insert((connection.clone(), resource.clone()), (member.id.clone(), entry));
+        let (first, entries) = inner
+            .join(resource, connection.as_str(), &entry, Some(&announcement), &member.id)
+            .await?;
+        inner
+            .held
+            .holds
+            .lock()
+            .insert((connection.clone(), resource.clone()), (member.id.clone(), entry));
         Ok(Joined { first, everyone: sorted(&entries) })
     }
 
@@ -355,7 +403,9 @@ impl PresenceStore for RedisBroker {
         let gone = inner.leave(resource, connection.as_str(), user, last_seen_ms).await?;
         let mut index = redis::cmd("HDEL");
         index.arg(inner.own_index()).arg(format!("{connection} {resource}"));
-        if let Err(error) = inner.layout.run(&inner.layout.common(inner.shared.node.as_str()), &index).await {
+        if let Err(error) =
+            inner.layout.run(&inner.layout.common(inner.shared.node.as_str()), &index).await
+        {
             // Sweeping it again does nothing.
             tracing::debug!(%error, "an index entry of presence stays");
         }
@@ -383,12 +433,17 @@ impl PresenceStore for RedisBroker {
         inner.layout.run(&inner.layout.common(NODES), &command).await?;
         let announcement = presence::member_announcement("presence:join", resource, member, None);
         let entry = format!("p{}", entry(member));
-        let (first, _) =
-            inner.join(resource, &format!("!{}", member.id), &entry, Some(&announcement), &member.id).await?;
+        let (first, _) = inner
+            .join(resource, &format!("!{}", member.id), &entry, Some(&announcement), &member.id)
+            .await?;
         Ok(first)
     }
 
-    async fn remove_member(&self, resource: &ChannelName, user: &UserId) -> Result<bool, BrokerError> {
+    async fn remove_member(
+        &self,
+        resource: &ChannelName,
+        user: &UserId,
+    ) -> Result<bool, BrokerError> {
         let gone = self.inner.leave(resource, "", user, presence::unix_ms()).await?;
         let mut command = redis::cmd("ZREM");
         command.arg(common(&self.inner.shared.names, "pt")).arg(format!("{resource} {user}"));
@@ -405,7 +460,11 @@ impl PresenceStore for RedisBroker {
         Ok(sorted(&entries))
     }
 
-    async fn user_seen(&self, user: &UserId, status: Option<UserStatus>) -> Result<(), BrokerError> {
+    async fn user_seen(
+        &self,
+        user: &UserId,
+        status: Option<UserStatus>,
+    ) -> Result<(), BrokerError> {
         if let Some(status) = status {
             self.inner.held.chosen.lock().insert(user.clone(), status);
         }
@@ -446,8 +505,15 @@ impl PresenceStore for RedisBroker {
                 let (Some(status), Some(nodes)) = (answers.next(), answers.next()) else { break };
                 let (status, seen): (Option<String>, Option<i64>) = answer::read(status)?;
                 let nodes: Vec<String> = answer::read(nodes)?;
-                let connections = nodes.iter().filter(|node| *node == own || living.contains(node)).count() as u64;
-                found.push(known(user, status.as_deref().and_then(UserStatus::parse), seen, connections));
+                let connections =
+                    nodes.iter().filter(|node| *node == own || living.contains(node)).count()
+                        as u64;
+                found.push(known(
+                    user,
+                    status.as_deref().and_then(UserStatus::parse),
+                    seen,
+                    connections,
+                ));
             }
         }
         Ok(found)
@@ -460,8 +526,18 @@ impl PresenceStore for RedisBroker {
 }
 
 /// What is known of a user, from the announced status and the live connections.
-fn known(user: &UserId, status: Option<UserStatus>, seen_ms: Option<i64>, connections: u64) -> UserPresence {
+fn known(
+    user: &UserId,
+    status: Option<UserStatus>,
+    seen_ms: Option<i64>,
+    connections: u64,
+) -> UserPresence {
     let unannounced = if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
     let last_seen_ms = if connections > 0 { Some(presence::unix_ms()) } else { seen_ms };
-    UserPresence { user: user.clone(), status: status.unwrap_or(unannounced), last_seen_ms, connections }
+    UserPresence {
+        user: user.clone(),
+        status: status.unwrap_or(unannounced),
+        last_seen_ms,
+        connections,
+    }
 }

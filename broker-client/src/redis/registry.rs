@@ -146,7 +146,11 @@ impl Registry {
     }
 
     /// Nodes that are alive.
-    pub(super) async fn living(&self, layout: &Layout, names: &Names) -> Result<Vec<String>, BrokerError> {
+    pub(super) async fn living(
+        &self,
+        layout: &Layout,
+        names: &Names,
+    ) -> Result<Vec<String>, BrokerError> {
         self.younger(layout, names, LEASE).await
     }
 

@@ -23,8 +23,13 @@ pub(crate) async fn poll_ids_grow_and_every_id_finds_its_page(fixture: &impl Fix
         let found = two.broker.find_poll_pages(&ann, id, "").await.expect("read");
         assert_eq!(found, PollState { origin: Some(first.clone()), answered: None });
     }
-    for (who, id) in [(&ann, 0), (&ann, first.first_id - 1), (&ann, second.first_id + 1), (&bob, first.first_id)] {
-        assert_eq!(one.broker.find_poll_pages(who, id, "").await.expect("read"), PollState::default());
+    for (who, id) in
+        [(&ann, 0), (&ann, first.first_id - 1), (&ann, second.first_id + 1), (&bob, first.first_id)]
+    {
+        assert_eq!(
+            one.broker.find_poll_pages(who, id, "").await.expect("read"),
+            PollState::default()
+        );
     }
 }
 
@@ -52,7 +57,10 @@ pub(crate) async fn old_poll_pages_make_room(fixture: &impl Fixture) {
     let newest = node.broker.keep_poll_page(&ann, page("large", 1, &large)).await.expect("kept");
     let found = node.broker.find_poll_pages(&ann, newest.first_id, "large").await.expect("read");
     assert_eq!(found.origin, Some(newest.clone()));
-    assert_eq!(node.broker.find_poll_pages(&ann, newest.first_id - 1, "").await.expect("read"), PollState::default());
+    assert_eq!(
+        node.broker.find_poll_pages(&ann, newest.first_id - 1, "").await.expect("read"),
+        PollState::default()
+    );
     let next = node.broker.keep_poll_page(&ann, page("q", 1, "z")).await.expect("kept");
     assert!(next.first_id > newest.first_id);
 }

@@ -60,7 +60,11 @@ async fn announced(node: &mut Node, on: &ChannelName) -> Vec<String> {
             Event::Publication(publication) if publication.id.as_str() == "end" => return heard,
             Event::Publication(publication) => {
                 let payload: Value = publication.payload.to_value();
-                let who = payload["id"].as_str().or(payload["user_id"].as_str()).unwrap_or("?").to_owned();
+                let who = payload["id"]
+                    .as_str()
+                    .or(payload["user_id"].as_str())
+                    .unwrap_or("?")
+                    .to_owned();
                 assert_eq!(publication.user_id.as_ref().map(UserId::as_str), Some(who.as_str()));
                 let what = payload["status"].as_str().unwrap_or(&publication.kind).to_owned();
                 heard.push(format!("{what} {who}"));
@@ -77,12 +81,18 @@ pub(crate) async fn a_join_is_announced_once_and_shows_everyone(make: &impl Fixt
     let joined = one.broker.join_resource(&room, &ada.id, &member("ada")).await.unwrap();
     assert!(joined.first);
     let shown = &joined.everyone[0];
-    assert_eq!((&shown.id, &shown.name, &shown.metadata), (&user("ada"), &member("ada").name, &member("ada").metadata));
+    assert_eq!(
+        (&shown.id, &shown.name, &shown.metadata),
+        (&user("ada"), &member("ada").name, &member("ada").metadata)
+    );
     assert!(shown.last_seen_ms > 1_700_000_000_000, "its node vouches for it now");
     let joined = one.broker.join_resource(&room, &bob.id, &member("bob")).await.unwrap();
     assert_eq!(names(&joined.everyone), ["ada", "bob"]);
     let heard = publication(&mut ear).await;
-    assert_eq!((&*heard.kind, heard.position, &heard.exclude.connections[..]), ("presence:join", None, &[ada.id][..]));
+    assert_eq!(
+        (&*heard.kind, heard.position, &heard.exclude.connections[..]),
+        ("presence:join", None, &[ada.id][..])
+    );
     assert_eq!(
         heard.payload.to_value(),
         json!({"id": "ada", "name": "ADA", "lastSeen": 1_700_000_000_000_i64, "metadata": {"at": [1, 2.5], "who": "ada"}})
@@ -94,13 +104,17 @@ pub(crate) async fn a_join_is_announced_once_and_shows_everyone(make: &impl Fixt
 
 pub(crate) async fn two_tabs_are_one_entry(make: &impl Fixture) {
     let room = channel("presence:tabs");
-    let (one, two, mut ear) = (make.join().await, make.join().await, listener(make, &[&room]).await);
+    let (one, two, mut ear) =
+        (make.join().await, make.join().await, listener(make, &[&room]).await);
     let (first, second) = (connection(&one, "ada", 0), connection(&two, "ada", 1));
     assert!(one.broker.join_resource(&room, &first.id, &member("ada")).await.unwrap().first);
     assert!(!one.broker.join_resource(&room, &first.id, &member("ada")).await.unwrap().first);
     let again = Member { metadata: None, ..member("ada") };
     let joined = two.broker.join_resource(&room, &second.id, &again).await.unwrap();
-    assert_eq!((joined.first, joined.everyone.len(), &joined.everyone[0].metadata), (false, 1, &None));
+    assert_eq!(
+        (joined.first, joined.everyone.len(), &joined.everyone[0].metadata),
+        (false, 1, &None)
+    );
     assert!(!one.broker.leave_resource(&room, &first.id, &first.user, 1).await.unwrap());
     assert!(!one.broker.leave_resource(&room, &first.id, &first.user, 1).await.unwrap());
     assert_eq!(names(&one.broker.members(&room).await.unwrap()), ["ada"]);
@@ -133,7 +147,9 @@ pub(crate) async fn a_backends_entry_lasts_until_removed(make: &impl Fixture) {
     assert_eq!(one.broker.members(&room).await.unwrap(), [member("bot")], "seen when it was put");
     let tab = connection(&one, "bot", 0);
     assert!(!one.broker.join_resource(&room, &tab.id, &member("bot")).await.unwrap().first);
-    assert!(!one.broker.leave_resource(&room, &tab.id, &tab.user, 1_700_000_000_005).await.unwrap());
+    assert!(
+        !one.broker.leave_resource(&room, &tab.id, &tab.user, 1_700_000_000_005).await.unwrap()
+    );
     assert_eq!(one.broker.members(&room).await.unwrap().len(), 1);
     assert!(ear.broker.remove_member(&room, &user("bot")).await.unwrap());
     assert!(!ear.broker.remove_member(&room, &user("bot")).await.unwrap());
@@ -152,7 +168,10 @@ pub(crate) async fn a_backends_entry_ends_with_its_time(make: &impl Fixture) {
     beat_all(&[&one, &ear]).await;
     beat_all(&[&one, &ear]).await;
     assert_eq!(names(&one.broker.members(&room).await.unwrap()), ["stays"]);
-    assert_eq!(announced(&mut ear, &room).await, ["presence:join bot", "presence:join stays", "presence:leave bot"]);
+    assert_eq!(
+        announced(&mut ear, &room).await,
+        ["presence:join bot", "presence:join stays", "presence:leave bot"]
+    );
 }
 
 /// Lets a lease end while the others beat.
@@ -165,10 +184,14 @@ async fn outlive(make: &impl Fixture, living: &[&Node]) {
 
 pub(crate) async fn what_a_dead_node_held_is_taken_back_once(make: &impl Fixture) {
     let room = channel("presence:dies");
-    let (dies, one, mut two) = (make.join().await, make.join().await, listener(make, &[&room]).await);
+    let (dies, one, mut two) =
+        (make.join().await, make.join().await, listener(make, &[&room]).await);
     beat_all(&[&dies, &one, &two]).await;
     for name in ["ada", "bob", "cyd"] {
-        dies.broker.join_resource(&room, &connection(&dies, name, 0).id, &member(name)).await.unwrap();
+        dies.broker
+            .join_resource(&room, &connection(&dies, name, 0).id, &member(name))
+            .await
+            .unwrap();
     }
     one.broker.join_resource(&room, &connection(&one, "bob", 1).id, &member("bob")).await.unwrap();
     assert_eq!(announced(&mut two, &room).await.len(), 3);
@@ -184,10 +207,17 @@ pub(crate) async fn a_node_that_comes_back_joins_again(make: &impl Fixture) {
     let room = channel("presence:back");
     let (sleeps, mut one) = (make.join().await, listener(make, &[&room]).await);
     beat_all(&[&sleeps, &one]).await;
-    sleeps.broker.join_resource(&room, &connection(&sleeps, "ada", 0).id, &member("ada")).await.unwrap();
+    sleeps
+        .broker
+        .join_resource(&room, &connection(&sleeps, "ada", 0).id, &member("ada"))
+        .await
+        .unwrap();
     outlive(make, &[&one]).await;
     beat_all(&[&sleeps, &one]).await;
-    assert_eq!(announced(&mut one, &room).await, ["presence:join ada", "presence:leave ada", "presence:join ada"]);
+    assert_eq!(
+        announced(&mut one, &room).await,
+        ["presence:join ada", "presence:leave ada", "presence:join ada"]
+    );
     assert_eq!(names(&one.broker.members(&room).await.unwrap()), ["ada"]);
 }
 
@@ -195,7 +225,10 @@ pub(crate) async fn a_retiring_node_takes_its_holds_along(make: &impl Fixture) {
     let room = channel("presence:retires");
     let (goes, mut one) = (make.join().await, listener(make, &[&room]).await);
     beat_all(&[&goes, &one]).await;
-    goes.broker.join_resource(&room, &connection(&goes, "ada", 0).id, &member("ada")).await.unwrap();
+    goes.broker
+        .join_resource(&room, &connection(&goes, "ada", 0).id, &member("ada"))
+        .await
+        .unwrap();
     goes.broker.retire().await.unwrap();
     assert_eq!(announced(&mut one, &room).await, ["presence:join ada", "presence:leave ada"]);
     outlive(make, &[&one]).await;
@@ -212,7 +245,9 @@ async fn depart(node: &Node, record: &ConnectionRecord) {
     node.broker.deregister(record).await.unwrap();
 }
 
-pub(crate) async fn a_user_is_online_with_the_first_connection_and_offline_after_the_last(make: &impl Fixture) {
+pub(crate) async fn a_user_is_online_with_the_first_connection_and_offline_after_the_last(
+    make: &impl Fixture,
+) {
     let (all, own) = (channel("presence"), channel("presence:ada"));
     let (one, two, mut ear) = (make.join().await, make.join().await, listener(make, &[&all]).await);
     let mut ear_of_ada = listener(make, &[&own]).await;
@@ -257,7 +292,8 @@ pub(crate) async fn a_quick_reconnect_is_no_flicker(make: &impl Fixture) {
 
 pub(crate) async fn users_of_a_dead_node_go_offline_once(make: &impl Fixture) {
     let all = channel("presence");
-    let (dies, one, mut two) = (make.join().await, make.join().await, listener(make, &[&all]).await);
+    let (dies, one, mut two) =
+        (make.join().await, make.join().await, listener(make, &[&all]).await);
     beat_all(&[&dies, &one, &two]).await;
     for name in ["ada", "bob"] {
         arrive(&dies, &connection(&dies, name, 0)).await;
@@ -292,12 +328,16 @@ pub(crate) async fn a_user_never_seen_is_offline(make: &impl Fixture) {
     let one = make.join().await;
     let known = one.broker.presence_of(&[user("nobody"), user("no one")]).await.unwrap();
     assert_eq!(known.len(), 2);
-    assert_eq!((known[1].status, known[1].last_seen_ms, known[1].connections), (UserStatus::Offline, None, 0));
+    assert_eq!(
+        (known[1].status, known[1].last_seen_ms, known[1].connections),
+        (UserStatus::Offline, None, 0)
+    );
 }
 
 pub(crate) async fn many_users_leave_in_any_order(make: &impl Fixture) {
     let room = channel("presence:many");
-    let (one, two, mut ear) = (make.join().await, make.join().await, listener(make, &[&room]).await);
+    let (one, two, mut ear) =
+        (make.join().await, make.join().await, listener(make, &[&room]).await);
     let nodes = [&one, &two];
     for index in 0..60 {
         let node = nodes[index % 2];
@@ -321,9 +361,11 @@ pub(crate) async fn many_users_leave_in_any_order(make: &impl Fixture) {
 async fn churn(node: &Node, room: &ChannelName, seed: u64) {
     let mut random = seed;
     for _ in 0..100 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let tab = connection(node, &format!("u{}", (random >> 33) % 12), ((random >> 50) % 2) as u32);
-        if (random >> 60) % 2 == 0 {
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let tab =
+            connection(node, &format!("u{}", (random >> 33) % 12), ((random >> 50) % 2) as u32);
+        if (random >> 60).is_multiple_of(2) {
             node.broker.join_resource(room, &tab.id, &member(tab.user.as_str())).await.unwrap();
         } else {
             node.broker.leave_resource(room, &tab.id, &tab.user, 5).await.unwrap();
@@ -354,7 +396,10 @@ pub(crate) async fn announcements_replay_to_the_list_under_churn(make: &impl Fix
 }
 
 /// R43: nobody joins, leaves or goes offline when the data is lost.
-pub(crate) async fn lost_data_is_restored_in_silence<F: Future<Output = ()>>(make: &impl Fixture, lose: impl FnOnce() -> F) {
+pub(crate) async fn lost_data_is_restored_in_silence<F: Future<Output = ()>>(
+    make: &impl Fixture,
+    lose: impl FnOnce() -> F,
+) {
     let (room, all) = (channel("presence:lost"), channel("presence"));
     let (one, mut two) = (make.join().await, listener(make, &[&room, &all]).await);
     beat_all(&[&one, &two]).await;

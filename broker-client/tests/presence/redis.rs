@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_broker_client::{Broker, Health, NodeId, RedisBroker, RedisMode, RedisSettings, RedisTls};
+use carillon_broker_client::{
+    Broker, Health, NodeId, RedisBroker, RedisMode, RedisSettings, RedisTls,
+};
 
 use crate::facts;
 use crate::fixture::{Fixture, Node};
@@ -36,12 +38,18 @@ impl Fixture for Redis {
         let (broker, events) = RedisBroker::connect(self.settings(), NodeId::random());
         let mut health = broker.health();
         let up = health.wait_for(|health| *health == Health::Up);
-        tokio::time::timeout(Duration::from_secs(20), up).await.expect("Redis in time").expect("a broker");
+        tokio::time::timeout(Duration::from_secs(20), up)
+            .await
+            .expect("Redis in time")
+            .expect("a broker");
         Node::new(broker, events)
     }
 }
 
-crate::every_fact!(super::redis::Redis::fresh(), tokio::test(flavor = "multi_thread", worker_threads = 2));
+crate::every_fact!(
+    super::redis::Redis::fresh(),
+    tokio::test(flavor = "multi_thread", worker_threads = 2)
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_data_is_restored_in_silence() {

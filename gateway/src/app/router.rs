@@ -39,7 +39,8 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
 }
 
 async fn unknown_path(request: Request) -> Response {
-    let refusal = Refusal::new(ErrorCode::NotFound, "There is nothing at this path").with("path", request.uri().path());
+    let refusal = Refusal::new(ErrorCode::NotFound, "There is nothing at this path")
+        .with("path", request.uri().path());
     ApiError(refusal).into_response()
 }
 
@@ -51,7 +52,8 @@ async fn method_not_allowed(request: Request) -> Response {
 
 fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
     tracing::error!("a request handler panicked");
-    let response = ApiError(Refusal::new(ErrorCode::InternalError, "Internal error")).into_response();
+    let response =
+        ApiError(Refusal::new(ErrorCode::InternalError, "Internal error")).into_response();
     debug_assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     response
 }
@@ -59,10 +61,24 @@ fn panicked(_: Box<dyn std::any::Any + Send + 'static>) -> Response {
 /// CORS by configured origins; none by default.
 fn cors(origins: &[String]) -> CorsLayer {
     let any = origins.iter().any(|origin| origin == "*");
-    let listed: Vec<HeaderValue> = origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let headers = ["authorization", "content-type", "x-api-key", "x-request-id", "last-event-id", "traceparent"];
-    let exposed =
-        ["x-request-id", "x-total-count", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"];
+    let listed: Vec<HeaderValue> =
+        origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    let headers = [
+        "authorization",
+        "content-type",
+        "x-api-key",
+        "x-request-id",
+        "last-event-id",
+        "traceparent",
+    ];
+    let exposed = [
+        "x-request-id",
+        "x-total-count",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "retry-after",
+    ];
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(headers.map(HeaderName::from_static))

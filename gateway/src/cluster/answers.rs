@@ -6,15 +6,21 @@ use bytes::Bytes;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
-use super::questions::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question};
+use super::questions::{
+    Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
+};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;
 
 pub(super) fn perform(node: &Node, question: Question) -> Value {
     match question {
-        Question::Announce(announcement, audience) => announce(node, &announcement, &audience).into(),
-        Question::Disconnect { connection, user } => disconnect(node, connection.as_ref(), user.as_ref()).into(),
+        Question::Announce(announcement, audience) => {
+            announce(node, &announcement, &audience).into()
+        }
+        Question::Disconnect { connection, user } => {
+            disconnect(node, connection.as_ref(), user.as_ref()).into()
+        }
         Question::Channels { prefix, after, limit } => {
             let counts: Vec<ChannelCount> = node
                 .hub
@@ -22,7 +28,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
                 .into_iter()
                 .filter(|(name, _)| after.as_deref().is_none_or(|after| name.as_str() > after))
                 .take(limit)
-                .map(|(name, subscribers)| ChannelCount { channel: name.as_str().to_owned(), subscribers })
+                .map(|(name, subscribers)| ChannelCount {
+                    channel: name.as_str().to_owned(),
+                    subscribers,
+                })
                 .collect();
             value(&counts)
         }
@@ -32,7 +41,9 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
             crate::interests::refresh(node, &user);
             Value::Null
         }
-        Question::Connection(id) => value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection))),
+        Question::Connection(id) => {
+            value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection)))
+        }
     }
 }
 
@@ -65,7 +76,10 @@ fn announce(node: &Node, announcement: &Announcement, audience: &Audience) -> u6
         if excluded {
             continue;
         }
-        let known = encoded.iter().find(|(dress, _)| *dress == connection.dress).map(|(_, bytes)| bytes.clone());
+        let known = encoded
+            .iter()
+            .find(|(dress, _)| *dress == connection.dress)
+            .map(|(_, bytes)| bytes.clone());
         let bytes = known.unwrap_or_else(|| {
             let bytes = encode(&envelope, connection.dress);
             encoded.push((connection.dress, bytes.clone()));
@@ -86,7 +100,11 @@ fn disconnect(node: &Node, connection: Option<&ConnectionId>, user: Option<&User
         (Some(id), _) => node.hub.find(id.as_str()).into_iter().collect(),
         (None, Some(user)) => {
             node.banished.banish(user);
-            node.hub.connections().into_iter().filter(|connection| connection.user.as_ref() == Some(user)).collect()
+            node.hub
+                .connections()
+                .into_iter()
+                .filter(|connection| connection.user.as_ref() == Some(user))
+                .collect()
         }
         (None, None) => Vec::new(),
     };
@@ -107,8 +125,14 @@ fn connections(node: &Node, filter: &ConnectionFilter) -> Vec<ConnectionView> {
         None => node.hub.connections(),
     };
     found.retain(|connection| {
-        filter.user.as_deref().is_none_or(|user| connection.user.as_ref().is_some_and(|id| id.as_str() == user))
-            && filter.transport.as_deref().is_none_or(|transport| connection.transport.name() == transport)
+        filter
+            .user
+            .as_deref()
+            .is_none_or(|user| connection.user.as_ref().is_some_and(|id| id.as_str() == user))
+            && filter
+                .transport
+                .as_deref()
+                .is_none_or(|transport| connection.transport.name() == transport)
             && filter.after.as_deref().is_none_or(|after| connection.id.as_str() > after)
     });
     found.sort_by(|one, other| one.id.cmp(&other.id));

@@ -35,7 +35,11 @@ impl Audience {
     /// Everybody but the excluded.
     #[must_use]
     pub fn all_but(exclude: Exclude) -> Self {
-        Self { exclude_connections: exclude.connections, exclude_users: exclude.users, ..Self::default() }
+        Self {
+            exclude_connections: exclude.connections,
+            exclude_users: exclude.users,
+            ..Self::default()
+        }
     }
 
     /// One connection.

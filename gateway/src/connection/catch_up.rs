@@ -48,28 +48,44 @@ impl Beginning {
 
 impl Driver {
     /// A client's subscribe request: checked, performed, answered.
-    pub(crate) async fn subscribe(&mut self, request: Subscribe, correlation: &Correlation) -> Result<(), Refusal> {
+    pub(crate) async fn subscribe(
+        &mut self,
+        request: Subscribe,
+        correlation: &Correlation,
+    ) -> Result<(), Refusal> {
         let named = self.resolve(&request.channel)?;
         let (traits, conflate) = self.allowed(Action::Subscribe, &request.channel).await?;
         let filter = match &request.filter {
             Some(document) => Some(Arc::new(Filter::new(document).map_err(|invalid| {
-                Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "payload.filter")
+                Refusal::new(ErrorCode::InvalidMessage, invalid.to_string())
+                    .with("field", "payload.filter")
             })?)),
             None => None,
         };
         let beginning = Beginning::of(&request);
         if self.subscriptions.get(&named.channel).is_some_and(|own| own.asked) {
-            return self.subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation).await;
+            return self
+                .subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation)
+                .await;
         }
         let limit = self.node.config.limits.subscriptions_per_connection as usize;
         if limit > 0 && self.subscriptions.values().filter(|own| !own.automatic).count() >= limit {
-            return Err(Refusal::new(ErrorCode::SubscriptionLimit, "Too many subscriptions on this connection")
-                .with("limit", limit));
+            return Err(Refusal::new(
+                ErrorCode::SubscriptionLimit,
+                "Too many subscriptions on this connection",
+            )
+            .with("limit", limit));
         }
         if let Some(own) = self.subscriptions.get_mut(&named.channel) {
             // Heard already for the user's persistent subscriptions.
             (own.asked, own.automatic) = (true, false);
-            self.node.hub.interest(&self.connection.id, &named.channel, own.key, true, own.interests.clone());
+            self.node.hub.interest(
+                &self.connection.id,
+                &named.channel,
+                own.key,
+                true,
+                own.interests.clone(),
+            );
             return self.subscribe_again(&named, beginning, true, filter, correlation).await;
         }
         if let Err(error) = self.node.relay.join(&named.channel, traits).await {
@@ -126,7 +142,12 @@ impl Driver {
     }
 
     /// Leads a new subscription from its beginning to live.
-    async fn begin(&mut self, named: &Named, beginning: Beginning, correlation: &Correlation) -> Result<(), Refusal> {
+    async fn begin(
+        &mut self,
+        named: &Named,
+        beginning: Beginning,
+        correlation: &Correlation,
+    ) -> Result<(), Refusal> {
         let Some(own) = self.subscriptions.get(&named.channel) else { return Ok(()) };
         let Some(age) = own.traits.history_age else { return Ok(()) };
         let (traits, key) = (own.traits, own.key);
@@ -149,7 +170,14 @@ impl Driver {
                 if bridge != Bridge::Whole {
                     let hub = self.node.hub.clone();
                     hub.go_live(&self.connection.id, &named.channel, key, |position| {
-                        self.say_subscribed(named, traits, position, Err(bridge.reason()), 0, correlation);
+                        self.say_subscribed(
+                            named,
+                            traits,
+                            position,
+                            Err(bridge.reason()),
+                            0,
+                            correlation,
+                        );
                     });
                     return Ok(());
                 }
@@ -161,7 +189,14 @@ impl Driver {
             }
             Beginning::Last(_) | Beginning::Now => {
                 let count = page.publications.len() as u64;
-                self.say_subscribed(named, traits, Some(page.top), Err("fresh"), count, correlation);
+                self.say_subscribed(
+                    named,
+                    traits,
+                    Some(page.top),
+                    Err("fresh"),
+                    count,
+                    correlation,
+                );
                 page.top
             }
         };
@@ -235,8 +270,11 @@ impl Driver {
 
     /// Leads every subscription that fell behind back to live.
     pub(super) async fn catch_up_all(&mut self) {
-        let channels: Vec<(ChannelName, Own)> =
-            self.subscriptions.iter().map(|(channel, own)| (channel.clone(), own.clone())).collect();
+        let channels: Vec<(ChannelName, Own)> = self
+            .subscriptions
+            .iter()
+            .map(|(channel, own)| (channel.clone(), own.clone()))
+            .collect();
         for (channel, own) in channels {
             if let Some(from) = self.node.hub.behind_at(&self.connection.id, &channel, own.key)
                 && from != NOWHERE
@@ -270,7 +308,12 @@ impl Driver {
                     read_all = false;
                 }
                 Next::History => {
-                    let page = match self.node.relay.history(channel, Start::After(from.offset), PAGE, age).await {
+                    let page = match self
+                        .node
+                        .relay
+                        .history(channel, Start::After(from.offset), PAGE, age)
+                        .await
+                    {
                         Ok(page) => page,
                         Err(error) => {
                             tracing::debug!(%error, %channel, "catching up waits for the broker");
@@ -285,7 +328,10 @@ impl Driver {
                     }
                     for publication in &page.publications {
                         from = publication.position.unwrap_or(from);
-                        if !self.replay(channel, &Arc::new(Dispatch::new(publication.clone()))).await {
+                        if !self
+                            .replay(channel, &Arc::new(Dispatch::new(publication.clone())))
+                            .await
+                        {
                             return;
                         }
                     }
@@ -296,7 +342,12 @@ impl Driver {
     }
 
     /// Tells the client that a channel goes on elsewhere, and makes the subscription live there.
-    pub(super) fn resync(&self, channel: &ChannelName, key: crate::hub::SubscriptionKey, reason: &str) {
+    pub(super) fn resync(
+        &self,
+        channel: &ChannelName,
+        key: crate::hub::SubscriptionKey,
+        reason: &str,
+    ) {
         self.node.metrics.resync();
         self.node.hub.go_live(&self.connection.id, channel, key, |position| {
             if let Some(position) = position {
@@ -320,7 +371,8 @@ impl Driver {
         let (asked, ids) = {
             let value = std::cell::OnceCell::new();
             let payload = || value.get_or_init(|| publication.payload.to_value());
-            let asked = own.asked && own.filter.as_ref().is_none_or(|filter| filter.matches(payload()));
+            let asked =
+                own.asked && own.filter.as_ref().is_none_or(|filter| filter.matches(payload()));
             let ids = own.interests.as_ref().map(|interests| matching(interests, payload));
             (asked, ids.unwrap_or_default())
         };

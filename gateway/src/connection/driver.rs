@@ -237,11 +237,19 @@ impl Driver {
                 messages += 1;
                 let message = ClientMessage::parse(codec, bytes);
                 let user = user.as_ref().map(carillon_protocol::UserId::as_str);
-                happenings.push(Happening::Step(session.handle_message(now, clock::unix_ms(), user, &routes, message)));
+                happenings.push(Happening::Step(session.handle_message(
+                    now,
+                    clock::unix_ms(),
+                    user,
+                    &routes,
+                    message,
+                )));
             };
             match incoming {
                 Incoming::Text(text) if codec == Codec::Ndjson => {
-                    text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| say(line.as_bytes()));
+                    text.lines()
+                        .filter(|line| !line.trim().is_empty())
+                        .for_each(|line| say(line.as_bytes()));
                 }
                 Incoming::Text(text) if !codec.is_binary() => say(text.as_bytes()),
                 Incoming::Binary(bytes) if codec.is_binary() => say(bytes),
@@ -272,7 +280,11 @@ impl Driver {
         }
     }
 
-    async fn perform_all(&mut self, happenings: Vec<Happening>, heard: Result<(), Ending>) -> Option<Ending> {
+    async fn perform_all(
+        &mut self,
+        happenings: Vec<Happening>,
+        heard: Result<(), Ending>,
+    ) -> Option<Ending> {
         for happening in happenings {
             match happening {
                 Happening::Pong(bytes) => {
@@ -299,7 +311,9 @@ impl Driver {
 
     async fn perform_step(&mut self, step: Step) -> Option<Ending> {
         match step {
-            Step::Reply(messages) => messages.iter().for_each(|message| self.connection.push(message)),
+            Step::Reply(messages) => {
+                messages.iter().for_each(|message| self.connection.push(message));
+            }
             Step::Perform(request, correlation) => self.perform(request, correlation).await,
             Step::Close(code) => return Some(Ending::Said(code)),
             Step::Goodbye => return Some(Ending::Said(CloseCode::Normal)),
@@ -308,12 +322,21 @@ impl Driver {
     }
 
     /// Performs requests that did not come over this connection's socket (a long poll's messages).
-    pub async fn perform_message(&mut self, message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>) {
+    pub async fn perform_message(
+        &mut self,
+        message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>,
+    ) {
         self.connection.spoke(clock::monotonic_ms());
         let routes = self.node.routes.load_full();
         let user = self.connection.user.clone();
         let user = user.as_ref().map(carillon_protocol::UserId::as_str);
-        let step = self.session.handle_message(clock::monotonic_ms(), clock::unix_ms(), user, &routes, message);
+        let step = self.session.handle_message(
+            clock::monotonic_ms(),
+            clock::unix_ms(),
+            user,
+            &routes,
+            message,
+        );
         if let Step::Perform(request, correlation) = step {
             self.perform(request, correlation).await;
         } else if let Step::Reply(messages) = step {
@@ -454,6 +477,10 @@ mod tests {
     fn an_idle_connection_is_small() {
         let task = bytes_of(|driver: Driver| driver.run_websocket(Vec::new()));
         assert!(task <= 1_024, "the task of a connection has {task} bytes");
-        assert!(size_of::<Connection>() <= 320, "a connection has {} bytes", size_of::<Connection>());
+        assert!(
+            size_of::<Connection>() <= 320,
+            "a connection has {} bytes",
+            size_of::<Connection>()
+        );
     }
 }

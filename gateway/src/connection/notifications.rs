@@ -65,13 +65,18 @@ impl Driver {
                 ..Envelope::EMPTY
             };
             let bytes = encode(&envelope, self.connection.dress);
-            self.connection.outbox.push_pending(notification.id.as_str(), &bytes, self.connection.dress);
+            self.connection.outbox.push_pending(
+                notification.id.as_str(),
+                &bytes,
+                self.connection.dress,
+            );
             if !self.connection.outbox.has_room() && !self.drained().await {
                 return false;
             }
         }
         self.connection.outbox.flush();
-        let ids: Vec<NotificationId> = page.iter().map(|notification| notification.id.clone()).collect();
+        let ids: Vec<NotificationId> =
+            page.iter().map(|notification| notification.id.clone()).collect();
         if let Err(error) = self.node.notifications.mark_delivered(user, &ids).await {
             tracing::debug!(%error, "pending notifications may come twice");
         }
@@ -79,7 +84,10 @@ impl Driver {
     }
 
     fn reader(&self) -> Result<UserId, Refusal> {
-        self.connection.user.clone().ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own"))
+        self.connection
+            .user
+            .clone()
+            .ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own"))
     }
 
     /// Marks one read; what the ack says.

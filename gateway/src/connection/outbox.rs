@@ -150,14 +150,26 @@ impl Outbox {
     }
 
     /// The same for a listener whose persistent subscriptions these are; without any, the shared bytes.
-    pub fn push_for(&self, dispatch: &Dispatch, dress: Dress, conflate: u64, subscriptions: &[Box<str>]) -> Pushed {
+    pub fn push_for(
+        &self,
+        dispatch: &Dispatch,
+        dress: Dress,
+        conflate: u64,
+        subscriptions: &[Box<str>],
+    ) -> Pushed {
         if subscriptions.is_empty() {
             return self.push(dispatch, dress, conflate);
         }
         self.push_frame(dispatch, &dispatch.frame_for(dress, subscriptions), dress, conflate)
     }
 
-    fn push_frame(&self, dispatch: &Dispatch, frame: &Bytes, dress: Dress, conflate: u64) -> Pushed {
+    fn push_frame(
+        &self,
+        dispatch: &Dispatch,
+        frame: &Bytes,
+        dress: Dress,
+        conflate: u64,
+    ) -> Pushed {
         let mut state = self.state.lock();
         if state.close.is_some() || state.failed {
             return Pushed::Closed;
@@ -250,7 +262,9 @@ impl Outbox {
         }
         if let Some(told) = &mut state.told {
             let id = hash(id);
-            if told.heard.as_ref().is_some_and(|heard| heard.contains(&id)) || told.sent.contains(&id) {
+            if told.heard.as_ref().is_some_and(|heard| heard.contains(&id))
+                || told.sent.contains(&id)
+            {
                 return;
             }
             if told.sent.len() < TOLD_MAX {

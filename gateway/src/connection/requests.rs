@@ -63,20 +63,27 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
             driver.answer(Session::done(correlation.clone(), &data));
         }),
         Request::Authenticate(token) => driver.authenticate(&token).await.map(|expires_at| {
-            driver.answer(Session::done(correlation.clone(), &serde_json::json!({"expires_at": expires_at})));
+            driver.answer(Session::done(
+                correlation.clone(),
+                &serde_json::json!({"expires_at": expires_at}),
+            ));
         }),
-        Request::Inbound { kind, payload, id } => driver.inbound(&kind, &payload, id).await.map(|data| {
-            driver.answer(Session::done(correlation.clone(), &data));
-        }),
+        Request::Inbound { kind, payload, id } => {
+            driver.inbound(&kind, &payload, id).await.map(|data| {
+                driver.answer(Session::done(correlation.clone(), &data));
+            })
+        }
         Request::PresenceJoin { channel, name, metadata } => {
             driver.presence_join(channel, name, metadata, &correlation).await
         }
         Request::PresenceLeave(channel) => driver.presence_leave(&channel).await.map(|data| {
             driver.answer(Session::done(correlation.clone(), &data));
         }),
-        Request::PresenceHeartbeat(channel) => driver.presence_heartbeat(&channel).await.map(|data| {
-            driver.answer(Session::done(correlation.clone(), &data));
-        }),
+        Request::PresenceHeartbeat(channel) => {
+            driver.presence_heartbeat(&channel).await.map(|data| {
+                driver.answer(Session::done(correlation.clone(), &data));
+            })
+        }
         Request::SetStatus(status) => driver.set_status(status).await.map(|data| {
             driver.answer(Session::done(correlation.clone(), &data));
         }),
@@ -101,9 +108,12 @@ impl Driver {
 
     /// Resolves `notifications` and the user's own stream (R7).
     pub(crate) fn resolve(&self, name: &ChannelName) -> Result<Named, Refusal> {
-        let stream = self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
+        let stream =
+            self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         if name.as_str() == NOTIFICATIONS {
-            let channel = stream.ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own"))?;
+            let channel = stream.ok_or_else(|| {
+                Refusal::new(ErrorCode::Forbidden, "Notifications are a user's own")
+            })?;
             return Ok(Named {
                 channel,
                 label: NOTIFICATIONS.into(),
@@ -116,7 +126,11 @@ impl Driver {
     }
 
     /// Whether the policy lets this connection act on a channel; the channel's traits.
-    pub(crate) async fn allowed(&self, action: Action, channel: &ChannelName) -> Result<(ChannelTraits, bool), Refusal> {
+    pub(crate) async fn allowed(
+        &self,
+        action: Action,
+        channel: &ChannelName,
+    ) -> Result<(ChannelTraits, bool), Refusal> {
         let policy = self.node.policy.load_full();
         match policy.decide(action, self.claims.as_deref(), channel) {
             Decision::Allow => {}
@@ -124,15 +138,17 @@ impl Driver {
             Decision::Ask => self.ask_application(action, channel).await?,
         }
         let namespace = policy.find(channel).map(|found| found.namespace);
-        let traits =
-            ChannelTraits { history_age: namespace.and_then(|namespace| namespace.retention).map(|kept| kept.age) };
+        let traits = ChannelTraits {
+            history_age: namespace.and_then(|namespace| namespace.retention).map(|kept| kept.age),
+        };
         Ok((traits, namespace.is_some_and(|namespace| namespace.conflate)))
     }
 
     async fn ask_application(&self, action: Action, channel: &ChannelName) -> Result<(), Refusal> {
         // Refused when the application cannot be asked (`channels.md` 2).
         tracing::debug!(?action, %channel, "no authorisation webhook is configured");
-        Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it").with("channel", channel.as_str()))
+        Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
+            .with("channel", channel.as_str()))
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
@@ -154,7 +170,8 @@ impl Driver {
                 }
             }
         }
-        let reply = ServerMessage::new("unsubscribed", &serde_json::json!({"channel": name})).on(name.as_str());
+        let reply = ServerMessage::new("unsubscribed", &serde_json::json!({"channel": name}))
+            .on(name.as_str());
         for message in Session::own_reply(reply, correlation) {
             self.connection.push(&message);
         }
@@ -164,7 +181,13 @@ impl Driver {
     fn unask(&mut self, channel: &ChannelName) {
         if let Some(own) = self.subscriptions.get_mut(channel) {
             (own.asked, own.automatic, own.filter) = (false, true, None);
-            self.node.hub.interest(&self.connection.id, channel, own.key, false, own.interests.clone());
+            self.node.hub.interest(
+                &self.connection.id,
+                channel,
+                own.key,
+                false,
+                own.interests.clone(),
+            );
         }
     }
 
@@ -198,14 +221,19 @@ impl Driver {
 
     async fn publish(&self, publish: ClientPublish) -> Result<Receipt, Refusal> {
         if publish.channel.as_str() == NOTIFICATIONS {
-            return Err(Refusal::new(ErrorCode::Forbidden, "Notifications are published by backends"));
+            return Err(Refusal::new(
+                ErrorCode::Forbidden,
+                "Notifications are published by backends",
+            ));
         }
         self.allowed(Action::Publish, &publish.channel).await?;
         let mut exclude = Exclude::default();
         if publish.relay {
             exclude.connections.push(self.connection.id.clone());
             if self.connection.transport == Transport::Poll {
-                exclude.connections.extend(self.connection.user.as_ref().and_then(|user| own_polls(user.as_str())));
+                exclude.connections.extend(
+                    self.connection.user.as_ref().and_then(|user| own_polls(user.as_str())),
+                );
             }
         }
         let outgoing = Outgoing {
@@ -252,7 +280,8 @@ impl Driver {
             if let Err(refusal) = self.allowed(Action::Subscribe, &channel).await {
                 self.drop_subscription(&channel);
                 self.node.presence.leave(&self.connection, &channel).await;
-                let error = ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
+                let error =
+                    ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
                 self.connection.push(&error);
             }
         }
@@ -260,7 +289,12 @@ impl Driver {
     }
 
     /// A call to the application: queued on the `inbound` stream (`channels.md` 6).
-    async fn inbound(&self, kind: &str, payload: &Payload, id: Option<Box<str>>) -> Result<serde_json::Value, Refusal> {
+    async fn inbound(
+        &self,
+        kind: &str,
+        payload: &Payload,
+        id: Option<Box<str>>,
+    ) -> Result<serde_json::Value, Refusal> {
         let fields = serde_json::json!({
             "type": kind,
             "id": id,

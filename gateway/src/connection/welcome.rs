@@ -22,7 +22,8 @@ pub type Resume = Option<Result<Cursor, ()>>;
 impl Driver {
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
-        let stream = self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
+        let stream =
+            self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         match stream {
             Some(stream) => self.welcome_user(stream, &resume).await,
             None if self.connection.dress.profile == Profile::Dnr => {}
@@ -30,7 +31,8 @@ impl Driver {
         }
         for name in channels {
             if let Err(refusal) = self.subscribe_from_query(name, &resume).await {
-                self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
+                self.connection
+                    .push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
             }
         }
         self.sync_interests().await;
@@ -67,14 +69,28 @@ impl Driver {
             || self.node.relay.position(&stream),
             |position| self.greet(&stream, traits, position),
         );
-        let own = Own { key, labels: Labels::ALL, filter: None, traits, automatic: true, asked: true, interests: None };
+        let own = Own {
+            key,
+            labels: Labels::ALL,
+            filter: None,
+            traits,
+            automatic: true,
+            asked: true,
+            interests: None,
+        };
         self.subscriptions.insert(stream.clone(), own);
         match resume {
             None => {}
-            Some(cursor) => match cursor.as_ref().ok().and_then(|cursor| cursor.get(stream.as_str())) {
+            Some(cursor) => match cursor
+                .as_ref()
+                .ok()
+                .and_then(|cursor| cursor.get(stream.as_str()))
+            {
                 Some(position) => {
                     let beginning = Beginning::Since(position.into(), crate::relay::PAGE);
-                    let again = self.subscribe_again(&named, beginning, false, None, &Correlation::default()).await;
+                    let again = self
+                        .subscribe_again(&named, beginning, false, None, &Correlation::default())
+                        .await;
                     if again.is_err() {
                         self.resync(&stream, key, "unavailable");
                     }
@@ -144,7 +160,9 @@ fn welcome(connection: &Connection, position: Option<Position>) -> ServerMessage
                 "channels": channels,
             }),
         ),
-        Profile::Uno => ServerMessage::new("connection", &serde_json::json!({"connection_id": connection.id})),
+        Profile::Uno => {
+            ServerMessage::new("connection", &serde_json::json!({"connection_id": connection.id}))
+        }
         Profile::Excore => {
             let message = match connection.dress.medium {
                 Medium::Sse => "Connected to event stream",

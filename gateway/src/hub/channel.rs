@@ -144,7 +144,9 @@ impl Channel {
         self.position = dispatch.publication.position;
         self.tail_bytes += dispatch.publication.weight_bytes();
         self.tail.push_back(Arc::clone(dispatch));
-        while self.tail.len() > TAIL_MAX || (self.tail_bytes > TAIL_BYTES_MAX && self.tail.len() > 1) {
+        while self.tail.len() > TAIL_MAX
+            || (self.tail_bytes > TAIL_BYTES_MAX && self.tail.len() > 1)
+        {
             if let Some(oldest) = self.tail.pop_front() {
                 self.tail_bytes -= oldest.publication.weight_bytes();
             }
@@ -160,6 +162,7 @@ impl Channel {
         }
         let skip = (from.offset + 1 - first.offset) as usize;
         let next = self.tail.get(skip)?;
-        (next.publication.previous_tag == Some(from.tag)).then(|| self.tail.iter().skip(skip).cloned().collect())
+        (next.publication.previous_tag == Some(from.tag))
+            .then(|| self.tail.iter().skip(skip).cloned().collect())
     }
 }

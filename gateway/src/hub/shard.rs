@@ -9,8 +9,8 @@ use carillon_protocol::{ChannelName, CloseCode, ConnectionId, Position};
 use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 
-use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
 use super::Notice;
+use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
 use crate::connection::Connection;
 use crate::connection::outbox::Pushed;
 use crate::dispatch::Dispatch;
@@ -54,7 +54,8 @@ impl Shard {
             for notice in notices {
                 match notice {
                     Notice::Dispatch(dispatch) => {
-                        let Some(channel) = state.channels.get_mut(&dispatch.publication.channel) else {
+                        let Some(channel) = state.channels.get_mut(&dispatch.publication.channel)
+                        else {
                             continue;
                         };
                         channel.heard += 1;
@@ -137,7 +138,9 @@ impl Shard {
         change: impl FnOnce(&mut Subscription),
     ) {
         let mut state = self.state.lock();
-        if let Some(subscription) = state.channels.get_mut(name).and_then(|channel| channel.get(key)) {
+        if let Some(subscription) =
+            state.channels.get_mut(name).and_then(|channel| channel.get(key))
+        {
             change(subscription);
         }
     }
@@ -146,7 +149,13 @@ impl Shard {
         self.state.lock().channels.get_mut(name)?.get(key)?.behind.map(|behind| behind.from)
     }
 
-    pub(super) fn next(&self, name: &ChannelName, key: SubscriptionKey, from: Position, from_is_top: bool) -> Next {
+    pub(super) fn next(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        from: Position,
+        from_is_top: bool,
+    ) -> Next {
         let mut state = self.state.lock();
         let Some(channel) = state.channels.get_mut(name) else { return Next::Gone };
         let top = channel.position;
@@ -167,7 +176,12 @@ impl Shard {
         }
     }
 
-    pub(super) fn go_live(&self, name: &ChannelName, key: SubscriptionKey, begun: impl FnOnce(Option<Position>)) {
+    pub(super) fn go_live(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        begun: impl FnOnce(Option<Position>),
+    ) {
         let mut state = self.state.lock();
         let Some(channel) = state.channels.get_mut(name) else { return };
         let position = channel.position;
@@ -177,7 +191,12 @@ impl Shard {
         }
     }
 
-    pub(super) fn at_position(&self, name: &ChannelName, key: SubscriptionKey, now: impl FnOnce(Option<Position>)) {
+    pub(super) fn at_position(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        now: impl FnOnce(Option<Position>),
+    ) {
         let mut state = self.state.lock();
         let Some(channel) = state.channels.get_mut(name) else { return };
         let position = channel.position;
@@ -225,7 +244,12 @@ impl Shard {
     }
 
     pub(super) fn queued_bytes(&self) -> usize {
-        self.state.lock().connections.values().map(|connection| connection.outbox.queued_bytes()).sum()
+        self.state
+            .lock()
+            .connections
+            .values()
+            .map(|connection| connection.outbox.queued_bytes())
+            .sum()
     }
 
     /// Walks all channels: for the few lists that show one connection.
@@ -283,7 +307,9 @@ fn deliver(
     for (_, (_, subscription)) in &mut channel.subscriptions {
         if let Some(behind) = subscription.behind {
             let joins = behind.joining
-                && here.is_some_and(|here| here.epoch == behind.from.epoch && here.offset == behind.from.offset + 1);
+                && here.is_some_and(|here| {
+                    here.epoch == behind.from.epoch && here.offset == behind.from.offset + 1
+                });
             if !joins {
                 continue;
             }
@@ -294,11 +320,13 @@ fn deliver(
         }
         let mut asked = subscription.asked;
         if asked && let Some(filter) = &subscription.filter {
-            let known = verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
+            let known =
+                verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
             let passes = if let Some((_, passes)) = known {
                 *passes
             } else {
-                let payload = payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
+                let payload =
+                    payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
                 let passes = filter.matches(payload);
                 verdicts.push((Arc::as_ptr(filter), passes));
                 passes
@@ -307,7 +335,9 @@ fn deliver(
         }
         let mut ids = Vec::new();
         if let Some(interests) = &subscription.interests {
-            ids = matching(interests, || payload.get_or_insert_with(|| dispatch.publication.payload.to_value()));
+            ids = matching(interests, || {
+                payload.get_or_insert_with(|| dispatch.publication.payload.to_value())
+            });
         }
         if !asked && ids.is_empty() {
             continue;
@@ -369,8 +399,16 @@ fn resync(
 
 /// `resync`; a user stream is known to its listeners as their notifications.
 #[must_use]
-pub(crate) fn resync_message(name: &ChannelName, reason: &str, position: Option<Position>) -> ServerMessage {
-    let label = if crate::dispatch::is_user_stream(name) { crate::dispatch::NOTIFICATIONS } else { name.as_str() };
+pub(crate) fn resync_message(
+    name: &ChannelName,
+    reason: &str,
+    position: Option<Position>,
+) -> ServerMessage {
+    let label = if crate::dispatch::is_user_stream(name) {
+        crate::dispatch::NOTIFICATIONS
+    } else {
+        name.as_str()
+    };
     let payload = serde_json::json!({
         "reason": reason,
         "offset": position.map(|position| position.offset),

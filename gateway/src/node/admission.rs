@@ -60,24 +60,31 @@ impl Node {
     /// `UNAVAILABLE` when the node is full or draining.
     pub fn admit_poll(self: &Arc<Self>) -> Result<Admitted, Refusal> {
         self.check_room()?;
-        Ok(Admitted { node: Arc::clone(self), id: crate::ids::connection_id(&self.id), record: None })
+        Ok(Admitted {
+            node: Arc::clone(self),
+            id: crate::ids::connection_id(&self.id),
+            record: None,
+        })
     }
 
     fn check_room(&self) -> Result<(), Refusal> {
         if self.is_closing() {
-            return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining").with("retry_after_ms", 1_000));
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining")
+                .with("retry_after_ms", 1_000));
         }
         let limit = self.config.limits.connections as u64;
         if limit > 0 && self.metrics.connections_live() >= limit {
             self.metrics.refused("capacity");
-            return Err(Refusal::new(ErrorCode::Unavailable, "This node is full").with("retry_after_ms", 5_000));
+            return Err(Refusal::new(ErrorCode::Unavailable, "This node is full")
+                .with("retry_after_ms", 5_000));
         }
         Ok(())
     }
 
     fn admit_locally(&self, user: &UserId, limit: u64) -> Admission {
         let stream = ChannelName::user_stream(user.as_str());
-        let connections = stream.map_or(0, |stream| self.hub.listeners(stream.as_str()).len() as u64);
+        let connections =
+            stream.map_or(0, |stream| self.hub.listeners(stream.as_str()).len() as u64);
         if limit > 0 && connections >= limit {
             return Admission::TooMany { connections };
         }

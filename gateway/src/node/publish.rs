@@ -102,7 +102,8 @@ impl PublishLimits {
 }
 
 fn too_fast(retry_after_ms: u64) -> Refusal {
-    Refusal::new(ErrorCode::RateLimited, "Too many publishes to this channel").with("retry_after_ms", retry_after_ms)
+    Refusal::new(ErrorCode::RateLimited, "Too many publishes to this channel")
+        .with("retry_after_ms", retry_after_ms)
 }
 
 impl Node {
@@ -118,7 +119,10 @@ impl Node {
     }
 
     /// Publishes many, pipelined; results in order.
-    pub async fn publish_batch(&self, outgoing: Vec<Result<Outgoing, Refusal>>) -> Vec<Result<Receipt, Refusal>> {
+    pub async fn publish_batch(
+        &self,
+        outgoing: Vec<Result<Outgoing, Refusal>>,
+    ) -> Vec<Result<Receipt, Refusal>> {
         let prepared: Vec<Result<Publish, Refusal>> =
             outgoing.into_iter().map(|outgoing| self.prepare(outgoing?)).collect();
         let refusals: Vec<Option<Refusal>> =
@@ -144,7 +148,8 @@ impl Node {
             BrokerError::Unavailable(reason) => {
                 tracing::debug!(%reason, "broker unavailable");
                 self.metrics.broker_unavailable();
-                Refusal::new(ErrorCode::Unavailable, "Redis is out of reach").with("retry_after_ms", 1_000)
+                Refusal::new(ErrorCode::Unavailable, "Redis is out of reach")
+                    .with("retry_after_ms", 1_000)
             }
             BrokerError::Invalid(reason) => {
                 tracing::error!(%reason, "the broker refused a request");
@@ -158,15 +163,20 @@ impl Node {
     pub fn publish_rate(&self, channel: &ChannelName) -> Option<RateState> {
         let policy = self.policy.load();
         let namespace = policy.find(channel)?.namespace;
-        let per_second = namespace.publishes_per_second.unwrap_or(self.config.limits.publishes_per_second_per_channel);
+        let per_second = namespace
+            .publishes_per_second
+            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
         Some(self.publish_limits.state(channel, per_second))
     }
 
     fn prepare(&self, outgoing: Outgoing) -> Result<Publish, Refusal> {
         let policy = self.policy.load();
-        let found = policy.find(&outgoing.channel).ok_or_else(|| channel_not_found(&outgoing.channel))?;
-        let per_second =
-            found.namespace.publishes_per_second.unwrap_or(self.config.limits.publishes_per_second_per_channel);
+        let found =
+            policy.find(&outgoing.channel).ok_or_else(|| channel_not_found(&outgoing.channel))?;
+        let per_second = found
+            .namespace
+            .publishes_per_second
+            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
         self.publish_limits.charge(&outgoing.channel, per_second)?;
         let id = match &outgoing.id {
             Some(id) => MessageId::new(id).map_err(|invalid| {
@@ -200,5 +210,6 @@ impl Node {
 /// `CHANNEL_NOT_FOUND` for a channel.
 #[must_use]
 pub(crate) fn channel_not_found(channel: &ChannelName) -> Refusal {
-    Refusal::new(ErrorCode::ChannelNotFound, "No namespace matches the channel").with("channel", channel.as_str())
+    Refusal::new(ErrorCode::ChannelNotFound, "No namespace matches the channel")
+        .with("channel", channel.as_str())
 }

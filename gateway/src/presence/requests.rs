@@ -29,7 +29,9 @@ pub(crate) fn member(
     metadata: Option<serde_json::Value>,
 ) -> Result<Member, Refusal> {
     if name.as_ref().is_some_and(|name| name.len() > NAME_BYTES_MAX) {
-        return Err(Refusal::new(ErrorCode::InvalidMessage, "the name is too long").with("field", "name"));
+        return Err(
+            Refusal::new(ErrorCode::InvalidMessage, "the name is too long").with("field", "name")
+        );
     }
     if metadata.as_ref().is_some_and(|metadata| metadata.to_string().len() > METADATA_BYTES_MAX) {
         let refusal = Refusal::new(ErrorCode::PayloadTooLarge, "the metadata is too large");
@@ -41,7 +43,9 @@ pub(crate) fn member(
 impl Driver {
     fn present_user(&self) -> Result<UserId, Refusal> {
         let user = self.connection.user.clone();
-        user.ok_or_else(|| Refusal::new(ErrorCode::Forbidden, "Presence is an authenticated user's"))
+        user.ok_or_else(|| {
+            Refusal::new(ErrorCode::Forbidden, "Presence is an authenticated user's")
+        })
     }
 
     /// Joins: subscribed first, so that nothing after the list is missed; then the list; then the ack.
@@ -57,7 +61,8 @@ impl Driver {
         let known = self.claims.as_ref().and_then(|claims| claims.name.clone());
         let member = member(user, known.or(name.map(Into::into)), metadata)?;
         if !self.subscriptions.contains_key(&channel) {
-            let subscribe = Subscribe { channel: channel.clone(), since: None, limit: None, filter: None };
+            let subscribe =
+                Subscribe { channel: channel.clone(), since: None, limit: None, filter: None };
             self.subscribe(subscribe, &Correlation::default()).await?;
         }
         let Some(key) = self.subscriptions.get(&channel).map(|own| own.key) else {
@@ -68,8 +73,13 @@ impl Driver {
         let joined = node.presence.join(&self.connection, &channel, member).await;
         let mut everyone = joined.map_err(|error| node.broker_refusal(&error))?.everyone;
         for reading in 1.. {
-            let sync = ServerMessage::new("presence:sync", &json!({"users": everyone})).on(channel.as_str());
-            let say = || Session::own_reply(sync, correlation).iter().for_each(|reply| self.connection.push(reply));
+            let sync = ServerMessage::new("presence:sync", &json!({"users": everyone}))
+                .on(channel.as_str());
+            let say = || {
+                Session::own_reply(sync, correlation)
+                    .iter()
+                    .for_each(|reply| self.connection.push(reply));
+            };
             // A change that was heard after the list was read must not be undone by the list.
             if reading == READINGS_MAX {
                 say();
@@ -86,24 +96,34 @@ impl Driver {
     }
 
     /// Leaves; the subscription stays.
-    pub(crate) async fn presence_leave(&mut self, channel: &ChannelName) -> Result<serde_json::Value, Refusal> {
+    pub(crate) async fn presence_leave(
+        &mut self,
+        channel: &ChannelName,
+    ) -> Result<serde_json::Value, Refusal> {
         self.present_user()?;
         let left = self.node.presence.leave(&self.connection, channel).await;
         Ok(json!({"channel": channel, "left": left}))
     }
 
     /// Any message keeps a connection's presence; this one also brings back what silence took.
-    pub(crate) async fn presence_heartbeat(&mut self, channel: &ChannelName) -> Result<serde_json::Value, Refusal> {
+    pub(crate) async fn presence_heartbeat(
+        &mut self,
+        channel: &ChannelName,
+    ) -> Result<serde_json::Value, Refusal> {
         self.present_user()?;
         let present = self.node.presence.refresh(&self.connection, channel).await;
         if present.map_err(|error| self.node.broker_refusal(&error))? {
             return Ok(json!({"channel": channel}));
         }
-        Err(Refusal::new(ErrorCode::Conflict, "This connection has not joined there").with("channel", channel.as_str()))
+        Err(Refusal::new(ErrorCode::Conflict, "This connection has not joined there")
+            .with("channel", channel.as_str()))
     }
 
     /// Sets the user's own status.
-    pub(crate) async fn set_status(&mut self, status: Status) -> Result<serde_json::Value, Refusal> {
+    pub(crate) async fn set_status(
+        &mut self,
+        status: Status,
+    ) -> Result<serde_json::Value, Refusal> {
         let user = self.present_user()?;
         let status = match status {
             Status::Online => UserStatus::Online,

@@ -7,8 +7,8 @@ use carillon_broker_client::{Broker, MemoryCluster, NodeId};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -18,7 +18,8 @@ use crate::{auth, clock};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef-of-the-tests";
 const KEY: &str = "admin-key-0123456789abcdef0123456789";
-const KEYS: &str = r#"{"admin":{"key":"admin-key-0123456789abcdef0123456789","scopes":["realtime:admin"]}}"#;
+const KEYS: &str =
+    r#"{"admin":{"key":"admin-key-0123456789abcdef0123456789","scopes":["realtime:admin"]}}"#;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Running {
@@ -43,7 +44,9 @@ impl Running {
         let config = Config::development(&settings).expect("the settings are good");
         let id = NodeId::random();
         let (broker, events) = cluster.join(id.clone());
-        let app = App::with_broker(config, id, Arc::new(broker), events).await.expect("loopback ports are free");
+        let app = App::with_broker(config, id, Arc::new(broker), events)
+            .await
+            .expect("loopback ports are free");
         let (node, address) = (app.node(), app.client_address().expect("bound"));
         let stop = CancellationToken::new();
         let task = tokio::spawn(app.run(stop.clone().cancelled_owned(), stop.clone()));
@@ -63,7 +66,8 @@ impl Running {
             channels: None,
             ttl: Duration::from_secs(600),
         };
-        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000).expect("minted")
+        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+            .expect("minted")
     }
 
     async fn connect(&self, user: &str) -> Client {
@@ -72,8 +76,11 @@ impl Running {
     }
 
     async fn connect_with(&self, token: &str) -> Client {
-        let mut request = format!("ws://{}/ws", self.address).into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+        let mut request =
+            format!("ws://{}/ws", self.address).into_client_request().expect("a request");
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer {token}").parse().expect("a header"));
         let stream = TcpStream::connect(self.address).await.expect("connected");
         let (socket, _) = tokio_tungstenite::client_async(request, stream).await.expect("upgraded");
         let mut client = Client { socket, acks: 0 };
@@ -82,11 +89,20 @@ impl Running {
     }
 
     /// A REST call: status and body.
-    async fn call(&self, method: &str, path: &str, credential: &str, body: Option<&Value>) -> (u16, Value) {
+    async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        credential: &str,
+        body: Option<&Value>,
+    ) -> (u16, Value) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let body = body.map(Value::to_string).unwrap_or_default();
-        let credential =
-            if credential == KEY { format!("x-api-key: {KEY}") } else { format!("authorization: Bearer {credential}") };
+        let credential = if credential == KEY {
+            format!("x-api-key: {KEY}")
+        } else {
+            format!("authorization: Bearer {credential}")
+        };
         let request = format!(
             "{method} /api/realtime{path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{credential}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -97,7 +113,8 @@ impl Running {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        let status =
+            head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
         (status, serde_json::from_str(body).unwrap_or(Value::Null))
     }
 }
@@ -114,8 +131,11 @@ impl Client {
 
     async fn next(&mut self) -> Value {
         loop {
-            let frame = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("a message in time");
-            if let Message::Text(text) = frame.expect("the connection lives").expect("a good frame") {
+            let frame = tokio::time::timeout(PATIENCE, self.socket.next())
+                .await
+                .expect("a message in time");
+            if let Message::Text(text) = frame.expect("the connection lives").expect("a good frame")
+            {
                 return serde_json::from_str(text.as_str()).expect("JSON");
             }
         }
@@ -184,7 +204,10 @@ async fn joining_shows_the_list_and_tells_the_others_over_two_nodes() {
     let sync = &heard[1];
     assert_eq!((&sync["channel"], sync.get("ack_id")), (&json!(room), None));
     let listed = &sync["payload"]["users"][0];
-    assert_eq!((&listed["id"], &listed["name"], &listed["metadata"]), (&json!("ada"), &json!("ADA"), &json!({"cursor": 7})));
+    assert_eq!(
+        (&listed["id"], &listed["name"], &listed["metadata"]),
+        (&json!("ada"), &json!("ADA"), &json!({"cursor": 7}))
+    );
     assert!(listed["lastSeen"].as_i64().is_some_and(|at| (clock::unix_ms() - at).abs() < 60_000));
 
     let heard = bob.join(room).await;
@@ -249,7 +272,8 @@ async fn silence_is_leaving_and_a_heartbeat_brings_back() {
     let answer = quiet.ask(json!({"type": "presence:heartbeat", "channel": room})).await;
     assert_eq!(answer.last().expect("an ack")["type"], "ack");
     assert_eq!(watcher.until("presence:join").await["payload"]["id"], "quiet");
-    let answer = quiet.ask(json!({"type": "presence:heartbeat", "channel": "presence:elsewhere"})).await;
+    let answer =
+        quiet.ask(json!({"type": "presence:heartbeat", "channel": "presence:elsewhere"})).await;
     assert_eq!(answer.last().expect("an error")["payload"]["code"], "CONFLICT");
     one.stop().await;
 }
@@ -264,7 +288,8 @@ async fn a_dead_nodes_people_leave_once() {
     watcher.ask(json!({"type": "subscribe", "channel": "presence"})).await;
     // A node that beats once and never again.
     let (dying, _events) = cluster.join(NodeId::random());
-    let id = carillon_protocol::ConnectionId::new(&format!("{}-0123456789abcdef", dying.node())).expect("an id");
+    let id = carillon_protocol::ConnectionId::new(&format!("{}-0123456789abcdef", dying.node()))
+        .expect("an id");
     let user = carillon_protocol::UserId::new("ghost").expect("a user id");
     let record = carillon_broker_client::ConnectionRecord { id: id.clone(), user: user.clone() };
     carillon_broker_client::PresenceStore::tend(&dying).await.expect("tended");
@@ -272,12 +297,16 @@ async fn a_dead_nodes_people_leave_once() {
     carillon_broker_client::PresenceStore::user_seen(&dying, &user, None).await.expect("seen");
     let member = super::member(user, None, None).expect("a member");
     let channel = carillon_protocol::ChannelName::new(room).expect("a channel");
-    carillon_broker_client::PresenceStore::join_resource(&dying, &channel, &id, &member).await.expect("joined");
+    carillon_broker_client::PresenceStore::join_resource(&dying, &channel, &id, &member)
+        .await
+        .expect("joined");
     let (mut left, mut offline) = (0, 0);
     while left == 0 || offline == 0 {
         let message = watcher.next().await;
-        left += u32::from(message["type"] == "presence:leave" && message["payload"]["id"] == "ghost");
-        offline += u32::from(message["type"] == "presence" && message["payload"]["status"] == "offline");
+        left +=
+            u32::from(message["type"] == "presence:leave" && message["payload"]["id"] == "ghost");
+        offline +=
+            u32::from(message["type"] == "presence" && message["payload"]["status"] == "offline");
     }
     assert_eq!((left, offline), (1, 1));
     assert!(watcher.announced("chat.w").await.is_empty());
@@ -329,15 +358,25 @@ async fn backends_read_and_write_presence() {
     ada.join(room).await;
     let path = "/presence/workspace%2Ftasks";
     let (status, body) = one.call("GET", path, KEY, None).await;
-    assert_eq!((status, &body["resource"], &body["count"]), (200, &json!("workspace/tasks"), &json!(1)));
+    assert_eq!(
+        (status, &body["resource"], &body["count"]),
+        (200, &json!("workspace/tasks"), &json!(1))
+    );
     assert_eq!(body["users"][0]["name"], "ADA");
     let bot = json!({"name": "Bot", "metadata": {"a": [1]}, "ttl": 60});
     let (status, body) = one.call("PUT", &format!("{path}/bot%2F1"), KEY, Some(&bot)).await;
-    assert_eq!((status, &body["id"], &body["metadata"]), (200, &json!("bot/1"), &json!({"a": [1]})));
+    assert_eq!(
+        (status, &body["id"], &body["metadata"]),
+        (200, &json!("bot/1"), &json!({"a": [1]}))
+    );
     assert_eq!(ada.until("presence:join").await["payload"]["id"], "bot/1");
     let token = one.token("eve", None);
     let (status, body) = one.call("GET", path, &token, None).await;
-    assert_eq!((status, ids(&body["users"])), (200, vec!["ada", "bot/1"]), "users see what they may hear");
+    assert_eq!(
+        (status, ids(&body["users"])),
+        (200, vec!["ada", "bot/1"]),
+        "users see what they may hear"
+    );
     let (status, body) = one.call("PUT", &format!("{path}/eve"), &token, Some(&json!({}))).await;
     assert_eq!((status, &body["code"]), (403, &json!("FORBIDDEN")));
     let (status, _) = one.call("DELETE", &format!("{path}/bot%2F1"), KEY, None).await;
@@ -346,8 +385,14 @@ async fn backends_read_and_write_presence() {
     let question = json!({"user_ids": ["nobody", "ada"]});
     let (status, body) = one.call("POST", "/users/presence", KEY, Some(&question)).await;
     assert_eq!(status, 200);
-    assert_eq!(body["users"][0], json!({"user_id": "nobody", "status": "offline", "last_seen": null, "connections": 0}));
-    assert_eq!((&body["users"][1]["status"], &body["users"][1]["connections"]), (&json!("online"), &json!(1)));
+    assert_eq!(
+        body["users"][0],
+        json!({"user_id": "nobody", "status": "offline", "last_seen": null, "connections": 0})
+    );
+    assert_eq!(
+        (&body["users"][1]["status"], &body["users"][1]["connections"]),
+        (&json!("online"), &json!(1))
+    );
     one.stop().await;
 }
 

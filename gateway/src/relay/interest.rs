@@ -145,7 +145,10 @@ impl Interest {
             }
             (phase @ Phase::Open, Some(last)) => {
                 let same_epoch = here.epoch == last.epoch;
-                if same_epoch && here.offset == last.offset + 1 && publication.previous_tag == Some(last.tag) {
+                if same_epoch
+                    && here.offset == last.offset + 1
+                    && publication.previous_tag == Some(last.tag)
+                {
                     entry.position = Some(here);
                     return Admitted::Deliver;
                 }
@@ -187,7 +190,9 @@ impl Interest {
         let mut affected = Vec::new();
         for shard in &self.shards {
             for (channel, entry) in shard.lock().iter_mut() {
-                if let (Phase::Open | Phase::Repairing { .. }, Some(position)) = (entry.phase, entry.position) {
+                if let (Phase::Open | Phase::Repairing { .. }, Some(position)) =
+                    (entry.phase, entry.position)
+                {
                     if entry.phase == Phase::Open {
                         entry.phase = Phase::Repairing { heard_offset: 0 };
                     }
@@ -222,7 +227,12 @@ impl Interest {
     }
 
     /// Repair handed over everything up to `position`; `caught_up` says that history held no more.
-    pub(super) fn advance(&self, channel: &ChannelName, position: Position, caught_up: bool) -> Advance {
+    pub(super) fn advance(
+        &self,
+        channel: &ChannelName,
+        position: Position,
+        caught_up: bool,
+    ) -> Advance {
         let mut shard = self.shard(channel).lock();
         let Some(entry) = shard.get_mut(channel) else { return Advance::Whole };
         entry.position = Some(position);
@@ -295,7 +305,9 @@ impl Interest {
         let mut idle = Vec::new();
         for shard in &self.shards {
             for (channel, entry) in shard.lock().iter_mut() {
-                if entry.listeners == 0 && entry.idle_since.is_some_and(|since| since.elapsed() >= linger) {
+                if entry.listeners == 0
+                    && entry.idle_since.is_some_and(|since| since.elapsed() >= linger)
+                {
                     entry.phase = Phase::Closed;
                     entry.position = None;
                     idle.push(channel.clone());

@@ -12,8 +12,8 @@ use foldhash::HashMap;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use parking_lot::Mutex;
 
-use super::interest::Advance;
 use super::Relay;
+use super::interest::Advance;
 use crate::dispatch::Dispatch;
 use crate::hub::Notice;
 
@@ -73,7 +73,8 @@ impl Relay {
         let affected = self.inner.interest.begin_audit();
         self.inner.metrics.audit();
         for chunk in affected.chunks(1_000) {
-            let channels: Vec<ChannelName> = chunk.iter().map(|(channel, _)| channel.clone()).collect();
+            let channels: Vec<ChannelName> =
+                chunk.iter().map(|(channel, _)| channel.clone()).collect();
             let tops = match self.inner.broker.tops(&channels).await {
                 Ok(tops) => tops,
                 Err(error) => {

@@ -94,11 +94,14 @@ pub(super) async fn list(
         unread: owned::word(&search, "unread", flag)?.unwrap_or_default(),
         as_of: match search.text("as_of") {
             None => None,
-            Some(text) => Some(text.parse().map_err(|_| wrong("as_of", "must be the `X-As-Of` of a page"))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| wrong("as_of", "must be the `X-As-Of` of a page"))?)
+            }
         },
         page: owned::page(&search)?,
     };
-    let found = node.notifications.list(&user, &query).await.map_err(|error| refusal(&node, error))?;
+    let found =
+        node.notifications.list(&user, &query).await.map_err(|error| refusal(&node, error))?;
     let page = owned::listed(&found.notifications, found.total);
     Ok(([(AS_OF, found.as_of.to_string())], page).into_response())
 }
@@ -140,7 +143,8 @@ pub(super) async fn mark_read(
 ) -> Result<Json<Notification>, ApiError> {
     let user = Reach::changing(&caller)?.user(&caller, search.text("user_id").as_deref())?;
     let id = id_of(&id)?;
-    let marked = node.notifications.mark_read(&user, &id).await.map_err(|error| refusal(&node, error))?;
+    let marked =
+        node.notifications.mark_read(&user, &id).await.map_err(|error| refusal(&node, error))?;
     let notification = marked.ok_or_else(missing)?;
     tell_devices(&node, &user, &Mark::one(&id), Exclude::default()).await;
     Ok(Json(notification))
@@ -158,7 +162,8 @@ pub(super) async fn mark_all_read(
     search: Search,
 ) -> Result<Json<Marked>, ApiError> {
     let user = Reach::changing(&caller)?.user(&caller, search.text("user_id").as_deref())?;
-    let marked = node.notifications.mark_all_read(&user).await.map_err(|error| refusal(&node, error))?;
+    let marked =
+        node.notifications.mark_all_read(&user).await.map_err(|error| refusal(&node, error))?;
     if marked > 0 {
         tell_devices(&node, &user, &Mark::all(), Exclude::default()).await;
     }

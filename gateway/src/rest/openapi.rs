@@ -10,7 +10,8 @@ use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::{
-    channels, connections, entities, events, notifications, presence, publish, stats, subscriptions, users,
+    channels, connections, entities, events, notifications, presence, publish, stats,
+    subscriptions, users,
 };
 
 /// Everything under `/api/realtime`.

@@ -46,9 +46,10 @@ impl Reach {
         match caller.user() {
             _ if all => Ok(Self::All),
             Some(user) => Ok(Self::Own(user.clone())),
-            None => Err(caller.require(scope).err().unwrap_or_else(|| {
-                Refusal::new(ErrorCode::Forbidden, "This key may not do this")
-            })),
+            None => Err(caller
+                .require(scope)
+                .err()
+                .unwrap_or_else(|| Refusal::new(ErrorCode::Forbidden, "This key may not do this"))),
         }
     }
 
@@ -74,7 +75,8 @@ impl Reach {
         if self.covers(&user) {
             return Ok(user);
         }
-        Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user").with("field", "user_id"))
+        Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user")
+            .with("field", "user_id"))
     }
 }
 
@@ -132,10 +134,11 @@ pub(crate) fn refusal(node: &Node, error: StoreError) -> Refusal {
     match error {
         StoreError::Unavailable(reason) => node.broker_refusal(&BrokerError::Unavailable(reason)),
         StoreError::Invalid(invalid) => wrong(&invalid.field, &invalid.problem),
-        StoreError::LimitReached { limit } => {
-            Refusal::new(ErrorCode::SubscriptionLimit, format!("A user may have at most {limit} subscriptions"))
-                .with("limit", limit)
-        }
+        StoreError::LimitReached { limit } => Refusal::new(
+            ErrorCode::SubscriptionLimit,
+            format!("A user may have at most {limit} subscriptions"),
+        )
+        .with("limit", limit),
     }
 }
 

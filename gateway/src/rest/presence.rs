@@ -107,8 +107,9 @@ impl From<UserPresence> for UserView {
 
 /// The presence channel of a resource.
 fn channel_of(node: &Node, resource: &str) -> Result<ChannelName, Refusal> {
-    let channel = ChannelName::new(&format!("presence:{resource}"))
-        .map_err(|invalid| Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "resource"))?;
+    let channel = ChannelName::new(&format!("presence:{resource}")).map_err(|invalid| {
+        Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "resource")
+    })?;
     if resource.is_empty() {
         return Err(wrong("resource", "must not be empty"));
     }
@@ -136,7 +137,9 @@ fn may_read_user(node: &Node, caller: &Caller, user: &UserId) -> Result<(), Refu
         return Ok(());
     }
     let channel = ChannelName::new(&format!("presence:{}", escape_segment(user.as_str())));
-    let channel = channel.map_err(|_| Refusal::new(ErrorCode::Forbidden, "not allowed to see this user's presence"))?;
+    let channel = channel.map_err(|_| {
+        Refusal::new(ErrorCode::Forbidden, "not allowed to see this user's presence")
+    })?;
     may_read(node, caller, &channel)
 }
 
@@ -220,7 +223,10 @@ pub(super) async fn user(
     may_read_user(&node, &caller, &user)?;
     let known = node.broker.presence_of(std::slice::from_ref(&user)).await;
     let known = known.map_err(|error| node.broker_refusal(&error))?;
-    let known = known.into_iter().next().ok_or_else(|| Refusal::new(ErrorCode::InternalError, "Internal error"))?;
+    let known = known
+        .into_iter()
+        .next()
+        .ok_or_else(|| Refusal::new(ErrorCode::InternalError, "Internal error"))?;
     Ok(Json(known.into()))
 }
 
@@ -229,16 +235,22 @@ pub(super) async fn user(
     post, path = "/users/presence", tag = "Presence", request_body = UsersBody,
     responses((status = 200, description = "What is known, in the order asked", body = UserViews), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn users(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Result<Json<UserViews>, ApiError> {
+pub(super) async fn users(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Json<UserViews>, ApiError> {
     let body: UsersBody = body.read()?;
     if body.user_ids.len() > USERS_MAX {
         return Err(wrong("user_ids", "must be at most 1,000").into());
     }
-    let users: Result<Vec<UserId>, Refusal> = body.user_ids.iter().map(|user| parameter::user(user)).collect();
+    let users: Result<Vec<UserId>, Refusal> =
+        body.user_ids.iter().map(|user| parameter::user(user)).collect();
     let users = users?;
     for user in &users {
         may_read_user(&node, &caller, user)?;
     }
-    let known = node.broker.presence_of(&users).await.map_err(|error| node.broker_refusal(&error))?;
+    let known =
+        node.broker.presence_of(&users).await.map_err(|error| node.broker_refusal(&error))?;
     Ok(Json(UserViews { users: known.into_iter().map(Into::into).collect() }))
 }

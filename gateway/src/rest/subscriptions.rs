@@ -128,7 +128,11 @@ async fn changed(node: &Node, user: &UserId) {
     post, path = "/subscriptions/resource", tag = "Subscriptions", request_body = SubscriptionBody,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn resource(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Created {
+pub(super) async fn resource(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Created {
     store(&node, &caller, &body, SubscriptionType::Resource).await
 }
 
@@ -137,7 +141,11 @@ pub(super) async fn resource(State(node): State<Arc<Node>>, caller: Caller, body
     post, path = "/subscriptions/topic", tag = "Subscriptions", request_body = SubscriptionBody,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn topic(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Created {
+pub(super) async fn topic(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Created {
     store(&node, &caller, &body, SubscriptionType::Topic).await
 }
 
@@ -146,7 +154,11 @@ pub(super) async fn topic(State(node): State<Arc<Node>>, caller: Caller, body: J
     post, path = "/subscriptions/query", tag = "Subscriptions", request_body = SubscriptionBody,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
-pub(super) async fn query(State(node): State<Arc<Node>>, caller: Caller, body: JsonBody) -> Created {
+pub(super) async fn query(
+    State(node): State<Arc<Node>>,
+    caller: Caller,
+    body: JsonBody,
+) -> Created {
     store(&node, &caller, &body, SubscriptionType::Query).await
 }
 
@@ -169,7 +181,11 @@ pub(super) async fn list(
     let user = Reach::reading(&caller)?.user(&caller, search.text("user_id").as_deref())?;
     let status = owned::word(&search, "status", SubscriptionStatus::parse)?;
     let page = owned::page(&search)?;
-    let found = node.subscriptions.list(&user, status, page).await.map_err(|error| refusal(&node, error))?;
+    let found = node
+        .subscriptions
+        .list(&user, status, page)
+        .await
+        .map_err(|error| refusal(&node, error))?;
     Ok(owned::listed(&found.subscriptions, found.total))
 }
 
@@ -202,7 +218,8 @@ pub(super) async fn update(
     let reach = Reach::changing(&caller)?;
     let patch: SubscriptionPatch = body.read()?;
     let id = within(&node, &reach, &id).await?.id;
-    let updated = node.subscriptions.update(&id, &patch).await.map_err(|error| refusal(&node, error))?;
+    let updated =
+        node.subscriptions.update(&id, &patch).await.map_err(|error| refusal(&node, error))?;
     let updated = updated.ok_or_else(missing)?;
     changed(&node, &updated.user_id).await;
     Ok(Json(updated))
@@ -223,7 +240,8 @@ pub(super) async fn set_status(
     let reach = Reach::changing(&caller)?;
     let StatusBody { status } = body.read()?;
     let id = within(&node, &reach, &id).await?.id;
-    let updated = node.subscriptions.set_status(&id, status).await.map_err(|error| refusal(&node, error))?;
+    let updated =
+        node.subscriptions.set_status(&id, status).await.map_err(|error| refusal(&node, error))?;
     let updated = updated.ok_or_else(missing)?;
     changed(&node, &updated.user_id).await;
     Ok(Json(updated))

@@ -24,7 +24,12 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// Accepts until `stop`; every socket is served by a task of the node.
-pub async fn accept(node: Arc<Node>, listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn accept(
+    node: Arc<Node>,
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -33,7 +38,13 @@ pub async fn accept(node: Arc<Node>, listener: TcpListener, router: Router, stop
         match accepted {
             Ok((socket, address)) => {
                 let router = router.clone();
-                node.tasks.spawn(serve(node.stop.clone(), socket, address, router, Arc::clone(&node)));
+                node.tasks.spawn(serve(
+                    node.stop.clone(),
+                    socket,
+                    address,
+                    router,
+                    Arc::clone(&node),
+                ));
             }
             Err(error) => {
                 // EMFILE, ENFILE, ENOBUFS: connections that end give room again. Others are the peer's.
@@ -45,7 +56,13 @@ pub async fn accept(node: Arc<Node>, listener: TcpListener, router: Router, stop
     }
 }
 
-async fn serve(stop: CancellationToken, socket: TcpStream, address: SocketAddr, router: Router, node: Arc<Node>) {
+async fn serve(
+    stop: CancellationToken,
+    socket: TcpStream,
+    address: SocketAddr,
+    router: Router,
+    node: Arc<Node>,
+) {
     prepare(&socket, &node);
     let socket = Arc::new(socket);
     let gate = Gate::default();

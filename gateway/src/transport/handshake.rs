@@ -81,7 +81,9 @@ fn decode(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let hex = (first == b'%').then(|| after.get(..2)).flatten();
-        let hex = hex.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = hex
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (first, hex) {
             (_, Some(byte)) => {
                 bytes.push(byte);
@@ -105,12 +107,21 @@ impl Handshake {
     ///
     /// # Errors
     /// The refusal to answer before any upgrade.
-    pub async fn accept(node: &Node, headers: &HeaderMap, query: &Query, default: Profile) -> Result<Self, Refusal> {
+    pub async fn accept(
+        node: &Node,
+        headers: &HeaderMap,
+        query: &Query,
+        default: Profile,
+    ) -> Result<Self, Refusal> {
         let claims = authenticate(node, headers, query).await?;
         let profile = match query.get("profile") {
             None => default,
             Some(name) => Profile::parse(name).ok_or_else(|| {
-                Refusal::new(ErrorCode::InvalidMessage, "profile is one of social, uno, dnr, excore").with("field", "profile")
+                Refusal::new(
+                    ErrorCode::InvalidMessage,
+                    "profile is one of social, uno, dnr, excore",
+                )
+                .with("field", "profile")
             })?,
         };
         let last_event_id = headers.get("last-event-id").and_then(|value| value.to_str().ok());
@@ -123,7 +134,11 @@ impl Handshake {
 }
 
 /// Finds the token (header, subprotocol, query, cookie: the first wins) and verifies it.
-pub async fn authenticate(node: &Node, headers: &HeaderMap, query: &Query) -> Result<Option<Claims>, Refusal> {
+pub async fn authenticate(
+    node: &Node,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Option<Claims>, Refusal> {
     let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
     if headers.contains_key(AUTHORIZATION) {
         let Some(token) = header(AUTHORIZATION).and_then(bearer) else {
@@ -132,7 +147,8 @@ pub async fn authenticate(node: &Node, headers: &HeaderMap, query: &Query) -> Re
         return node.verifier.load_full().verify(token).await.map(Some);
     }
     let offered = subprotocols(headers);
-    let after_marker = offered.iter().position(|name| name == BEARER_SUBPROTOCOL).map(|at| offered.get(at + 1));
+    let after_marker =
+        offered.iter().position(|name| name == BEARER_SUBPROTOCOL).map(|at| offered.get(at + 1));
     let token = match (after_marker, query.get("token")) {
         (Some(token), _) => token.map(String::as_str),
         (None, Some(token)) => Some(token),
@@ -156,12 +172,16 @@ pub async fn authenticate(node: &Node, headers: &HeaderMap, query: &Query) -> Re
 fn check_origin(node: &Node, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
     let origin = origin.to_str().unwrap_or_default();
-    let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let own = origin.split_once("://").is_some_and(|(_, authority)| !host.is_empty() && authority == host);
+    let host =
+        headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let own = origin
+        .split_once("://")
+        .is_some_and(|(_, authority)| !host.is_empty() && authority == host);
     if own || node.config.cors.origins.iter().any(|allowed| allowed == origin) {
         return Ok(());
     }
-    Err(Refusal::new(ErrorCode::Forbidden, "This origin may not use the cookie").with("origin", origin))
+    Err(Refusal::new(ErrorCode::Forbidden, "This origin may not use the cookie")
+        .with("origin", origin))
 }
 
 /// The token of `Bearer …`.

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request, State};
 use axum::response::{IntoResponse, Response};
-use carillon_protocol::envelope::Refusal;
 use carillon_protocol::ErrorCode;
+use carillon_protocol::envelope::Refusal;
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue};
@@ -46,10 +46,16 @@ struct Asker {
 
 impl Asker {
     /// Authenticates and counts; the answer to give where that fails.
-    async fn admit(node: &Node, headers: &HeaderMap, query: &Query, counter: &str) -> Result<Self, Response> {
+    async fn admit(
+        node: &Node,
+        headers: &HeaderMap,
+        query: &Query,
+        counter: &str,
+    ) -> Result<Self, Response> {
         let refuse = |refusal: Refusal| ApiError(refusal).into_response();
         let claims = authenticate(node, headers, query).await.map_err(refuse)?;
-        let claims = claims.ok_or_else(|| refuse(Refusal::new(ErrorCode::MissingToken, "missing token")))?;
+        let claims =
+            claims.ok_or_else(|| refuse(Refusal::new(ErrorCode::MissingToken, "missing token")))?;
         let rate = Rate::count(node, counter, &claims.user).await.map_err(refuse)?;
         let asker = Self { claims, rate };
         match asker.rate.as_ref().and_then(Rate::refusal) {
@@ -61,7 +67,8 @@ impl Asker {
     /// The answer with the headers that every one has (R27).
     fn respond(&self, answer: Result<Vec<u8>, Refusal>) -> Response {
         let mut response = match answer {
-            Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
+            Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
+                .into_response(),
             Err(refusal) => ApiError(refusal).into_response(),
         };
         let headers = response.headers_mut();

@@ -110,7 +110,10 @@ impl http_body::Body for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if let Some(opening) = self.opening.take() {
             return Poll::Ready(Some(Ok(Frame::data(opening))));
         }
@@ -119,7 +122,11 @@ impl http_body::Body for EventStream {
                 gate.arm(Arc::clone(&self.connection));
                 Poll::Pending
             }
-            None => self.connection.outbox.poll_pulled(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            None => self
+                .connection
+                .outbox
+                .poll_pulled(cx)
+                .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 }

@@ -7,7 +7,10 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{Codec, ErrorCode, Profile};
-use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
@@ -46,7 +49,11 @@ async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response 
     }
 }
 
-async fn accept(node: Arc<Node>, mut request: Request, default: Profile) -> Result<Response, Refusal> {
+async fn accept(
+    node: Arc<Node>,
+    mut request: Request,
+    default: Profile,
+) -> Result<Response, Refusal> {
     let query = Query::parse(request.uri().query());
     let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
     let key = upgrade_key(request.method(), request.headers())?;
@@ -97,8 +104,10 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let Opening { handshake, admitted, dress } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
-    let connection = Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
-    let mut driver = Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
+    let connection =
+        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
+    let mut driver =
+        Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
     driver.welcome(&handshake.channels, handshake.resume).await;
     node.tasks.spawn(driver.run_websocket(early));
 }
@@ -107,7 +116,9 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
 fn upgrade_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
     let has = |name, token: &str| {
         headers.get_all(name).iter().any(|value: &HeaderValue| {
-            value.to_str().is_ok_and(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
+            value.to_str().is_ok_and(|value| {
+                value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
+            })
         })
     };
     if method != Method::GET || !has(UPGRADE, "websocket") || !has(CONNECTION, "upgrade") {
@@ -125,7 +136,8 @@ fn upgrade_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> 
 }
 
 fn bad_handshake(header: &'static str) -> Refusal {
-    Refusal::new(ErrorCode::InvalidMessage, "Not a WebSocket handshake of version 13").with("header", header)
+    Refusal::new(ErrorCode::InvalidMessage, "Not a WebSocket handshake of version 13")
+        .with("header", header)
 }
 
 fn accept_key(key: &str) -> String {

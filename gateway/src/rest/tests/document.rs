@@ -65,7 +65,8 @@ impl Pair {
         let wait = async {
             loop {
                 let hubs = [&self.one.node.hub, &self.two.node.hub];
-                if hubs.iter().map(|hub| hub.listeners(channel).len()).sum::<usize>() == connections {
+                if hubs.iter().map(|hub| hub.listeners(channel).len()).sum::<usize>() == connections
+                {
                     return;
                 }
                 tokio::task::yield_now().await;
@@ -171,12 +172,19 @@ async fn a_notification_goes_through_the_document_field_by_field() {
 
     // On the other node's WebSocket, as the document shows it.
     let pushed = phone.next().await;
-    assert_eq!((&pushed["type"], &pushed["channel"]), (&json!("notification"), &json!("notifications")));
-    for field in ["id", "title", "message", "type", "priority", "created_at", "sender_id", "actions"] {
+    assert_eq!(
+        (&pushed["type"], &pushed["channel"]),
+        (&json!("notification"), &json!("notifications"))
+    );
+    for field in
+        ["id", "title", "message", "type", "priority", "created_at", "sender_id", "actions"]
+    {
         assert_eq!(pushed["payload"][field], created.body[field], "{field}");
     }
     assert_eq!(pushed["payload"]["read"], false);
-    assert!(pushed["payload"].get("recipients").is_none() && pushed["payload"].get("read_by").is_none());
+    assert!(
+        pushed["payload"].get("recipients").is_none() && pushed["payload"].get("read_by").is_none()
+    );
     assert_eq!(laptop.next().await["payload"]["id"], id.as_str());
 
     let delivered = pair.until_status(&id, "delivered").await;
@@ -184,26 +192,51 @@ async fn a_notification_goes_through_the_document_field_by_field() {
     assert_eq!(delivered, answer(&example(), &delivered, "delivered", json!([])));
 
     let jane = pair.two.token("user-456", None);
-    let list = pair.two.call(Method::GET, "/notifications?user_id=user-456&status=delivered&page=1&page_size=20", &jane, None).await;
-    assert_eq!((list.status, &list.headers["x-total-count"]), (StatusCode::OK, &http::HeaderValue::from(1)));
+    let list = pair
+        .two
+        .call(
+            Method::GET,
+            "/notifications?user_id=user-456&status=delivered&page=1&page_size=20",
+            &jane,
+            None,
+        )
+        .await;
+    assert_eq!(
+        (list.status, &list.headers["x-total-count"]),
+        (StatusCode::OK, &http::HeaderValue::from(1))
+    );
     assert_eq!(list.body, json!([delivered]));
-    let count = pair.two.call(Method::GET, "/notifications/unread-count/user-456", &jane, None).await;
+    let count =
+        pair.two.call(Method::GET, "/notifications/unread-count/user-456", &jane, None).await;
     assert_eq!(count.body, json!(1));
 
     // Read on the phone: the laptop hears of it, the phone gets the ack alone.
-    phone.say(json!({"type": "notification_read", "payload": {"notification_id": id}, "ack_id": "a"})).await;
+    phone
+        .say(
+            json!({"type": "notification_read", "payload": {"notification_id": id}, "ack_id": "a"}),
+        )
+        .await;
     let ack = phone.next().await;
     assert_eq!((&ack["type"], &ack["ack_id"]), (&json!("ack"), &json!("a")), "{ack}");
     let told = laptop.next().await;
-    assert_eq!((&told["type"], &told["payload"]["notification_id"]), (&json!("notification_read"), &json!(id)));
+    assert_eq!(
+        (&told["type"], &told["payload"]["notification_id"]),
+        (&json!("notification_read"), &json!(id))
+    );
     assert!(told["payload"]["read_at"].is_string());
     assert!(phone.so_far().await.is_empty());
 
-    let again = pair.one.call(Method::POST, &format!("/notifications/{id}/mark-read?user_id=user-456"), &jane, None).await;
+    let again = pair
+        .one
+        .call(Method::POST, &format!("/notifications/{id}/mark-read?user_id=user-456"), &jane, None)
+        .await;
     assert_eq!(again.body, answer(&example(), &delivered, "delivered", json!(["user-456"])));
     let count = pair.two.get("/notifications/unread-count/user-456").await;
     assert_eq!(count.body, json!(0));
-    let all = pair.two.call(Method::POST, "/notifications/mark-all-read?user_id=user-789", ADMIN, None).await;
+    let all = pair
+        .two
+        .call(Method::POST, "/notifications/mark-all-read?user_id=user-789", ADMIN, None)
+        .await;
     assert_eq!(all.body, json!({"marked": 1}));
     assert_eq!(pair.one.get(&format!("/notifications/{id}")).await.body["status"], "read");
 
@@ -223,7 +256,11 @@ async fn what_is_pending_comes_once_after_the_welcome_oldest_first() {
         next_millisecond().await;
     }
     let carried = async {
-        while pair.two.get("/channels/user:user-456/history").await.body["messages"].as_array().map(Vec::len) != Some(3) {
+        while pair.two.get("/channels/user:user-456/history").await.body["messages"]
+            .as_array()
+            .map(Vec::len)
+            != Some(3)
+        {
             tokio::task::yield_now().await;
         }
     };
@@ -270,14 +307,29 @@ async fn nobody_touches_what_is_not_theirs_and_a_foreign_id_looks_unknown() {
     }
     assert!(answers.iter().all(|(status, _)| *status == StatusCode::NOT_FOUND));
     assert_eq!(answers[..3], answers[3..]);
-    for path in ["/notifications?user_id=user-456", "/notifications/unread-count/user-456", "/subscriptions?user_id=user-456"] {
-        assert_eq!(pair.two.call(Method::GET, path, &stranger, None).await.code(), "FORBIDDEN", "{path}");
+    for path in [
+        "/notifications?user_id=user-456",
+        "/notifications/unread-count/user-456",
+        "/subscriptions?user_id=user-456",
+    ] {
+        assert_eq!(
+            pair.two.call(Method::GET, path, &stranger, None).await.code(),
+            "FORBIDDEN",
+            "{path}"
+        );
     }
     let body = example().to_string();
-    assert_eq!(pair.two.call(Method::POST, "/notifications", &stranger, Some(&body)).await.code(), "FORBIDDEN");
+    assert_eq!(
+        pair.two.call(Method::POST, "/notifications", &stranger, Some(&body)).await.code(),
+        "FORBIDDEN"
+    );
     assert_eq!(pair.two.get("/notifications").await.code(), "INVALID_MESSAGE");
     let mut phone = pair.connect(0, "stranger").await;
-    phone.say(json!({"type": "notification_read", "payload": {"notification_id": id}, "ack_id": "a"})).await;
+    phone
+        .say(
+            json!({"type": "notification_read", "payload": {"notification_id": id}, "ack_id": "a"}),
+        )
+        .await;
     assert_eq!(phone.next().await["payload"]["code"], "NOT_FOUND");
     pair.stop().await;
 }
@@ -296,7 +348,16 @@ async fn pages_are_numbered_from_one_and_clamped() {
     assert_eq!(page("page=9&page_size=2").await.body, json!([]));
     assert_eq!(page("page=99999999999999999999&page_size=9999").await.body, json!([]));
     assert_eq!(page("unread=true&priority=high").await.body, json!([]));
-    for wrong in ["page=0", "page=-1", "page=x", "page_size=x", "status=lost", "unread=maybe", "priority=none", "type=A"] {
+    for wrong in [
+        "page=0",
+        "page=-1",
+        "page=x",
+        "page_size=x",
+        "status=lost",
+        "unread=maybe",
+        "priority=none",
+        "type=A",
+    ] {
         assert_eq!(page(wrong).await.status, StatusCode::BAD_REQUEST, "{wrong}");
     }
     pair.stop().await;
@@ -313,7 +374,12 @@ async fn a_subscription_goes_through_the_document_field_by_field() {
     let resource = pair.one.post("/subscriptions/resource", &body).await;
     assert_eq!(resource.status, StatusCode::CREATED, "{}", resource.body);
     let mut wanted = body.clone();
-    for (field, value) in [("type", json!("resource")), ("status", json!("active")), ("topic", Value::Null), ("query", Value::Null)] {
+    for (field, value) in [
+        ("type", json!("resource")),
+        ("status", json!("active")),
+        ("topic", Value::Null),
+        ("query", Value::Null),
+    ] {
         wanted[field] = value;
     }
     for stamped in ["id", "created_at", "updated_at"] {
@@ -326,27 +392,58 @@ async fn a_subscription_goes_through_the_document_field_by_field() {
         "user_id": "user-456", "topic": "new-posts", "labels": ["news", "updates"],
         "metadata": {"notification_channel": "in-app"}, "payload_filter": {"category": "tech"}
     });
-    let topic = pair.two.call(Method::POST, "/subscriptions/topic", &jane, Some(&body.to_string())).await;
-    assert_eq!((topic.status, &topic.body["topic"], &topic.body["expires_at"]), (StatusCode::CREATED, &json!("new-posts"), &Value::Null));
+    let topic =
+        pair.two.call(Method::POST, "/subscriptions/topic", &jane, Some(&body.to_string())).await;
+    assert_eq!(
+        (topic.status, &topic.body["topic"], &topic.body["expires_at"]),
+        (StatusCode::CREATED, &json!("new-posts"), &Value::Null)
+    );
     assert!(topic.body.get("payload_filter").is_none());
     let list = pair.two.call(Method::GET, "/subscriptions?status=active", &jane, None).await;
-    assert_eq!((&list.body, &list.headers["x-total-count"]), (&json!([resource.body, topic.body]), &http::HeaderValue::from(2)));
+    assert_eq!(
+        (&list.body, &list.headers["x-total-count"]),
+        (&json!([resource.body, topic.body]), &http::HeaderValue::from(2))
+    );
 
     let path = format!("/subscriptions/{}", resource.body["id"].as_str().expect("an id"));
     let stranger = pair.two.token("stranger", None);
-    assert_eq!(pair.one.call(Method::GET, &path, &stranger, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        pair.one.call(Method::GET, &path, &stranger, None).await.status,
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(pair.one.call(Method::GET, &path, &jane, None).await.body, resource.body);
-    let paused = pair.one.call(Method::PATCH, &format!("{path}/status"), &jane, Some(r#"{"status":"paused"}"#)).await;
+    let paused = pair
+        .one
+        .call(Method::PATCH, &format!("{path}/status"), &jane, Some(r#"{"status":"paused"}"#))
+        .await;
     assert_eq!((paused.status, &paused.body["status"]), (StatusCode::OK, &json!("paused")));
-    let patched = pair.one.call(Method::PATCH, &path, &jane, Some(r#"{"labels":["x"],"expires_at":null}"#)).await;
-    assert_eq!((&patched.body["labels"], &patched.body["expires_at"]), (&json!(["x"]), &Value::Null));
+    let patched = pair
+        .one
+        .call(Method::PATCH, &path, &jane, Some(r#"{"labels":["x"],"expires_at":null}"#))
+        .await;
+    assert_eq!(
+        (&patched.body["labels"], &patched.body["expires_at"]),
+        (&json!(["x"]), &Value::Null)
+    );
     assert_eq!(patched.body["metadata"], resource.body["metadata"]);
-    let bad = pair.one.call(Method::PATCH, &format!("{path}/status"), &jane, Some(r#"{"status":"lost"}"#)).await;
+    let bad = pair
+        .one
+        .call(Method::PATCH, &format!("{path}/status"), &jane, Some(r#"{"status":"lost"}"#))
+        .await;
     assert_eq!(bad.status, StatusCode::BAD_REQUEST);
     let foreign = r#"{"user_id":"other","topic":"t"}"#;
-    assert_eq!(pair.one.call(Method::POST, "/subscriptions/topic", &jane, Some(foreign)).await.code(), "FORBIDDEN");
-    assert_eq!(pair.one.call(Method::DELETE, &path, &jane, None).await.status, StatusCode::NO_CONTENT);
-    assert_eq!(pair.two.call(Method::DELETE, &path, &jane, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        pair.one.call(Method::POST, "/subscriptions/topic", &jane, Some(foreign)).await.code(),
+        "FORBIDDEN"
+    );
+    assert_eq!(
+        pair.one.call(Method::DELETE, &path, &jane, None).await.status,
+        StatusCode::NO_CONTENT
+    );
+    assert_eq!(
+        pair.two.call(Method::DELETE, &path, &jane, None).await.status,
+        StatusCode::NOT_FOUND
+    );
     pair.stop().await;
 }
 
@@ -381,9 +478,16 @@ async fn a_stored_subscription_acts_on_live_and_later_connections_once_an_event(
     publish("tech", 2).await;
     for listener in [&mut phone, &mut laptop] {
         let first = listener.next().await;
-        assert_eq!((&first["payload"]["n"], &first["subscription_ids"]), (&json!(1), &json!([filtered])), "{first}");
+        assert_eq!(
+            (&first["payload"]["n"], &first["subscription_ids"]),
+            (&json!(1), &json!([filtered])),
+            "{first}"
+        );
         let second = listener.next().await;
-        assert_eq!((&second["payload"]["n"], &second["subscription_ids"]), (&json!(2), &json!([filtered, queried])));
+        assert_eq!(
+            (&second["payload"]["n"], &second["subscription_ids"]),
+            (&json!(2), &json!([filtered, queried]))
+        );
         assert!(listener.so_far().await.is_empty());
     }
 
@@ -393,7 +497,11 @@ async fn a_stored_subscription_acts_on_live_and_later_connections_once_an_event(
     publish("art", 1).await;
     publish("tech", 1).await;
     let plain = phone.next().await;
-    assert_eq!((&plain["payload"]["category"], plain.get("subscription_ids")), (&json!("art"), None), "{plain}");
+    assert_eq!(
+        (&plain["payload"]["category"], plain.get("subscription_ids")),
+        (&json!("art"), None),
+        "{plain}"
+    );
     assert_eq!(phone.next().await["subscription_ids"], json!([filtered]));
     phone.say(json!({"type": "unsubscribe", "payload": {"channel": "topic:new-posts"}})).await;
     assert_eq!(phone.next().await["type"], "unsubscribed");
@@ -403,7 +511,9 @@ async fn a_stored_subscription_acts_on_live_and_later_connections_once_an_event(
 
     // Paused and deleted ones match nothing, and nobody listens for them.
     let path = format!("/subscriptions/{}", filtered.as_str().expect("an id"));
-    pair.two.call(Method::PATCH, &format!("{path}/status"), ADMIN, Some(r#"{"status":"paused"}"#)).await;
+    pair.two
+        .call(Method::PATCH, &format!("{path}/status"), ADMIN, Some(r#"{"status":"paused"}"#))
+        .await;
     let path = format!("/subscriptions/{}", queried.as_str().expect("an id"));
     pair.two.call(Method::DELETE, &path, ADMIN, None).await;
     pair.until_listening("topic:new-posts", 0).await;

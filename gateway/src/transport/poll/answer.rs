@@ -50,7 +50,11 @@ struct Answer {
 ///
 /// # Errors
 /// `UNAVAILABLE`.
-pub(super) async fn answer(node: &Arc<Node>, claims: &Claims, question: Question) -> Result<Vec<u8>, Refusal> {
+pub(super) async fn answer(
+    node: &Arc<Node>,
+    claims: &Claims,
+    question: Question,
+) -> Result<Vec<u8>, Refusal> {
     let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
     let mut held = Held::open(node, claims, question.profile)?;
     let (channels, errors) = channels(&held, node, claims, &question.channels).await;
@@ -83,7 +87,11 @@ async fn channels(
     let own = ChannelName::user_stream(claims.user.as_str());
     if let Some(own) = &own {
         let retention = node.policy.load().find(own).and_then(|found| found.namespace.retention);
-        channels.push(Listened { channel: own.clone(), age: retention.map(|kept| kept.age), conflate: false });
+        channels.push(Listened {
+            channel: own.clone(),
+            age: retention.map(|kept| kept.age),
+            conflate: false,
+        });
     }
     let automatic = channels.len();
     let limit = node.config.limits.subscriptions_per_connection as usize;
@@ -92,7 +100,8 @@ async fn channels(
         match listened(held, name).await {
             Ok(one) if channels.iter().any(|known| known.channel == one.channel) => {}
             Ok(_) if limit > 0 && channels.len() - automatic >= limit => {
-                let refusal = Refusal::new(ErrorCode::SubscriptionLimit, "Too many channels in one poll");
+                let refusal =
+                    Refusal::new(ErrorCode::SubscriptionLimit, "Too many channels in one poll");
                 errors.push(error(name, &refusal));
             }
             Ok(one) => channels.push(one),
@@ -115,8 +124,20 @@ fn error(channel: &str, refusal: &Refusal) -> serde_json::Value {
 }
 
 /// Looks the number up.
-async fn find(node: &Node, claims: &Claims, question: &Question, channels: &[Listened]) -> Result<Origin, Refusal> {
-    let fresh = |cursor, recovered| Origin { id: 0, cursor, twins: Vec::new(), kept: false, recovered, answered: None };
+async fn find(
+    node: &Node,
+    claims: &Claims,
+    question: &Question,
+    channels: &[Listened],
+) -> Result<Origin, Refusal> {
+    let fresh = |cursor, recovered| Origin {
+        id: 0,
+        cursor,
+        twins: Vec::new(),
+        kept: false,
+        recovered,
+        answered: None,
+    };
     let mut id = question.last_poll_id;
     if id == 0 {
         return Ok(match &question.since {
@@ -140,7 +161,9 @@ async fn find(node: &Node, claims: &Claims, question: &Question, channels: &[Lis
         }
         let at = state.origin.and_then(read).and_then(|(kept, page)| page.at(&kept, id));
         return Ok(match at {
-            Some((cursor, twins)) => Origin { id, cursor, twins, kept: true, recovered: true, answered },
+            Some((cursor, twins)) => {
+                Origin { id, cursor, twins, kept: true, recovered: true, answered }
+            }
             None => fresh(Cursor::default(), false),
         });
     }
@@ -156,7 +179,9 @@ async fn begin(node: &Node, origin: &mut Origin, channels: &[Listened]) -> Resul
     page::trim(&mut origin.cursor, &asked);
     let new: Vec<ChannelName> = channels
         .iter()
-        .filter(|listened| listened.age.is_some() && origin.cursor.get(listened.channel.as_str()).is_none())
+        .filter(|listened| {
+            listened.age.is_some() && origin.cursor.get(listened.channel.as_str()).is_none()
+        })
         .map(|listened| listened.channel.clone())
         .collect();
     if new.is_empty() {
@@ -171,7 +196,12 @@ async fn begin(node: &Node, origin: &mut Origin, channels: &[Listened]) -> Resul
 }
 
 /// The answer that this question had before, if it had one and history still holds it.
-async fn repeat(node: &Node, held: &Held, channels: &[Listened], origin: &mut Origin) -> Result<Option<Answer>, Refusal> {
+async fn repeat(
+    node: &Node,
+    held: &Held,
+    channels: &[Listened],
+    origin: &mut Origin,
+) -> Result<Option<Answer>, Refusal> {
     let Some((kept, page)) = origin.answered.take() else { return Ok(None) };
     let events = gather::again(node, held.connection(), channels, &page).await;
     match events.map_err(|error| node.broker_refusal(&error))? {
@@ -196,7 +226,8 @@ async fn read(
     let connection = Arc::clone(held.connection());
     let gather = async |events_max| {
         let gathered =
-            gather::gather(node, &connection, channels, &origin.cursor, &origin.twins, events_max).await;
+            gather::gather(node, &connection, channels, &origin.cursor, &origin.twins, events_max)
+                .await;
         gathered.map_err(|error| node.broker_refusal(&error))
     };
     let mut gathered = gather(EVENTS_MAX).await?;
@@ -235,7 +266,13 @@ async fn keep(
     let recovered = recovered && origin.recovered;
     if events.is_empty() && origin.kept && end == origin.cursor {
         let last_poll_id = origin.id;
-        return Ok(Answer { events: Vec::new(), first_id: 0, last_poll_id, has_more: more, recovered });
+        return Ok(Answer {
+            events: Vec::new(),
+            first_id: 0,
+            last_poll_id,
+            has_more: more,
+            recovered,
+        });
     }
     let steps = events.iter().map(|event| event.step.clone()).collect();
     let page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
@@ -258,7 +295,10 @@ async fn keep(
     {
         return Ok(Answer::of(&kept, &other, events));
     }
-    let kept = node.broker.keep_poll_page(&claims.user, NewPollPage { question: String::new(), ..new }).await;
+    let kept = node
+        .broker
+        .keep_poll_page(&claims.user, NewPollPage { question: String::new(), ..new })
+        .await;
     let kept = kept.map_err(|error| node.broker_refusal(&error))?;
     Ok(Answer::of(&kept, &page, events))
 }
@@ -277,7 +317,8 @@ impl Answer {
 
 /// The body. A message's own id stands as `message_id`, because an event's `id` is its number.
 fn write(answer: &Answer, replies: Option<&[Bytes]>, errors: &[serde_json::Value]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(128 + answer.events.iter().map(|event| event.len() + 48).sum::<usize>());
+    let mut out =
+        Vec::with_capacity(128 + answer.events.iter().map(|event| event.len() + 48).sum::<usize>());
     out.extend_from_slice(b"{\"events\":[");
     for (index, document) in answer.events.iter().enumerate() {
         if index > 0 {
@@ -293,7 +334,8 @@ fn write(answer: &Answer, replies: Option<&[Bytes]>, errors: &[serde_json::Value
             None => out.extend_from_slice(document.strip_prefix(b"{").unwrap_or(b"}")),
         }
     }
-    let tail = format!("],\"last_poll_id\":{},\"has_more\":{}", answer.last_poll_id, answer.has_more);
+    let tail =
+        format!("],\"last_poll_id\":{},\"has_more\":{}", answer.last_poll_id, answer.has_more);
     out.extend_from_slice(tail.as_bytes());
     if let Some(replies) = replies {
         out.extend_from_slice(b",\"replies\":[");

@@ -89,11 +89,14 @@ async fn read_lanes(
         })
         .collect();
     // One look at all tops is cheaper than a read of each history, and mostly the end of it.
-    let names: Vec<ChannelName> = kept.iter().map(|(_, listened, ..)| listened.channel.clone()).collect();
+    let names: Vec<ChannelName> =
+        kept.iter().map(|(_, listened, ..)| listened.channel.clone()).collect();
     let tops = node.broker.tops(&names).await?;
     let changed = kept.into_iter().zip(tops).filter(|((_, _, at, _), top)| at != top);
-    try_join_all(changed.map(|((index, listened, at, age), _)| read_lane(node, listener, index, &listened.channel, at, age)))
-        .await
+    try_join_all(changed.map(|((index, listened, at, age), _)| {
+        read_lane(node, listener, index, &listened.channel, at, age)
+    }))
+    .await
 }
 
 async fn read_lane(
@@ -104,9 +107,13 @@ async fn read_lane(
     at: Position,
     age: Duration,
 ) -> Result<Lane, BrokerError> {
-    let mut lane = Lane { index, publications: VecDeque::new(), moved: None, end: at, exhausted: false };
+    let mut lane =
+        Lane { index, publications: VecDeque::new(), moved: None, end: at, exhausted: false };
     while lane.publications.len() < EVENTS_MAX {
-        let page = node.relay.history(channel, Start::After(lane.end.offset), EVENTS_MAX as u32, age).await?;
+        let page = node
+            .relay
+            .history(channel, Start::After(lane.end.offset), EVENTS_MAX as u32, age)
+            .await?;
         let bridge = Bridge::judge(&lane.end.into(), &page);
         if bridge != Bridge::Whole {
             lane.moved = Some((page.top, bridge.reason()));
@@ -144,7 +151,13 @@ pub(crate) fn own_polls(user: &str) -> Option<ConnectionId> {
     ConnectionId::new(&format!("poll:{user}")).ok()
 }
 
-fn merge(listener: &Connection, mut lanes: Vec<Lane>, from: &Cursor, known_twins: &[u64], events_max: usize) -> Gathered {
+fn merge(
+    listener: &Connection,
+    mut lanes: Vec<Lane>,
+    from: &Cursor,
+    known_twins: &[u64],
+    events_max: usize,
+) -> Gathered {
     let mut end = from.clone();
     let channels = from.positions();
     let mut twins: VecDeque<u64> = known_twins.iter().copied().collect();
@@ -155,7 +168,9 @@ fn merge(listener: &Connection, mut lanes: Vec<Lane>, from: &Cursor, known_twins
         let next = lanes
             .iter_mut()
             .filter(|lane| !lane.publications.is_empty() || lane.moved.is_some())
-            .min_by_key(|lane| lane.publications.front().map_or(i64::MAX, |first| first.timestamp_ms));
+            .min_by_key(|lane| {
+                lane.publications.front().map_or(i64::MAX, |first| first.timestamp_ms)
+            });
         let Some(lane) = next else { break };
         let (channel, _) = &channels[lane.index];
         let Some(publication) = lane.publications.pop_front() else {
@@ -198,7 +213,12 @@ fn merge(listener: &Connection, mut lanes: Vec<Lane>, from: &Cursor, known_twins
 }
 
 /// Whether the same entity event waits on a more specific channel (R14).
-fn heard_elsewhere(lanes: &[Lane], channels: &[(ChannelName, Position)], index: usize, event: &Publication) -> bool {
+fn heard_elsewhere(
+    lanes: &[Lane],
+    channels: &[(ChannelName, Position)],
+    index: usize,
+    event: &Publication,
+) -> bool {
     let own = channels[index].0.as_str().len();
     lanes.iter().any(|lane| {
         lane.index != index
@@ -233,12 +253,17 @@ pub(super) async fn again(
             _ => None,
         };
         let Some(last) = page.steps.iter().filter_map(of_channel).max() else { continue };
-        let age = channels.iter().find(|listened| listened.channel == *channel).and_then(|listened| listened.age);
+        let age = channels
+            .iter()
+            .find(|listened| listened.channel == *channel)
+            .and_then(|listened| listened.age);
         let Some(age) = age else { return Ok(None) };
         let mut offset = at.offset;
         while offset < last {
             let read: Arc<_> = node.relay.history(channel, Start::After(offset), PAGE, age).await?;
-            let Some(end) = read.publications.last().and_then(|last| last.position) else { return Ok(None) };
+            let Some(end) = read.publications.last().and_then(|last| last.position) else {
+                return Ok(None);
+            };
             offset = end.offset;
             held[index].extend(read.publications.iter().cloned());
         }
@@ -254,7 +279,9 @@ pub(super) async fn again(
             Step::Kept(index, offset, tag) => {
                 let Some(lane) = held.get_mut(*index) else { return Ok(None) };
                 let same = |publication: &Publication| {
-                    publication.position.is_some_and(|position| position.offset == *offset && position.tag == *tag)
+                    publication
+                        .position
+                        .is_some_and(|position| position.offset == *offset && position.tag == *tag)
                 };
                 let Some(at) = lane.iter().position(same) else { return Ok(None) };
                 let Some(publication) = lane.drain(..=at).next_back() else { return Ok(None) };

@@ -61,15 +61,31 @@ impl Held {
     ///
     /// # Errors
     /// `UNAVAILABLE` when the node is full or draining.
-    pub(super) fn open(node: &Arc<Node>, claims: &Claims, profile: Profile) -> Result<Self, Refusal> {
+    pub(super) fn open(
+        node: &Arc<Node>,
+        claims: &Claims,
+        profile: Profile,
+    ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
         let outbox = Outbox::new(Wire::Pulled, node.config.limits.queue_bytes);
         let dress = Dress { medium: Medium::Poll, profile };
-        let connection =
-            Connection::new(admitted.id.clone(), Some(claims.user.clone()), Transport::Poll, dress, outbox);
+        let connection = Connection::new(
+            admitted.id.clone(),
+            Some(claims.user.clone()),
+            Transport::Poll,
+            dress,
+            outbox,
+        );
         node.presence.arrived(&claims.user);
-        let driver = Driver::brief(Arc::clone(node), connection, Some(claims.clone()), admitted, None);
-        Ok(Self { driver, node: Arc::clone(node), joined: Mutex::default(), keys: Vec::new(), heard: Vec::new() })
+        let driver =
+            Driver::brief(Arc::clone(node), connection, Some(claims.clone()), admitted, None);
+        Ok(Self {
+            driver,
+            node: Arc::clone(node),
+            joined: Mutex::default(),
+            keys: Vec::new(),
+            heard: Vec::new(),
+        })
     }
 
     /// The connection.
@@ -78,13 +94,20 @@ impl Held {
     }
 
     /// Sends messages as a WebSocket client would; the replies.
-    pub(super) async fn send(&mut self, messages: Vec<Result<ClientMessage, Unreadable>>) -> Vec<Bytes> {
+    pub(super) async fn send(
+        &mut self,
+        messages: Vec<Result<ClientMessage, Unreadable>>,
+    ) -> Vec<Bytes> {
         for message in messages {
             match &message {
                 Ok(message) if matches!(&*message.kind, "subscribe" | "unsubscribe") => {
-                    let refusal = Refusal::new(ErrorCode::InvalidMessage, "A poll names its channels in `channels`")
-                        .with("type", &*message.kind);
-                    self.connection().push(&Session::refused(message.correlation.clone(), &refusal));
+                    let refusal = Refusal::new(
+                        ErrorCode::InvalidMessage,
+                        "A poll names its channels in `channels`",
+                    )
+                    .with("type", &*message.kind);
+                    self.connection()
+                        .push(&Session::refused(message.correlation.clone(), &refusal));
                 }
                 _ => self.driver.perform_message(message).await,
             }
@@ -161,12 +184,16 @@ impl Held {
         }
         self.heard
             .drain(..)
-            .map(|document| Event { document: Bytes::copy_from_slice(document.get().as_bytes()), step: Step::Heard(document) })
+            .map(|document| Event {
+                document: Bytes::copy_from_slice(document.get().as_bytes()),
+                step: Step::Heard(document),
+            })
             .collect()
     }
 
     fn take(&mut self, documents: &[u8]) {
-        for document in serde_json::Deserializer::from_slice(documents).into_iter::<Box<RawValue>>() {
+        for document in serde_json::Deserializer::from_slice(documents).into_iter::<Box<RawValue>>()
+        {
             let Ok(document) = document else { return };
             let Ok(head) = serde_json::from_str::<Head<'_>>(document.get()) else { continue };
             // With a position it is in history and will be read there, whole and in order.

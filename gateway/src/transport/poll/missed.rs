@@ -19,17 +19,23 @@ use crate::transport::handshake::Query;
 ///
 /// # Errors
 /// `INVALID_MESSAGE`, `FORBIDDEN`, `UNAVAILABLE`.
-pub(super) async fn read(node: &Arc<Node>, claims: &Claims, query: &Query) -> Result<Vec<u8>, Refusal> {
+pub(super) async fn read(
+    node: &Arc<Node>,
+    claims: &Claims,
+    query: &Query,
+) -> Result<Vec<u8>, Refusal> {
     check_user(query.get("user_id"), claims)?;
     let profile = match query.get("profile") {
         None => Profile::Social,
-        Some(name) => Profile::parse(name).ok_or_else(|| wrong("profile", "is one of social, uno, dnr, excore"))?,
+        Some(name) => Profile::parse(name)
+            .ok_or_else(|| wrong("profile", "is one of social, uno, dnr, excore"))?,
     };
     let sequence = query.get("last_sequence").map(str::trim).filter(|text| !text.is_empty());
     let sequence = sequence.ok_or_else(|| wrong("last_sequence", "is required"))?;
     let sequence = id(sequence, "last_sequence")?;
     let stream = ChannelName::user_stream(claims.user.as_str());
-    let stream = stream.ok_or_else(|| Refusal::new(ErrorCode::NotFound, "This user has no stream"))?;
+    let stream =
+        stream.ok_or_else(|| Refusal::new(ErrorCode::NotFound, "This user has no stream"))?;
     let retention = node.policy.load().find(&stream).and_then(|found| found.namespace.retention);
     let Some(retention) = retention else {
         return Ok(br#"{"messages":[],"epoch":null,"recovered":false,"has_more":false}"#.to_vec());
@@ -38,7 +44,8 @@ pub(super) async fn read(node: &Arc<Node>, claims: &Claims, query: &Query) -> Re
     let (mut at, mut written, mut recovered) = (sequence, 0, true);
     let mut epoch = query.get("epoch").map(|epoch| Since::new(epoch, sequence, None).epoch);
     let has_more = loop {
-        let page = node.relay.history(&stream, Start::After(at), EVENTS_MAX as u32, retention.age).await;
+        let page =
+            node.relay.history(&stream, Start::After(at), EVENTS_MAX as u32, retention.age).await;
         let page = page.map_err(|error| node.broker_refusal(&error))?;
         let known = *epoch.get_or_insert(Some(page.top.epoch));
         let since = Since { epoch: known, offset: at, tag: None, foreign_tag: false };
@@ -65,7 +72,8 @@ pub(super) async fn read(node: &Arc<Node>, claims: &Claims, query: &Query) -> Re
         }
     };
     let epoch = epoch.flatten().map(|epoch| epoch.to_string());
-    let rest = serde_json::json!({"epoch": epoch, "recovered": recovered, "has_more": has_more}).to_string();
+    let rest = serde_json::json!({"epoch": epoch, "recovered": recovered, "has_more": has_more})
+        .to_string();
     out.extend_from_slice(b"],");
     out.extend_from_slice(&rest.as_bytes()[1..]);
     Ok(out)

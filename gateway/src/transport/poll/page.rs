@@ -52,7 +52,14 @@ pub(super) struct Page {
 
 impl Page {
     /// A page read from `from` that leads to `end`.
-    pub(super) fn new(from: &Cursor, end: &Cursor, steps: Vec<Step>, more: bool, recovered: bool, twins: Vec<u64>) -> Self {
+    pub(super) fn new(
+        from: &Cursor,
+        end: &Cursor,
+        steps: Vec<Step>,
+        more: bool,
+        recovered: bool,
+        twins: Vec<u64>,
+    ) -> Self {
         let mut page = Self { from: from.to_text(), end: None, steps, more, recovered, twins };
         if page.after(page.steps.len()).as_ref() != Some(end) {
             page.end = Some(end.to_text());
@@ -78,7 +85,10 @@ impl Page {
     /// The cursor that one of its ids stands for, and the twins known there.
     pub(super) fn at(&self, kept: &PollPage, id: u64) -> Option<(Cursor, Vec<u64>)> {
         if id + 1 >= kept.first_id + kept.count {
-            let end = self.end.as_ref().map_or_else(|| self.after(self.steps.len()), |end| Cursor::parse(end).ok());
+            let end = self
+                .end
+                .as_ref()
+                .map_or_else(|| self.after(self.steps.len()), |end| Cursor::parse(end).ok());
             return Some((end?, self.twins.clone()));
         }
         let events = usize::try_from(id.checked_sub(kept.first_id)?).ok()? + 1;
@@ -87,12 +97,14 @@ impl Page {
 
     fn after(&self, events: usize) -> Option<Cursor> {
         let mut cursor = self.from()?;
-        let channels: Vec<ChannelName> = cursor.positions().iter().map(|(channel, _)| channel.clone()).collect();
+        let channels: Vec<ChannelName> =
+            cursor.positions().iter().map(|(channel, _)| channel.clone()).collect();
         for step in self.steps.iter().take(events) {
             match step {
                 Step::Kept(index, offset, tag) => {
                     let channel = channels.get(*index)?;
-                    let epoch = cursor.get(channel.as_str()).map_or(Epoch::NONE, |position| position.epoch);
+                    let epoch =
+                        cursor.get(channel.as_str()).map_or(Epoch::NONE, |position| position.epoch);
                     cursor.set(channel, Position { epoch, offset: *offset, tag: *tag });
                 }
                 Step::Moved(index, position, _) => cursor.set(channels.get(*index)?, *position),
@@ -122,8 +134,13 @@ pub(super) fn question<'a>(id: u64, channels: impl Iterator<Item = &'a ChannelNa
 
 /// Drops positions that nobody asks for, when there are too many.
 pub(super) fn trim(cursor: &mut Cursor, asked: &[&ChannelName]) {
-    let idle: Vec<ChannelName> =
-        cursor.positions().iter().map(|(name, _)| name).filter(|name| !asked.contains(name)).cloned().collect();
+    let idle: Vec<ChannelName> = cursor
+        .positions()
+        .iter()
+        .map(|(name, _)| name)
+        .filter(|name| !asked.contains(name))
+        .cloned()
+        .collect();
     for channel in idle.iter().take(idle.len().saturating_sub(CARRIED_MAX)) {
         cursor.remove(channel.as_str());
     }

@@ -54,14 +54,15 @@ impl Question {
         check_user(query.get("user_id"), claims)?;
         let profile = match query.get("profile") {
             None => Profile::Social,
-            Some(name) => {
-                Profile::parse(name).ok_or_else(|| wrong("profile", "is one of social, uno, dnr, excore"))?
-            }
+            Some(name) => Profile::parse(name)
+                .ok_or_else(|| wrong("profile", "is one of social, uno, dnr, excore"))?,
         };
         let given = |name| query.get(name).map(str::trim).filter(|text| !text.is_empty());
         let last_poll_id = given("last_poll_id").map_or(Ok(0), |text| id(text, "last_poll_id"))?;
         let timeout = given("timeout").map_or(Ok(TIMEOUT_MAX), |text| {
-            text.parse().map_err(|_| wrong("timeout", "must be a number of seconds")).and_then(seconds)
+            text.parse()
+                .map_err(|_| wrong("timeout", "must be a number of seconds"))
+                .and_then(seconds)
         })?;
         let mut channels = query.list("channels");
         channels.extend(query.list("channel"));
@@ -73,7 +74,11 @@ impl Question {
     ///
     /// # Errors
     /// As [`Question::of_query`].
-    pub(super) fn of_body(query: &Query, body: &BatchBody, claims: &Claims) -> Result<Self, Refusal> {
+    pub(super) fn of_body(
+        query: &Query,
+        body: &BatchBody,
+        claims: &Claims,
+    ) -> Result<Self, Refusal> {
         let body: Body<'_> = body.read()?;
         let user = match &body.user_id {
             None | Some(Value::Null) => query.get("user_id").map(str::to_owned),
@@ -86,14 +91,17 @@ impl Question {
         match &body.last_poll_id {
             None | Some(Value::Null) => {}
             Some(value) => {
-                question.last_poll_id =
-                    value.as_u64().ok_or_else(|| wrong("last_poll_id", "must be a whole number from 0"))?;
+                question.last_poll_id = value
+                    .as_u64()
+                    .ok_or_else(|| wrong("last_poll_id", "must be a whole number from 0"))?;
             }
         }
         match &body.timeout {
             None | Some(Value::Null) => {}
             Some(value) => {
-                let number = value.as_f64().ok_or_else(|| wrong("timeout", "must be a number of seconds"))?;
+                let number = value
+                    .as_f64()
+                    .ok_or_else(|| wrong("timeout", "must be a number of seconds"))?;
                 question.timeout = seconds(number)?;
             }
         }
@@ -105,7 +113,9 @@ impl Question {
             }
             Some(Value::Array(names)) => {
                 for name in names {
-                    let Value::String(name) = name else { return Err(wrong("channels", "must be strings")) };
+                    let Value::String(name) = name else {
+                        return Err(wrong("channels", "must be strings"));
+                    };
                     question.channels.push(name);
                 }
             }
@@ -130,9 +140,8 @@ pub(super) fn check_user(user: Option<&str>, claims: &Claims) -> Result<(), Refu
     match user.filter(|user| !user.is_empty()) {
         None => Err(wrong("user_id", "is required")),
         Some(user) if user == claims.user.as_str() => Ok(()),
-        Some(_) => {
-            Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user").with("field", "user_id"))
-        }
+        Some(_) => Err(Refusal::new(ErrorCode::Forbidden, "user_id is not the token's user")
+            .with("field", "user_id")),
     }
 }
 

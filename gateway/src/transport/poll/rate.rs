@@ -24,21 +24,28 @@ impl Rate {
     ///
     /// # Errors
     /// `UNAVAILABLE`.
-    pub(super) async fn count(node: &Node, counter: &str, user: &UserId) -> Result<Option<Self>, Refusal> {
+    pub(super) async fn count(
+        node: &Node,
+        counter: &str,
+        user: &UserId,
+    ) -> Result<Option<Self>, Refusal> {
         let limit = u64::from(node.config.limits.polls_per_minute);
         if limit == 0 {
             return Ok(None);
         }
         let key = format!("{counter}:{}", escape_segment(user.as_str()));
-        let counted = node.broker.count(&key, WINDOW).await.map_err(|error| node.broker_refusal(&error))?;
+        let counted =
+            node.broker.count(&key, WINDOW).await.map_err(|error| node.broker_refusal(&error))?;
         Ok(Some(Self { limit, counted }))
     }
 
     /// `RATE_LIMITED` when it was one too many.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         let retry_after_ms = self.counted.reset_in.as_millis().max(1) as u64;
-        (self.counted.count > self.limit)
-            .then(|| Refusal::new(ErrorCode::RateLimited, "Too many polls").with("retry_after_ms", retry_after_ms))
+        (self.counted.count > self.limit).then(|| {
+            Refusal::new(ErrorCode::RateLimited, "Too many polls")
+                .with("retry_after_ms", retry_after_ms)
+        })
     }
 
     /// Names and values; the reset is when the window ends, Unix seconds.

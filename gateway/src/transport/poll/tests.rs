@@ -71,17 +71,21 @@ impl Nodes {
             ("drain.period", "0s"),
             ("drain.grace", "0s"),
         ];
-        let settings: Vec<(&str, &str)> = fixed.into_iter().chain(settings.iter().copied()).collect();
+        let settings: Vec<(&str, &str)> =
+            fixed.into_iter().chain(settings.iter().copied()).collect();
         let cluster = MemoryCluster::new();
         let mut running = Vec::new();
         for _ in 0..count {
             let config = Config::development(&settings).expect("the settings are good");
             let id = NodeId::random();
             let (broker, events) = cluster.join(id.clone());
-            let app = App::with_broker(config, id, Arc::new(broker), events).await.expect("loopback ports are free");
+            let app = App::with_broker(config, id, Arc::new(broker), events)
+                .await
+                .expect("loopback ports are free");
             let (node, address) = (app.node(), app.client_address().expect("bound"));
             let shutdown = CancellationToken::new();
-            let task = tokio::spawn(app.run(shutdown.clone().cancelled_owned(), CancellationToken::new()));
+            let task =
+                tokio::spawn(app.run(shutdown.clone().cancelled_owned(), CancellationToken::new()));
             running.push(Running { node, address, shutdown, task });
         }
         let client = Client::builder(TokioExecutor::new()).build_http();
@@ -101,8 +105,10 @@ impl Nodes {
 
     fn token(&self, user: &str) -> String {
         let ttl = Duration::from_secs(600);
-        let token = auth::NewToken { user: user.to_owned(), name: None, scope: None, channels: None, ttl };
-        auth::mint(&self.node(0).config.auth.jwt, None, &token, clock::unix_ms() / 1_000).expect("minted")
+        let token =
+            auth::NewToken { user: user.to_owned(), name: None, scope: None, channels: None, ttl };
+        auth::mint(&self.node(0).config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+            .expect("minted")
     }
 
     fn call(
@@ -122,10 +128,17 @@ impl Nodes {
             .expect("a request");
         let client = self.client.clone();
         async move {
-            let response = tokio::time::timeout(PATIENCE, client.request(request)).await.expect("in time").expect("answered");
+            let response = tokio::time::timeout(PATIENCE, client.request(request))
+                .await
+                .expect("in time")
+                .expect("answered");
             let (parts, body) = response.into_parts();
             let body = body.collect().await.expect("a body").to_bytes();
-            Answer { status: parts.status, headers: parts.headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) }
+            Answer {
+                status: parts.status,
+                headers: parts.headers,
+                body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+            }
         }
     }
 
@@ -190,7 +203,12 @@ async fn every_event_arrives_exactly_once_over_two_nodes() {
         let nodes = Arc::clone(&nodes);
         let mut rng = rand::rngs::StdRng::seed_from_u64(7);
         tokio::spawn(async move {
-            let streams = [("chat", "message"), ("room:a", "message"), ("user:ann", "notification"), ("user:ann", "message")];
+            let streams = [
+                ("chat", "message"),
+                ("room:a", "message"),
+                ("user:ann", "notification"),
+                ("user:ann", "message"),
+            ];
             for n in 0..PER_CHANNEL {
                 for (stream, kind) in streams {
                     nodes.publish(rng.random_range(0..2), stream, kind, &json!(n)).await;
@@ -207,7 +225,12 @@ async fn every_event_arrives_exactly_once_over_two_nodes() {
     let (mut polls, mut repeated) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(60);
     while seen.len() < 4 * PER_CHANNEL as usize {
-        assert!(Instant::now() < deadline, "lost: {} of {} after {polls} polls", seen.len(), 4 * PER_CHANNEL);
+        assert!(
+            Instant::now() < deadline,
+            "lost: {} of {} after {polls} polls",
+            seen.len(),
+            4 * PER_CHANNEL
+        );
         polls += 1;
         let timeout = rng.random_range(0..2);
         let query = format!("last_poll_id={last}&timeout={timeout}&{channels}");
@@ -220,7 +243,8 @@ async fn every_event_arrives_exactly_once_over_two_nodes() {
             assert_eq!(answer, again);
             answer = again;
         }
-        let mut ids: Vec<u64> = events(&answer).iter().map(|event| event["id"].as_u64().expect("a number")).collect();
+        let mut ids: Vec<u64> =
+            events(&answer).iter().map(|event| event["id"].as_u64().expect("a number")).collect();
         assert!(ids.is_sorted() && ids.iter().all(|id| *id > last), "{ids:?} after {last}");
         let mut fresh: Vec<Value> = events(&answer).to_vec();
         if fresh.len() > 1 && rng.random_range(0..3) == 0 {
@@ -233,9 +257,13 @@ async fn every_event_arrives_exactly_once_over_two_nodes() {
             last = last_id(&answer);
         }
         for event in &fresh {
-            assert!(seen.insert(event["message_id"].as_str().expect("an id").to_owned()), "twice: {event}");
+            assert!(
+                seen.insert(event["message_id"].as_str().expect("an id").to_owned()),
+                "twice: {event}"
+            );
             let label = event["channel"].as_str().expect("a channel").to_owned();
-            let stream = if label == "notifications" { "user:ann".to_owned() } else { label.clone() };
+            let stream =
+                if label == "notifications" { "user:ann".to_owned() } else { label.clone() };
             let offset = event["offset"].as_u64().expect("an offset");
             let before = offsets.insert(stream, offset);
             assert!(before.is_none_or(|before| before < offset), "order: {event}");
@@ -246,8 +274,9 @@ async fn every_event_arrives_exactly_once_over_two_nodes() {
     }
     publisher.await.expect("published");
     assert!(repeated > 0 && polls > 3, "{repeated} of {polls}");
-    let expected: BTreeMap<String, u64> =
-        ["chat", "room:a", "notifications", "user:ann"].map(|label| (label.to_owned(), PER_CHANNEL)).into();
+    let expected: BTreeMap<String, u64> = ["chat", "room:a", "notifications", "user:ann"]
+        .map(|label| (label.to_owned(), PER_CHANNEL))
+        .into();
     assert_eq!(counts, expected);
     let rest = nodes.poll(0, &format!("last_poll_id={last}&timeout=0&{channels}")).await;
     assert_eq!(events(&rest).len(), 0, "{rest}");
@@ -260,15 +289,23 @@ async fn the_first_answer_starts_now_and_what_follows_is_answered_at_once() {
     nodes.publish(0, "user:ann", "message", &json!("before")).await;
     let first = nodes.poll(0, "timeout=0").await;
     assert_eq!((events(&first).len(), &first["has_more"]), (0, &json!(false)));
-    assert_eq!((first.get("recovered"), first.get("replies"), first.get("errors")), (None, None, None));
+    assert_eq!(
+        (first.get("recovered"), first.get("replies"), first.get("errors")),
+        (None, None, None)
+    );
     nodes.publish(0, "user:ann", "notification", &json!({"n": 1.50})).await;
     let began = Instant::now();
     let answer = nodes.poll(0, &format!("last_poll_id={}", last_id(&first))).await;
     assert!(began.elapsed() < Duration::from_secs(5));
     let event = &events(&answer)[0];
-    assert_eq!((&event["type"], &event["channel"]), (&json!("notification"), &json!("notifications")));
+    assert_eq!(
+        (&event["type"], &event["channel"]),
+        (&json!("notification"), &json!("notifications"))
+    );
     assert_eq!((&event["offset"], &event["payload"]["n"]), (&json!(2), &json!(1.5)));
-    assert!(event["epoch"].is_string() && event["tag"].is_string() && event["message_id"].is_string());
+    assert!(
+        event["epoch"].is_string() && event["tag"].is_string() && event["message_id"].is_string()
+    );
     assert!(event["timestamp"].as_str().is_some_and(|time| time.ends_with('Z')));
     assert_eq!(event["id"], answer["last_poll_id"]);
     let dnr = nodes.poll(0, &format!("last_poll_id={}&profile=dnr", last_id(&first))).await;
@@ -286,7 +323,9 @@ async fn an_unknown_number_starts_from_now_and_says_so() {
     nodes.publish(0, "user:ann", "message", &json!("after")).await;
     let next = nodes.poll(0, &format!("last_poll_id={}", last_id(&answer))).await;
     assert_eq!((payloads(&next), next.get("recovered")), (vec![&json!("after")], None));
-    let other = nodes.call(0, Method::GET, &format!("?user_id=bob&last_poll_id={}", last_id(&next)), "bob", None).await;
+    let other = nodes
+        .call(0, Method::GET, &format!("?user_id=bob&last_poll_id={}", last_id(&next)), "bob", None)
+        .await;
     assert_eq!(other.good()["recovered"], json!(false), "numbers are a user's own");
     nodes.stop().await;
 }
@@ -302,8 +341,11 @@ async fn a_page_holds_at_most_a_hundred() {
     assert_eq!((events(&page).len(), &page["has_more"]), (100, &json!(true)));
     let rest = nodes.poll(0, &format!("last_poll_id={}&channels=chat", last_id(&page))).await;
     assert_eq!((events(&rest).len(), &rest["has_more"]), (30, &json!(false)));
-    let all: HashSet<i64> =
-        [&page, &rest].into_iter().flat_map(|page| payloads(page)).filter_map(Value::as_i64).collect();
+    let all: HashSet<i64> = [&page, &rest]
+        .into_iter()
+        .flat_map(|page| payloads(page))
+        .filter_map(Value::as_i64)
+        .collect();
     assert_eq!(all.len(), 130);
     nodes.stop().await;
 }
@@ -311,7 +353,13 @@ async fn a_page_holds_at_most_a_hundred() {
 #[tokio::test]
 async fn a_held_poll_wakes_and_gives_back_what_it_took() {
     let nodes = Nodes::start(2, FREE).await;
-    let held = tokio::spawn(nodes.call(0, Method::GET, "?user_id=ann&channels=chat,presence:doc", "ann", None));
+    let held = tokio::spawn(nodes.call(
+        0,
+        Method::GET,
+        "?user_id=ann&channels=chat,presence:doc",
+        "ann",
+        None,
+    ));
     nodes.holding(0, 3).await;
     nodes.publish(1, "chat", "message", &json!("hi")).await;
     let answer = held.await.expect("answered").good();
@@ -325,7 +373,11 @@ async fn a_held_poll_wakes_and_gives_back_what_it_took() {
     nodes.publish(1, "presence:doc", "presence:join", &json!({"id": "bob"})).await;
     let fleeting = held.await.expect("answered").good();
     assert_eq!(payloads(&fleeting), [&json!({"id": "bob"})]);
-    assert_eq!(fleeting["events"], nodes.poll(1, &query[12..]).await["events"], "repeated from the store");
+    assert_eq!(
+        fleeting["events"],
+        nodes.poll(1, &query[12..]).await["events"],
+        "repeated from the store"
+    );
 
     let query = format!("?user_id=ann&last_poll_id={}", last_id(&fleeting));
     let gone = tokio::spawn(nodes.call(0, Method::GET, &query, "ann", None));
@@ -343,7 +395,8 @@ async fn a_held_poll_ends_with_its_timeout_and_when_the_node_drains() {
     let query = format!("last_poll_id={}", last_id(&first));
     let late = nodes.poll(0, &format!("{query}&timeout=0.05")).await;
     assert_eq!((events(&late).len(), last_id(&late)), (0, last_id(&first)));
-    let held = tokio::spawn(nodes.call(0, Method::GET, &format!("?user_id=ann&{query}"), "ann", None));
+    let held =
+        tokio::spawn(nodes.call(0, Method::GET, &format!("?user_id=ann&{query}"), "ann", None));
     nodes.holding(0, 1).await;
     nodes.stop().await;
     let answer = held.await.expect("answered").good();
@@ -367,7 +420,11 @@ async fn wrong_questions_are_refused() {
         let answer = nodes.call(0, Method::GET, query, "ann", None).await;
         assert_eq!(answer.refused(), expected, "{query}");
     }
-    for body in [json!({"user_id": "ann", "last_poll_id": "7"}), json!({"user_id": "ann", "messages": {}}), json!([])] {
+    for body in [
+        json!({"user_id": "ann", "last_poll_id": "7"}),
+        json!({"user_id": "ann", "messages": {}}),
+        json!([]),
+    ] {
         let answer = nodes.call(0, Method::POST, "", "ann", Some(&body)).await;
         assert_eq!(answer.refused(), (400, "INVALID_MESSAGE"), "{body}");
     }
@@ -416,17 +473,43 @@ async fn a_post_sends_messages_and_hears_them() {
     let replies = answer["replies"].as_array().expect("replies");
     let kinds: Vec<(&str, &str)> = replies
         .iter()
-        .map(|reply| (reply["type"].as_str().unwrap_or_default(), reply["ack_id"].as_str().unwrap_or_default()))
+        .map(|reply| {
+            (
+                reply["type"].as_str().unwrap_or_default(),
+                reply["ack_id"].as_str().unwrap_or_default(),
+            )
+        })
         .collect();
-    assert_eq!(kinds, [("ack", "a1"), ("ack", "a2"), ("pong", ""), ("error", "a3"), ("error", "a4"), ("error", "")]);
+    assert_eq!(
+        kinds,
+        [
+            ("ack", "a1"),
+            ("ack", "a2"),
+            ("pong", ""),
+            ("error", "a3"),
+            ("error", "a4"),
+            ("error", "")
+        ]
+    );
     assert_eq!(replies[0]["payload"]["data"]["offset"], json!(1));
-    assert_eq!((&replies[2]["requestId"], &replies[3]["payload"]["code"]), (&json!("r1"), &json!("FORBIDDEN")));
+    assert_eq!(
+        (&replies[2]["requestId"], &replies[3]["payload"]["code"]),
+        (&json!("r1"), &json!("FORBIDDEN"))
+    );
     assert_eq!(payloads(&answer), [&json!({"text": "hi"})], "its own publish, not its own receipt");
     assert_eq!(events(&answer)[0]["user_id"], json!("ann"));
-    let refused: Vec<(&Value, &Value)> =
-        answer["errors"].as_array().expect("errors").iter().map(|error| (&error["channel"], &error["code"])).collect();
-    assert_eq!(refused, [(&json!("user:bob"), &json!("FORBIDDEN")), (&json!("no such"), &json!("INVALID_MESSAGE"))]);
-    let bob = nodes.call(0, Method::GET, "/missed?user_id=bob&last_sequence=0", "bob", None).await.good();
+    let refused: Vec<(&Value, &Value)> = answer["errors"]
+        .as_array()
+        .expect("errors")
+        .iter()
+        .map(|error| (&error["channel"], &error["code"]))
+        .collect();
+    assert_eq!(
+        refused,
+        [(&json!("user:bob"), &json!("FORBIDDEN")), (&json!("no such"), &json!("INVALID_MESSAGE"))]
+    );
+    let bob =
+        nodes.call(0, Method::GET, "/missed?user_id=bob&last_sequence=0", "bob", None).await.good();
     assert_eq!(bob["messages"], json!([]));
     nodes.stop().await;
 }
@@ -435,7 +518,9 @@ async fn a_post_sends_messages_and_hears_them() {
 async fn missed_reads_the_users_own_stream() {
     let nodes = Nodes::start(2, FREE).await;
     for n in 0..105 {
-        nodes.publish(0, "user:ann", if n % 2 == 0 { "notification" } else { "message" }, &json!(n)).await;
+        nodes
+            .publish(0, "user:ann", if n % 2 == 0 { "notification" } else { "message" }, &json!(n))
+            .await;
     }
     let missed = async |sequence| {
         let query = format!("/missed?user_id=ann&last_sequence={sequence}");
@@ -443,12 +528,21 @@ async fn missed_reads_the_users_own_stream() {
     };
     let page = missed(3).await;
     let messages = page["messages"].as_array().expect("messages");
-    assert_eq!((messages.len(), &page["has_more"], &page["recovered"]), (100, &json!(true), &json!(true)));
+    assert_eq!(
+        (messages.len(), &page["has_more"], &page["recovered"]),
+        (100, &json!(true), &json!(true))
+    );
     assert_eq!((&messages[0]["offset"], &messages[0]["payload"]), (&json!(4), &json!(3)));
-    assert_eq!((&messages[0]["channel"], &messages[1]["channel"]), (&json!("user:ann"), &json!("notifications")));
+    assert_eq!(
+        (&messages[0]["channel"], &messages[1]["channel"]),
+        (&json!("user:ann"), &json!("notifications"))
+    );
     assert!(messages[0]["id"].is_string() && page["epoch"].is_string());
     let rest = missed(103).await;
-    assert_eq!((rest["messages"].as_array().map(Vec::len), &rest["has_more"]), (Some(2), &json!(false)));
+    assert_eq!(
+        (rest["messages"].as_array().map(Vec::len), &rest["has_more"]),
+        (Some(2), &json!(false))
+    );
     let none = missed(105).await;
     assert_eq!((&none["messages"], &none["recovered"]), (&json!([]), &json!(true)));
     assert_eq!(missed(1_000).await["recovered"], json!(false));
@@ -500,7 +594,12 @@ async fn an_entity_event_on_both_its_channels_is_one_event() {
     let answer = nodes.poll(0, &format!("last_poll_id={}&{channels}", last_id(&first))).await;
     let heard: Vec<(&str, &str)> = events(&answer)
         .iter()
-        .map(|event| (event["channel"].as_str().unwrap_or_default(), event["message_id"].as_str().unwrap_or_default()))
+        .map(|event| {
+            (
+                event["channel"].as_str().unwrap_or_default(),
+                event["message_id"].as_str().unwrap_or_default(),
+            )
+        })
         .collect();
     assert_eq!(heard, [("entity:Task:1", "e1"), ("entity:Task:1", "e2")]);
     send("entity:Task", "e2").await;
