@@ -186,7 +186,7 @@ impl App {
         Arc::clone(&self.node)
     }
 
-    /// Serves until `shutdown` completes, then drains: see [`drain`]. When `hurry` completes, ends at once.
+    /// Serves until `shutdown` completes, then drains (`app/drain.rs`). When `hurry` completes, ends at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>, hurry: CancellationToken) {
         let Self { node, told, client, operator } = self;
         let accepting = CancellationToken::new();

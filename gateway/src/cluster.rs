@@ -53,7 +53,7 @@ struct Inner {
 }
 
 impl Cluster {
-    /// A handle; [`run`] makes it work.
+    /// A handle; [`answer`] and [`beat`] make it work.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>) -> Self {
         let inner = Inner {

@@ -86,7 +86,7 @@ impl Driver {
     }
 
     /// A driver for a long poll: over before anybody would ping it, and its owner watches the token's
-    /// expiry. Ends with [`Driver::end_brief`].
+    /// expiry. Ends with `end_brief`.
     #[must_use]
     pub fn brief(
         node: Arc<Node>,
