@@ -12,6 +12,7 @@ import delivery
 import malformed
 import outage
 import recovery
+import slow
 
 
 def browser(facts, cluster):
@@ -33,7 +34,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,recovery,outage")
+    parser.add_argument("--only", default="delivery,malformed,browser,slow,recovery,outage")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -43,6 +44,8 @@ def main():
             malformed.facts(facts.check, cluster)
         if "browser" in only:
             browser(facts, cluster)
+        if "slow" in only:
+            slow.facts(facts.check, cluster)
         if "recovery" in only:
             recovery.facts(facts.check, cluster)
     if "outage" in only:

@@ -78,12 +78,27 @@ pub(super) async fn run(args: ListenArgs) -> anyhow::Result<ExitCode> {
 
 type Socket = WebSocketStream<Box<dyn Io>>;
 
+/// The address of a node is good enough: `http://host` means `ws://host/ws`.
+fn websocket_url(url: &str) -> String {
+    let url = match url.split_once("://") {
+        Some(("http", rest)) => format!("ws://{rest}"),
+        Some(("https", rest)) => format!("wss://{rest}"),
+        _ => url.to_owned(),
+    };
+    match url.split_once("://") {
+        Some((scheme, rest)) if !rest.trim_end_matches('/').contains(['/', '?']) => {
+            format!("{scheme}://{}/ws", rest.trim_end_matches('/'))
+        }
+        _ => url,
+    }
+}
+
 /// A socket; or, inside, why it may work later; or, outside, why it never will.
 async fn connect(args: &ListenArgs) -> anyhow::Result<Result<Socket, String>> {
-    let uri: Uri = args.url.parse().context("--url is no URL")?;
+    let uri: Uri = websocket_url(&args.url).parse().context("--url is no URL")?;
     anyhow::ensure!(
         matches!(uri.scheme_str(), Some("ws" | "wss")),
-        "--url must begin with ws:// or wss://"
+        "--url must begin with ws://, wss://, http:// or https://"
     );
     let mut request = uri.clone().into_client_request().context("--url cannot be used")?;
     if let Some(token) = &args.token {
@@ -162,5 +177,18 @@ async fn hear(
                 Heard::RetryAfter(wait) => after = wait,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::websocket_url;
+
+    #[test]
+    fn the_address_of_a_node_is_its_default_endpoint() {
+        assert_eq!(websocket_url("http://127.0.0.1:8082"), "ws://127.0.0.1:8082/ws");
+        assert_eq!(websocket_url("https://example.org/"), "wss://example.org/ws");
+        assert_eq!(websocket_url("ws://127.0.0.1:8082/ws/chat"), "ws://127.0.0.1:8082/ws/chat");
+        assert_eq!(websocket_url("ws://127.0.0.1:8082/?profile=dnr"), "ws://127.0.0.1:8082/?profile=dnr");
     }
 }

@@ -97,7 +97,11 @@ impl Driver {
         }
         let own = self.register(&named, traits, conflate, filter, beginning, correlation, false);
         self.subscriptions.insert(named.channel.clone(), own);
-        self.begin(&named, beginning, correlation).await
+        let begun = self.begin(&named, beginning, correlation).await;
+        if begun.is_err() {
+            self.drop_subscription(&named.channel);
+        }
+        begun
     }
 
     /// Puts the subscription into the hub. A fresh one is live, and answered, at once; one with
@@ -158,10 +162,7 @@ impl Driver {
         };
         let page = match self.node.relay.history(&named.channel, start, limit, age).await {
             Ok(page) => page,
-            Err(error) => {
-                self.drop_subscription(&named.channel);
-                return Err(self.node.broker_refusal(&error));
-            }
+            Err(error) => return Err(self.node.broker_refusal(&error)),
         };
         let from = match beginning {
             Beginning::Since(since, _) => {
@@ -246,7 +247,12 @@ impl Driver {
             return Ok(());
         }
         self.node.hub.fall_behind(&self.connection.id, &named.channel, key, NOWHERE);
-        self.begin(named, beginning, correlation).await
+        let begun = self.begin(named, beginning, correlation).await;
+        if begun.is_err() {
+            // The subscription was there before this request, and goes on where the channel stands.
+            self.node.hub.go_live(&self.connection.id, &named.channel, key, |_| {});
+        }
+        begun
     }
 
     /// `subscribed`, with the request's correlation.

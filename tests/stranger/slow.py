@@ -1,0 +1,81 @@
+"""A reader that stops reading: the others hear on, memory stays bounded, and it gets everything once it reads again."""
+
+import base64
+import json
+import os
+import socket
+import struct
+import urllib.parse
+
+MESSAGES = 80
+BODY = "x" * 50_000
+
+
+def facts(check, cluster):
+    a, b, _ = cluster.nodes
+
+    def stalled_reader_is_refilled_and_others_still_receive():
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            stalled.settimeout(20)
+            stalled.connect(("127.0.0.1", a.port))
+            rest = upgrade(stalled, cluster.token("slow"), "room:slow")
+            with cluster.ws(a, "quick", "room:slow") as quick:
+                for n in range(MESSAGES):
+                    cluster.publish(b, "room:slow", {"n": n, "body": BODY})
+                # Four megabytes wait for the stalled one, sixteen times its queue; the other has them all.
+                quick.wait(lambda m: (m.get("payload") or {}).get("n") == MESSAGES - 1, "the last message")
+            heard = [m["payload"]["n"] for m in read(stalled, rest) if m["type"] == "message"]
+            assert heard == list(range(MESSAGES)), heard
+
+    check("a stalled reader is refilled from history, in order, once; the others hear on",
+          stalled_reader_is_refilled_and_others_still_receive)
+
+
+def upgrade(connection, token, channel):
+    """Opens a WebSocket by hand; what came behind the answer's head."""
+    query = urllib.parse.urlencode({"token": token, "channel": channel})
+    key = base64.b64encode(os.urandom(16)).decode()
+    connection.sendall((f"GET /ws?{query} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n").encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(4096)
+    head, rest = answer.split(b"\r\n\r\n", 1)
+    assert b" 101 " in head, head
+    return rest
+
+
+def read(connection, buffer):
+    """Messages up to the last one, out of unmasked frames."""
+    while True:
+        while True:
+            frame = take(buffer)
+            if frame is None:
+                break
+            opcode, payload, buffer = frame
+            if opcode == 1:
+                message = json.loads(payload)
+                yield message
+                if (message.get("payload") or {}).get("n") == MESSAGES - 1:
+                    return
+        more = connection.recv(65536)
+        assert more, "closed before the last message"
+        buffer += more
+
+
+def take(buffer):
+    if len(buffer) < 2:
+        return None
+    length, at = buffer[1] & 127, 2
+    if length == 126:
+        if len(buffer) < 4:
+            return None
+        length, at = struct.unpack(">H", buffer[2:4])[0], 4
+    elif length == 127:
+        if len(buffer) < 10:
+            return None
+        length, at = struct.unpack(">Q", buffer[2:10])[0], 10
+    if len(buffer) < at + length:
+        return None
+    return buffer[0] & 15, buffer[at:at + length], buffer[at + length:]
