@@ -189,6 +189,9 @@ mod tests {
         assert_eq!(websocket_url("http://127.0.0.1:8082"), "ws://127.0.0.1:8082/ws");
         assert_eq!(websocket_url("https://example.org/"), "wss://example.org/ws");
         assert_eq!(websocket_url("ws://127.0.0.1:8082/ws/chat"), "ws://127.0.0.1:8082/ws/chat");
-        assert_eq!(websocket_url("ws://127.0.0.1:8082/?profile=dnr"), "ws://127.0.0.1:8082/?profile=dnr");
+        assert_eq!(
+            websocket_url("ws://127.0.0.1:8082/?profile=dnr"),
+            "ws://127.0.0.1:8082/?profile=dnr"
+        );
     }
 }

@@ -17,7 +17,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a developer needs to begin: a token, a key, a call to copy, the console.
+/// What a developer needs to begin: a token, a key, calls to copy, the API's page.
 pub(super) fn banner(config: &Config, now: i64) -> String {
     let listen = config.server.listen;
     let host =
@@ -40,7 +40,8 @@ pub(super) fn banner(config: &Config, now: i64) -> String {
         ttl: Duration::from_secs(86_400),
         ..NewToken::default()
     };
-    if let Ok(token) = mint(&config.auth.jwt, None, &token, now) {
+    let minted = mint(&config.auth.jwt, None, &token, now).ok();
+    if let Some(token) = &minted {
         lines.push(format!(" token    {token}"));
         lines.push("          (user alice, one day)".to_owned());
     }
@@ -52,10 +53,13 @@ pub(super) fn banner(config: &Config, now: i64) -> String {
             " curl -H 'X-API-Key: {key}' -H 'Content-Type: application/json' {base}/api/realtime/publish -d '{{\"channel\":\"general\",\"type\":\"message\",\"payload\":{{\"text\":\"hello\"}}}}'"
         ));
     }
-    if config.console.enabled {
+    if let Some(token) = &minted {
+        let program = std::env::args().next().unwrap_or_else(|| "carillon".to_owned());
         lines.push(String::new());
-        lines.push(format!(" console  {base}/console"));
+        lines.push(format!(" {program} listen --url {base} --channel general --token {token}"));
     }
+    lines.push(String::new());
+    lines.push(format!(" API      {base}/api/realtime/docs"));
     lines.push("=".repeat(78));
     lines.join("\n")
 }

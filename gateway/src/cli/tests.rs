@@ -69,7 +69,12 @@ async fn the_banner_holds_a_token_that_works() {
     let claims =
         TokenVerifier::new(&config.auth.jwt).expect("settings").verify(token).await.expect("good");
     assert_eq!(claims.user.as_str(), "alice");
-    for part in ["DEVELOPMENT MODE", "curl -H 'X-API-Key: ", "http://127.0.0.1:8082/console"] {
+    for part in [
+        "DEVELOPMENT MODE",
+        "curl -H 'X-API-Key: ",
+        " listen --url http://127.0.0.1:8082",
+        "/api/realtime/docs",
+    ] {
         assert!(banner.contains(part), "{part} is missing in {banner}");
     }
 }
