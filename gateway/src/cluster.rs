@@ -155,9 +155,12 @@ pub async fn answer(node: Arc<Node>, mut told: Told, stop: CancellationToken) {
 pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(BEAT);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut health = node.broker.health();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
+            // At once when the broker is there: connections of a node without a lease count for nobody.
+            Ok(()) = health.changed() => {}
             () = stop.cancelled() => return,
         }
         match node.broker.beat(&record(&node)).await {

@@ -31,17 +31,22 @@ async fn live() -> Response {
     axum::Json(serde_json::json!({"status": "live"})).into_response()
 }
 
-/// Ready means: the broker can be used and the node takes new clients.
+/// Ready means: the broker can be used, the node holds its lease and takes new clients.
 async fn ready(State(node): State<Arc<Node>>) -> Response {
     let health = node.broker.health().borrow().clone();
-    let (status, broker) = match &health {
-        Health::Up => ("ready", "up".to_owned()),
-        Health::Starting => ("not ready", "starting".to_owned()),
-        Health::Down(reason) => ("not ready", format!("down: {reason}")),
+    let broker = match &health {
+        Health::Up => "up".to_owned(),
+        Health::Starting => "starting".to_owned(),
+        Health::Down(reason) => format!("down: {reason}"),
     };
     let draining = node.is_draining();
-    let ready = health == Health::Up && !draining;
-    let status = if draining { "draining" } else { status };
+    let leased = !node.cluster.nodes().is_empty();
+    let ready = health == Health::Up && leased && !draining;
+    let status = match (draining, ready) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
     let body = serde_json::json!({
         "status": status,
         "broker": broker,

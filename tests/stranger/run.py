@@ -9,6 +9,7 @@ import sys
 from harness import HERE, Cluster, Facts
 
 import delivery
+import limits
 import malformed
 import outage
 import recovery
@@ -34,7 +35,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,slow,recovery,outage")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -44,6 +45,8 @@ def main():
             malformed.facts(facts.check, cluster)
         if "browser" in only:
             browser(facts, cluster)
+        if "limits" in only:
+            limits.facts(facts.check, cluster)
         if "slow" in only:
             slow.facts(facts.check, cluster)
         if "recovery" in only:
