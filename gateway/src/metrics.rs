@@ -10,7 +10,6 @@ use prometheus::{
 
 use crate::clock;
 use crate::connection::Transport;
-use crate::hub::Notice;
 
 /// See the module.
 #[derive(Debug)]
@@ -183,16 +182,17 @@ impl Metrics {
         self.published.inc_by(publications);
     }
 
-    /// A batch of publications reached its listeners.
-    pub fn delivered(&self, deliveries: u64, notices: &[Notice]) {
+    /// A batch of publications was queued for its listeners.
+    pub fn delivered(&self, deliveries: u64) {
         self.messages_out.inc_by(deliveries);
         self.fan_out.observe(deliveries as f64);
+    }
+
+    /// Publications made at these Unix milliseconds were written to the last of their listeners.
+    pub fn reached_sockets(&self, made_at_ms: &[i64]) {
         let now = clock::unix_ms();
-        for notice in notices {
-            if let Notice::Dispatch(dispatch) = notice {
-                let seconds = (now - dispatch.publication.timestamp_ms).max(0) as f64 / 1_000.0;
-                self.publish_to_socket.observe(seconds);
-            }
+        for made_at in made_at_ms {
+            self.publish_to_socket.observe((now - made_at).max(0) as f64 / 1_000.0);
         }
     }
 

@@ -152,13 +152,23 @@ impl Relay {
     /// Hands the broker's events to the hub, in order.
     async fn listen(self, mut events: Events, told: mpsc::Sender<Bytes>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(EVENTS_MAX);
+        // Something is queued that is not written yet.
+        let mut owed = false;
         loop {
-            let received = tokio::select! {
-                received = events.recv_many(&mut batch, EVENTS_MAX) => received,
-                () = stop.cancelled() => 0,
-            };
-            if received == 0 {
-                return;
+            if owed {
+                while batch.len() < EVENTS_MAX
+                    && let Ok(event) = events.try_recv()
+                {
+                    batch.push(event);
+                }
+            } else {
+                let received = tokio::select! {
+                    received = events.recv_many(&mut batch, EVENTS_MAX) => received,
+                    () = stop.cancelled() => 0,
+                };
+                if received == 0 {
+                    return;
+                }
             }
             let mut notices = Vec::with_capacity(batch.len());
             for event in batch.drain(..) {
@@ -179,10 +189,14 @@ impl Relay {
                 }
             }
             if !notices.is_empty() {
-                self.inner.hub.notify(notices).await;
-                // Saturated, one batch after the other would starve everybody else on this core.
-                tokio::task::yield_now().await;
+                owed |= self.inner.hub.notify(notices).await;
             }
+            if owed {
+                owed = self.inner.hub.write_some();
+            }
+            // Saturated, one batch after the other would starve everybody else on this core; and what they
+            // publish meanwhile leaves together with what still waits.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -257,7 +271,7 @@ impl Relay {
             .map(|(channel, position)| Notice::Resync(channel, "unavailable", position))
             .collect();
         if !notices.is_empty() {
-            self.inner.hub.notify(notices).await;
+            self.inner.hub.settle(notices).await;
         }
     }
 

@@ -66,6 +66,12 @@ enum Happening {
     PeerClosed(Option<u16>),
 }
 
+impl Happening {
+    fn publishes(&self) -> bool {
+        matches!(self, Self::Step(Step::Perform(Request::Publish(_), _)))
+    }
+}
+
 impl Driver {
     /// A driver for a connection that was admitted. It is attached to the hub and watched.
     #[must_use]
@@ -285,7 +291,8 @@ impl Driver {
         happenings: Vec<Happening>,
         heard: Result<(), Ending>,
     ) -> Option<Ending> {
-        for happening in happenings {
+        let mut happenings = happenings.into_iter().peekable();
+        while let Some(happening) = happenings.next() {
             match happening {
                 Happening::Pong(bytes) => {
                     self.connection.outbox.push_raw(frame(Opcode::Pong, &bytes));
@@ -294,6 +301,18 @@ impl Driver {
                     self.connection.outbox.push_raw(close_frame(code.unwrap_or(1000), ""));
                     self.connection.outbox.flush();
                     return Some(Ending::Peer);
+                }
+                Happening::Step(Step::Perform(Request::Publish(first), correlation)) => {
+                    // What one read brought is published in one round trip, in order.
+                    let mut run = vec![(first, correlation)];
+                    while let Some(Happening::Step(Step::Perform(
+                        Request::Publish(next),
+                        correlation,
+                    ))) = happenings.next_if(Happening::publishes)
+                    {
+                        run.push((next, correlation));
+                    }
+                    super::requests::publish_all(self, run).await;
                 }
                 Happening::Step(step) => {
                     if let Some(ending) = self.perform_step(step).await {

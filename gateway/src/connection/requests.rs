@@ -58,10 +58,9 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
             driver.unsubscribe(&channel, &correlation);
             Ok(())
         }
-        Request::Publish(publish) => driver.publish(publish).await.map(|receipt| {
-            let data = receipt_data(&receipt);
-            driver.answer(Session::done(correlation.clone(), &data));
-        }),
+        Request::Publish(publish) => {
+            return publish_all(driver, vec![(publish, correlation)]).await;
+        }
         Request::Authenticate(token) => driver.authenticate(&token).await.map(|expires_at| {
             driver.answer(Session::done(
                 correlation.clone(),
@@ -96,6 +95,23 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
     };
     if let Err(refusal) = outcome {
         driver.connection.push(&Session::refused(correlation, &refusal));
+    }
+}
+
+/// Publishes in order, pipelined, and answers each; the answers are queued, not yet flushed.
+pub(super) async fn publish_all(driver: &Driver, run: Vec<(ClientPublish, Correlation)>) {
+    let mut outgoing = Vec::with_capacity(run.len());
+    let mut correlations = Vec::with_capacity(run.len());
+    for (publish, correlation) in run {
+        outgoing.push(driver.outgoing(publish).await);
+        correlations.push(correlation);
+    }
+    let results = driver.node.publish_batch(outgoing).await;
+    for (result, correlation) in results.into_iter().zip(correlations) {
+        match result {
+            Ok(receipt) => driver.answer(Session::done(correlation, &receipt_data(&receipt))),
+            Err(refusal) => driver.connection.push(&Session::refused(correlation, &refusal)),
+        }
     }
 }
 
@@ -219,7 +235,8 @@ impl Driver {
         }
     }
 
-    async fn publish(&self, publish: ClientPublish) -> Result<Receipt, Refusal> {
+    /// What a client wants published, if it may.
+    async fn outgoing(&self, publish: ClientPublish) -> Result<Outgoing, Refusal> {
         if publish.channel.as_str() == NOTIFICATIONS {
             return Err(Refusal::new(
                 ErrorCode::Forbidden,
@@ -236,7 +253,7 @@ impl Driver {
                 );
             }
         }
-        let outgoing = Outgoing {
+        Ok(Outgoing {
             channel: publish.channel,
             kind: publish.kind,
             payload: publish.payload,
@@ -248,8 +265,7 @@ impl Driver {
             sender: self.sender(),
             history: publish.history,
             traceparent: None,
-        };
-        self.node.publish(outgoing).await
+        })
     }
 
     /// Replaces the token; the new expiry, Unix seconds. A different user is refused, and
