@@ -122,7 +122,6 @@ impl Heartbeat {
             Transport::Poll => {}
         }
         connection.outbox.flush();
-        connection.outbox.shrink();
         // Look again when silence would be over its bound, if that is before the next ping.
         let silent_at = connection.heard_at_ms() + self.timeout_ms;
         let judged =

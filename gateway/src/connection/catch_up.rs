@@ -14,7 +14,8 @@ use carillon_protocol::{ChannelName, Epoch, ErrorCode, Filter, Position, Since};
 
 use super::driver::{Driver, RETRY};
 use super::outbox::Pushed;
-use super::requests::{Named, Own};
+use super::requests::Named;
+use super::subscriptions::Own;
 use crate::dispatch::Dispatch;
 use crate::hub::{Behind, Labels, Next, Subscription};
 use crate::interests::matching;

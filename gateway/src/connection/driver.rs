@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use carillon_protocol::envelope::{Correlation, ServerMessage};
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::Connection;
-use super::requests::Subscriptions;
+use super::subscriptions::Subscriptions;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
@@ -57,6 +58,20 @@ enum Ending {
     Peer,
     Failed,
     Said(CloseCode),
+}
+
+/// What a waiting connection was woken by.
+enum Awoken {
+    /// The outbox may have a signal.
+    Signal,
+    /// The socket has room again.
+    Writable,
+    /// The socket has something to read.
+    Readable,
+    /// It is time to try again.
+    Retry,
+    /// The socket failed.
+    Failed,
 }
 
 /// One thing that happened on the socket.
@@ -127,7 +142,9 @@ impl Driver {
     }
 
     /// Drives a WebSocket until it ends. `early` are bytes that came with the handshake.
-    pub async fn run_websocket(mut self, mut early: Vec<u8>) {
+    ///
+    /// Boxed, like every rare await in it: the future of an idle connection holds little more than a pointer.
+    pub async fn run_websocket(mut self: Box<Self>, mut early: Vec<u8>) {
         let Some(socket) = self.socket.clone() else { return };
         let mut assembler = Assembler::new(self.node.config.limits.max_message_size);
         if !early.is_empty() {
@@ -150,34 +167,24 @@ impl Driver {
                 Box::pin(self.catch_up_all()).await;
                 continue;
             }
-            tokio::select! {
-                biased;
-                () = self.connection.outbox.woken() => {}
-                ready = socket.writable(), if signals.blocked => match ready {
-                    Ok(()) => self.connection.outbox.flush(),
-                    Err(_) => break Ending::Failed,
-                },
-                ready = socket.readable() => {
-                    if ready.is_err() {
-                        break Ending::Failed;
-                    }
+            match self.wait(&socket, true, signals.blocked).await {
+                Awoken::Signal => {}
+                Awoken::Writable => self.connection.outbox.flush(),
+                Awoken::Readable => {
                     if let Some(ending) = self.read(&socket, &mut assembler).await {
                         break ending;
                     }
                 }
-                () = due(&mut self.retry), if self.retry.is_some() => {
-                    self.retry = None;
-                    self.connection.outbox.mark_behind();
-                }
+                Awoken::Retry => self.connection.outbox.mark_behind(),
+                Awoken::Failed => break Ending::Failed,
             }
         };
-        // Boxed like every rare await: an idle connection's task carries no room for it.
         Box::pin(self.end(ending)).await;
     }
 
     /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
     /// somebody closes it. With a socket, the outbox writes to it.
-    pub async fn run_listener(mut self, gone: impl Future<Output = ()>) {
+    pub async fn run_listener(mut self: Box<Self>, gone: impl Future<Output = ()>) {
         let socket = self.socket.clone();
         let mut gone = std::pin::pin!(gone);
         let ending = loop {
@@ -204,6 +211,37 @@ impl Driver {
             }
         };
         Box::pin(self.end(ending)).await;
+    }
+
+    /// Waits for whatever comes first, in one poll without state of its own. The socket's readiness is asked
+    /// for by `poll_read_ready`, so that its slot holds this task's waker and lets go of hyper's, which would keep
+    /// the finished task of the handshake in memory. Cancel safe.
+    async fn wait(&mut self, socket: &TcpStream, reads: bool, blocked: bool) -> Awoken {
+        let ready = |polled: Poll<io::Result<()>>, awoken| match polled {
+            Poll::Ready(Ok(())) => Some(awoken),
+            Poll::Ready(Err(_)) => Some(Awoken::Failed),
+            Poll::Pending => None,
+        };
+        std::future::poll_fn(|cx| {
+            let awoken = if self.connection.outbox.poll_woken(cx).is_ready() {
+                Some(Awoken::Signal)
+            } else if let Some(awoken) =
+                blocked.then(|| ready(socket.poll_write_ready(cx), Awoken::Writable)).flatten()
+            {
+                Some(awoken)
+            } else if let Some(awoken) =
+                reads.then(|| ready(socket.poll_read_ready(cx), Awoken::Readable)).flatten()
+            {
+                Some(awoken)
+            } else if self.retry.as_mut().is_some_and(|retry| retry.as_mut().poll(cx).is_ready()) {
+                self.retry = None;
+                Some(Awoken::Retry)
+            } else {
+                None
+            };
+            awoken.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// Reads what the socket has, and performs it.
@@ -394,7 +432,7 @@ impl Driver {
     }
 
     /// Says goodbye where that is due, and takes everything back.
-    async fn end(mut self, ending: Ending) {
+    async fn end(mut self: Box<Self>, ending: Ending) {
         let socket = self.socket.clone();
         let socket = socket.as_deref();
         let connection = Arc::clone(&self.connection);
@@ -488,16 +526,16 @@ async fn due(at: &mut Option<Pin<Box<Sleep>>>) {
 mod tests {
     use super::*;
 
-    fn bytes_of<F: Future>(_: impl FnOnce(Driver) -> F) -> usize {
+    fn bytes_of<F: Future>(_: impl FnOnce(Box<Driver>) -> F) -> usize {
         std::mem::size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_is_small() {
-        let task = bytes_of(|driver: Driver| driver.run_websocket(Vec::new()));
-        assert!(task <= 1_024, "the task of a connection has {task} bytes");
+        let task = bytes_of(|driver: Box<Driver>| driver.run_websocket(Vec::new()));
+        assert!(task <= 256, "the task of a connection has {task} bytes");
         assert!(
-            size_of::<Connection>() <= 320,
+            size_of::<Connection>() <= 240,
             "a connection has {} bytes",
             size_of::<Connection>()
         );

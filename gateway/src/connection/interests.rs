@@ -5,7 +5,7 @@ use std::sync::Arc;
 use carillon_protocol::ChannelName;
 
 use super::driver::{Driver, RETRY};
-use super::requests::Own;
+use super::subscriptions::Own;
 use crate::hub::{Labels, Subscription};
 use crate::interests::{Interests, by_channel};
 use crate::policy::Action;

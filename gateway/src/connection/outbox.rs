@@ -12,9 +12,8 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use carillon_protocol::{CloseCode, Cursor, Position};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 
 use crate::dispatch::{Dispatch, Dress, Medium};
 
@@ -55,12 +54,11 @@ pub struct Outbox {
     wire: Wire,
     bytes_max: usize,
     state: Mutex<State>,
-    wake: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Item>,
+    queue: Queue,
     queued_bytes: usize,
     /// Bytes of the front item that are written already.
     front_written: usize,
@@ -76,12 +74,24 @@ struct State {
     failed: bool,
     /// Nothing will be queued any more.
     ended: bool,
+    /// There is a new signal that the connection's task has not seen.
+    signalled: bool,
+    /// The connection's task, waiting for a signal.
+    task: Option<Waker>,
     /// Who pulls, waiting for something to be queued.
     reader: Option<Waker>,
     close: Option<CloseCode>,
     sse: Option<Box<SseState>>,
-    twins: Option<VecDeque<u64>>,
+    twins: Option<Box<VecDeque<u64>>>,
     told: Option<Box<Told>>,
+}
+
+/// Mostly empty, and mostly of one when it is not: the first item is in place, the others own memory only
+/// while there are any.
+#[derive(Debug, Default)]
+struct Queue {
+    first: Option<Item>,
+    others: Option<Box<VecDeque<Item>>>,
 }
 
 /// What keeps a notification from coming both as pending and live.
@@ -123,7 +133,7 @@ impl Outbox {
     /// An outbox that writes to `wire` and holds at most `bytes_max` bytes (but always one message).
     #[must_use]
     pub fn new(wire: Wire, bytes_max: usize) -> Self {
-        Self { wire, bytes_max, state: Mutex::default(), wake: Notify::new() }
+        Self { wire, bytes_max, state: Mutex::default() }
     }
 
     /// Makes this an SSE outbox: events carry cursors, and HTTP/1.1 chunks where `chunked`. Nothing
@@ -191,8 +201,9 @@ impl Outbox {
 
     /// Marks that a subscription fell behind: the task is woken when there is room.
     pub fn mark_behind(&self) {
-        self.state.lock().behind = true;
-        self.wake.notify_one();
+        let mut state = self.state.lock();
+        state.behind = true;
+        signal(state);
     }
 
     /// Queues a reply of the server's own. Replies are small and follow requests one by one, so
@@ -305,11 +316,8 @@ impl Outbox {
                 }
             }
             Wire::Socket(socket) => {
-                if let Some(wake) = state.write_to(socket) {
-                    drop(state);
-                    if wake {
-                        self.wake.notify_one();
-                    }
+                if state.write_to(socket) {
+                    signal(state);
                 }
             }
         }
@@ -320,7 +328,7 @@ impl Outbox {
         let mut state = self.state.lock();
         state.queued_bytes = 0;
         state.dirty = false;
-        state.queue.drain(..).map(|item| item.bytes).collect()
+        state.queue.take().map(|item| item.bytes).collect()
     }
 
     /// For a body that carries the events itself: what is queued, or wakes the body when something is;
@@ -338,19 +346,20 @@ impl Outbox {
         state.dirty = false;
         state.queued_bytes = 0;
         let mut bytes = Vec::with_capacity(state.queue.iter().map(|item| item.bytes.len()).sum());
-        for item in state.queue.drain(..) {
+        for item in state.queue.take() {
             bytes.extend_from_slice(&item.bytes);
         }
         if state.behind {
-            self.wake.notify_one();
+            signal(state);
         }
         Poll::Ready(Some(bytes.into()))
     }
 
     /// Asks the connection's task to close. The first code wins.
     pub fn close(&self, code: CloseCode) {
-        self.state.lock().close.get_or_insert(code);
-        self.wake.notify_one();
+        let mut state = self.state.lock();
+        state.close.get_or_insert(code);
+        signal(state);
     }
 
     /// Whether a close was asked for.
@@ -367,13 +376,24 @@ impl Outbox {
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
-        drop(state);
-        self.wake.notify_one();
+        signal(state);
     }
 
-    /// Waits until there may be a new signal. Cancel safe.
+    /// Waits until there may be a new signal. Cancel safe; for one task at a time.
     pub async fn woken(&self) {
-        self.wake.notified().await;
+        std::future::poll_fn(|cx| self.poll_woken(cx)).await;
+    }
+
+    /// The same for a task that waits for several things in one poll.
+    pub fn poll_woken(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.signalled) {
+            return Poll::Ready(());
+        }
+        if state.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            state.task = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// What the connection's task should do. Taking `behind` clears it.
@@ -417,12 +437,56 @@ impl Outbox {
     pub fn queued_bytes(&self) -> usize {
         self.state.lock().queued_bytes
     }
+}
 
-    /// Gives back memory that an idle queue does not need.
-    pub fn shrink(&self) {
-        let mut state = self.state.lock();
-        if state.queue.is_empty() && state.queue.capacity() > 0 {
-            state.queue = VecDeque::new();
+/// Wakes the connection's task, after the lock is released.
+fn signal(mut state: MutexGuard<'_, State>) {
+    state.signalled = true;
+    let task = state.task.take();
+    drop(state);
+    if let Some(task) = task {
+        task.wake();
+    }
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn push_back(&mut self, item: Item) {
+        match (&self.first, &mut self.others) {
+            (None, _) => self.first = Some(item),
+            (Some(_), Some(others)) => others.push_back(item),
+            (Some(_), others @ None) => *others = Some(Box::new(VecDeque::from([item]))),
+        }
+    }
+
+    fn pop_front(&mut self) {
+        self.first = self.others.as_mut().and_then(|others| others.pop_front());
+        if self.first.is_none() {
+            self.others = None;
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.first.iter().chain(self.others.iter().flat_map(|others| others.iter()))
+    }
+
+    /// Everything, oldest first.
+    fn take(&mut self) -> impl Iterator<Item = Item> + use<> {
+        let Self { first, others } = std::mem::take(self);
+        first.into_iter().chain(others.into_iter().flat_map(|others| *others))
+    }
+
+    /// Keeps what `keep` says, asked oldest first.
+    fn retain(&mut self, mut keep: impl FnMut(&Item) -> bool) {
+        let keeps_first = self.first.as_ref().is_none_or(&mut keep);
+        if let Some(others) = &mut self.others {
+            others.retain(keep);
+        }
+        if !keeps_first {
+            self.pop_front();
         }
     }
 }
@@ -524,12 +588,12 @@ impl State {
         self.queued_bytes -= freed;
     }
 
-    /// Writes what the socket takes; `Some(true)` when the task must be woken.
-    fn write_to(&mut self, socket: &TcpStream) -> Option<bool> {
+    /// Writes what the socket takes; whether the task must be woken.
+    fn write_to(&mut self, socket: &TcpStream) -> bool {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
-            for (slice, item) in slices.iter_mut().zip(&self.queue) {
+            for (slice, item) in slices.iter_mut().zip(self.queue.iter()) {
                 let skip = if count == 0 { self.front_written } else { 0 };
                 *slice = IoSlice::new(&item.bytes[skip..]);
                 count += 1;
@@ -542,25 +606,25 @@ impl State {
             match written {
                 Ok(bytes) => self.written(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Some(!std::mem::replace(&mut self.blocked, true));
+                    return !std::mem::replace(&mut self.blocked, true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
                     self.failed = true;
-                    self.queue.clear();
+                    self.queue = Queue::default();
                     self.queued_bytes = 0;
-                    return Some(true);
+                    return true;
                 }
             }
         }
         self.blocked = false;
-        self.behind.then_some(true)
+        self.behind
     }
 
     fn written(&mut self, bytes: usize) {
         self.queued_bytes -= bytes;
         let mut left = self.front_written + bytes;
-        while let Some(front) = self.queue.front() {
+        while let Some(front) = &self.queue.first {
             if left < front.bytes.len() {
                 break;
             }

@@ -1,46 +1,20 @@
 //! What a client may ask of the gateway, performed and answered. One function a request; the
 //! session decided what it means, the policy decides whether it may.
 
-use std::sync::Arc;
-
 use carillon_broker_client::{InboundEntry, Receipt};
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::session::{ClientPublish, Request, Session};
-use carillon_protocol::{ChannelName, ErrorCode, Filter, Payload, UserId};
-use foldhash::HashMap;
+use carillon_protocol::{ChannelName, ErrorCode, Payload, UserId};
 
 use super::Transport;
 use super::driver::Driver;
 use crate::dispatch::NOTIFICATIONS;
-use crate::hub::{Labels, SubscriptionKey};
-use crate::interests::Interests;
+use crate::hub::Labels;
 use crate::node::Outgoing;
 use crate::policy::{Action, Decision};
 use crate::relay::ChannelTraits;
 use crate::transport::poll::own_polls;
-
-/// One of a connection's own subscriptions.
-#[derive(Clone, Debug)]
-pub struct Own {
-    /// Its place in the hub.
-    pub key: SubscriptionKey,
-    /// Labels heard.
-    pub labels: Labels,
-    /// Payload filter.
-    pub filter: Option<Arc<Filter>>,
-    /// Namespace traits.
-    pub traits: ChannelTraits,
-    /// Made by the server (R16): not counted against the client's limit.
-    pub automatic: bool,
-    /// The client itself subscribed (or the server for every user).
-    pub asked: bool,
-    /// The user's persistent subscriptions on this channel.
-    pub interests: Option<Interests>,
-}
-
-/// A connection's subscriptions by the channel that the hub knows.
-pub type Subscriptions = HashMap<ChannelName, Own>;
 
 /// A channel as a client names it, resolved: the hub's channel and which labels are meant.
 #[derive(Clone, Debug)]

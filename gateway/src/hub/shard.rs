@@ -164,8 +164,7 @@ impl Shard {
         let channel =
             state.channels.entry(name.clone()).or_insert_with(|| Channel::at(relay_position()));
         begun(channel.position);
-        let slot = channel.subscriptions.insert((generation, subscription)) as u32;
-        SubscriptionKey { slot, generation }
+        channel.add(generation, subscription)
     }
 
     pub(super) fn unsubscribe(&self, name: &ChannelName, key: SubscriptionKey) {

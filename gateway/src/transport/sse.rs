@@ -71,7 +71,8 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
         opening: Some(format!("retry: {RETRY_MS}\n\n").into()),
         _alive: alive,
     };
-    let driver = Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket);
+    let driver =
+        Box::new(Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket));
     let tasks = node.tasks.clone();
     tasks.spawn(start(node, driver, handshake.channels, handshake.resume, gone));
     let mut response = Response::new(Body::new(body));
@@ -84,7 +85,7 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
 
 async fn start(
     node: Arc<Node>,
-    mut driver: Driver,
+    mut driver: Box<Driver>,
     channels: Vec<String>,
     resume: crate::connection::welcome::Resume,
     gone: oneshot::Receiver<()>,

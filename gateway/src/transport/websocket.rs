@@ -106,8 +106,13 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
-    let mut driver =
-        Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
+    let mut driver = Box::new(Driver::new(
+        Arc::clone(&node),
+        connection,
+        handshake.claims,
+        admitted,
+        Some(socket),
+    ));
     driver.welcome(&handshake.channels, handshake.resume).await;
     node.tasks.spawn(driver.run_websocket(early));
 }
