@@ -4,6 +4,7 @@
 //! at once and tests may bind port 0. `App::run` serves until the shutdown is asked for, then drains.
 
 mod drain;
+mod reload;
 mod router;
 mod signals;
 
@@ -156,7 +157,7 @@ impl App {
             banished: Banished::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            config: Arc::new(config),
+            config: ArcSwap::from_pointee(config),
             id,
             broker,
             hub,

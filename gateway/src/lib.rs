@@ -12,6 +12,7 @@ pub mod heartbeat;
 pub mod hub;
 pub mod ids;
 pub mod interests;
+pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod notifications;

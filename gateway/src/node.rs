@@ -42,8 +42,8 @@ pub struct Node {
     pub name: String,
     /// Unix milliseconds.
     pub started_at_ms: i64,
-    /// Settings as started with.
-    pub config: Arc<Config>,
+    /// Settings; a reload replaces keys, namespaces, routes, limits and log level, and nothing else.
+    pub config: ArcSwap<Config>,
     /// History, registry, node-to-node.
     pub broker: Arc<dyn Broker>,
     /// Stored notifications.

@@ -13,6 +13,7 @@ import limits
 import malformed
 import outage
 import recovery
+import reload
 import slow
 
 
@@ -35,7 +36,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -53,6 +54,8 @@ def main():
             recovery.facts(facts.check, cluster)
     if "outage" in only:
         outage.facts(facts.check, os.path.abspath(args.binary))
+    if "reload" in only:
+        reload.facts(facts.check, os.path.abspath(args.binary))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

@@ -34,7 +34,7 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(cors(&node.config.cors.origins))
+        .layer(cors(&node.config.load().cors.origins))
         .layer(axum::middleware::from_fn(with_request_id))
 }
 

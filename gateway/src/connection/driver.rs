@@ -95,15 +95,17 @@ impl Driver {
         admitted: Admitted,
         socket: Option<Arc<TcpStream>>,
     ) -> Self {
-        if let Some(claims) = claims.as_mut().filter(|_| node.config.authorize.webhook.is_none()) {
+        let config = node.config.load();
+        if let Some(claims) = claims.as_mut().filter(|_| config.authorize.webhook.is_none()) {
             // Only an authorisation webhook asks for the token's other claims; they cost an idle
             // connection more than its task.
             claims.all.clear();
         }
         let limits = SessionLimits {
-            messages_per_second: node.config.limits.messages_per_second,
-            heartbeat_timeout_ms: node.config.heartbeat.timeout.as_millis() as u64,
+            messages_per_second: config.limits.messages_per_second,
+            heartbeat_timeout_ms: config.heartbeat.timeout.as_millis() as u64,
         };
+        drop(config);
         node.hub.attach(&connection);
         node.metrics.opened(connection.transport);
         Self {
@@ -123,7 +125,7 @@ impl Driver {
     /// Drives a WebSocket until it ends. `early` are bytes that came with the handshake.
     pub async fn run_websocket(mut self, mut early: Vec<u8>) {
         let Some(socket) = self.socket.clone() else { return };
-        let mut assembler = Assembler::new(self.node.config.limits.max_message_size);
+        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size);
         if !early.is_empty() {
             let mut happenings = Vec::new();
             let heard = self.hear(&mut assembler, &mut early, &mut happenings);
@@ -226,6 +228,12 @@ impl Driver {
         let now = clock::monotonic_ms();
         self.connection.heard(now);
         self.session.handle_bytes(now);
+        {
+            // A reload changes the limits of live connections too.
+            let limits = &self.node.config.load().limits;
+            self.session.handle_limit(now, limits.messages_per_second);
+            assembler.limit(limits.max_message_size);
+        }
         let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
         let user = self.connection.user.clone();
         let routes = self.node.routes.load();

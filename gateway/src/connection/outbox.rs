@@ -53,13 +53,13 @@ pub enum Pushed {
 #[derive(Debug)]
 pub struct Outbox {
     wire: Wire,
-    bytes_max: usize,
     state: Mutex<State>,
     wake: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    bytes_max: usize,
     queue: VecDeque<Item>,
     queued_bytes: usize,
     /// Bytes of the front item that are written already.
@@ -123,7 +123,13 @@ impl Outbox {
     /// An outbox that writes to `wire` and holds at most `bytes_max` bytes (but always one message).
     #[must_use]
     pub fn new(wire: Wire, bytes_max: usize) -> Self {
-        Self { wire, bytes_max, state: Mutex::default(), wake: Notify::new() }
+        let state = State { bytes_max, ..State::default() };
+        Self { wire, state: Mutex::new(state), wake: Notify::new() }
+    }
+
+    /// Changes how many bytes it holds; what is queued stays.
+    pub fn bound(&self, bytes_max: usize) {
+        self.state.lock().bytes_max = bytes_max;
     }
 
     /// Makes this an SSE outbox: events carry cursors, and HTTP/1.1 chunks where `chunked`. Nothing
@@ -178,7 +184,7 @@ impl Outbox {
             state.advance(dispatch);
             return Pushed::Queued;
         }
-        if state.queued_bytes + frame.len() > self.bytes_max && !state.queue.is_empty() {
+        if state.queued_bytes + frame.len() > state.bytes_max && !state.queue.is_empty() {
             if conflate == 0 {
                 return Pushed::Full;
             }
@@ -208,7 +214,7 @@ impl Outbox {
     /// Queues a message that belongs to no channel; `false` when there is no room.
     pub fn push_message(&self, bytes: &Bytes, dress: Dress) -> bool {
         let mut state = self.state.lock();
-        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= self.bytes_max;
+        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= state.bytes_max;
         if room && state.close.is_none() && !state.failed {
             state.enqueue_dressed(bytes, dress, 0);
         }
@@ -218,7 +224,7 @@ impl Outbox {
     /// Queues bytes as they are (control frames, comment lines), unless the queue is over its bound.
     pub fn push_raw(&self, bytes: Bytes) {
         let mut state = self.state.lock();
-        if !state.failed && state.queued_bytes <= self.bytes_max {
+        if !state.failed && state.queued_bytes <= state.bytes_max {
             state.enqueue(bytes, 0);
         }
     }
@@ -226,7 +232,7 @@ impl Outbox {
     /// Queues an SSE comment line as a chunk of its own.
     pub fn push_sse_text(&self, text: &[u8]) {
         let mut state = self.state.lock();
-        if state.failed || state.queued_bytes > self.bytes_max {
+        if state.failed || state.queued_bytes > state.bytes_max {
             return;
         }
         let chunked = state.sse.as_ref().is_some_and(|sse| sse.chunked);
@@ -379,7 +385,7 @@ impl Outbox {
     /// What the connection's task should do. Taking `behind` clears it.
     pub fn signals(&self) -> Signals {
         let mut state = self.state.lock();
-        let room = state.queued_bytes <= self.bytes_max / 2;
+        let room = state.queued_bytes <= state.bytes_max / 2;
         Signals {
             close: state.close,
             failed: state.failed,
@@ -409,7 +415,8 @@ impl Outbox {
     /// Whether a page of history may be queued now.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.state.lock().queued_bytes <= self.bytes_max / 2
+        let state = self.state.lock();
+        state.queued_bytes <= state.bytes_max / 2
     }
 
     /// Bytes queued.

@@ -95,7 +95,7 @@ fn prepare(socket: &TcpStream, node: &Node) {
     let socket = socket2::SockRef::from(socket);
     // Failing to set an option is no reason to refuse a client.
     let _ = socket.set_tcp_nodelay(true);
-    let timeout = node.config.heartbeat.timeout;
+    let timeout = node.config.load().heartbeat.timeout;
     if !timeout.is_zero() {
         let _ = socket.set_tcp_user_timeout(Some(timeout));
     }

@@ -103,7 +103,8 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     drop(parts.read_buf);
     let Opening { handshake, admitted, dress } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
-    let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
+    let outbox =
+        Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
     let mut driver =

@@ -94,7 +94,7 @@ async fn channels(
         });
     }
     let automatic = channels.len();
-    let limit = node.config.limits.subscriptions_per_connection as usize;
+    let limit = node.config.load().limits.subscriptions_per_connection as usize;
     let mut errors = Vec::new();
     for name in asked {
         match listened(held, name).await {

@@ -67,7 +67,7 @@ impl Held {
         profile: Profile,
     ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
-        let outbox = Outbox::new(Wire::Pulled, node.config.limits.queue_bytes);
+        let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes);
         let dress = Dress { medium: Medium::Poll, profile };
         let connection = Connection::new(
             admitted.id.clone(),
