@@ -22,4 +22,5 @@ pub mod policy;
 pub mod presence;
 pub mod relay;
 pub mod rest;
+pub mod socket;
 pub mod transport;

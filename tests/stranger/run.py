@@ -15,6 +15,7 @@ import outage
 import recovery
 import reload
 import slow
+import tls
 
 
 def browser(facts, cluster):
@@ -36,7 +37,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload,tls")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -56,6 +57,8 @@ def main():
         outage.facts(facts.check, os.path.abspath(args.binary))
     if "reload" in only:
         reload.facts(facts.check, os.path.abspath(args.binary))
+    if "tls" in only:
+        tls.facts(facts.check, os.path.abspath(args.binary))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

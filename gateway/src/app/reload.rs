@@ -63,8 +63,11 @@ impl Fresh {
     }
 }
 
-/// Reads the configuration again and applies what may change.
+/// Reads the configuration again and applies what may change; the certificate too, which stands by itself.
 pub(super) fn reload(node: &Node, log: &Log) {
+    if let Some(tls) = &node.tls {
+        tls.certificates.refresh();
+    }
     match Fresh::read(&node.config.load_full()) {
         Ok(fresh) => fresh.apply(node, log),
         Err(mistakes) => {

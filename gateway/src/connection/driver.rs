@@ -14,7 +14,6 @@ use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
 use carillon_protocol::{ClientMessage, CloseCode, Codec};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::Connection;
@@ -23,6 +22,7 @@ use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
 use crate::node::{Admitted, Node};
+use crate::socket::Socket;
 
 /// Bytes read from a socket in one go, into a buffer that the thread's connections share.
 const READ_BYTES: usize = 16 * 1024;
@@ -46,7 +46,7 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
-    socket: Option<Arc<TcpStream>>,
+    socket: Option<Arc<Socket>>,
     session: Session,
     _admitted: Admitted,
 }
@@ -74,7 +74,7 @@ impl Driver {
         connection: Arc<Connection>,
         claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
         let driver = Self::brief(node, connection, claims, admitted, socket);
         let heartbeat = &driver.node.heartbeat;
@@ -93,7 +93,7 @@ impl Driver {
         connection: Arc<Connection>,
         mut claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
         let config = node.config.load();
         if let Some(claims) = claims.as_mut().filter(|_| config.authorize.webhook.is_none()) {
@@ -203,7 +203,7 @@ impl Driver {
     }
 
     /// Reads what the socket has, and performs it.
-    async fn read(&mut self, socket: &TcpStream, assembler: &mut Assembler) -> Option<Ending> {
+    async fn read(&mut self, socket: &Socket, assembler: &mut Assembler) -> Option<Ending> {
         let mut happenings = Vec::new();
         let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
             Ok(0) => Some(Err(Ending::Peer)),
@@ -415,7 +415,7 @@ impl Driver {
         }
         outbox.fail();
         if let Some(socket) = socket {
-            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+            socket.shut();
         }
         tracing::debug!(connection = %connection.id, reason, "connection ended");
     }
@@ -438,14 +438,16 @@ pub fn disconnect(code: CloseCode) -> ServerMessage {
     ServerMessage::new("disconnect", &payload)
 }
 
-async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
-    while outbox.queued_bytes() > 0 && !outbox.signals().failed {
+async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
+    while (outbox.queued_bytes() > 0 || outbox.signals_blocked()) && !outbox.signals().failed {
         if socket.writable().await.is_err() {
             return;
         }
         outbox.flush();
     }
-    let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+    if socket.finish().is_err() {
+        return;
+    }
     let mut rest = [0; 512];
     while socket.readable().await.is_ok() {
         match socket.try_read(&mut rest) {
@@ -456,7 +458,7 @@ async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
     }
 }
 
-async fn writable(socket: Option<&TcpStream>) {
+async fn writable(socket: Option<&Socket>) {
     match socket {
         Some(socket) => {
             // An error shows in the flush that follows.

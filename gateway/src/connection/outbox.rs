@@ -13,10 +13,10 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use carillon_protocol::{CloseCode, Cursor, Position};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::dispatch::{Dispatch, Dress, Medium};
+use crate::socket::Socket;
 
 /// Most slices in one vectored write.
 const SLICES_MAX: usize = 64;
@@ -31,8 +31,8 @@ const TWINS_MAX: usize = 1024;
 #[derive(Debug)]
 pub enum Wire {
     /// Straight to a socket, from any thread.
-    Socket(Arc<TcpStream>),
-    /// The connection's task takes them (TLS, long poll).
+    Socket(Arc<Socket>),
+    /// Somebody takes them (long poll, a body without a socket).
     Pulled,
 }
 
@@ -532,7 +532,7 @@ impl State {
     }
 
     /// Writes what the socket takes; `Some(true)` when the task must be woken.
-    fn write_to(&mut self, socket: &TcpStream) -> Option<bool> {
+    fn write_to(&mut self, socket: &Socket) -> Option<bool> {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
@@ -548,20 +548,27 @@ impl State {
             };
             match written {
                 Ok(bytes) => self.written(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Some(!std::mem::replace(&mut self.blocked, true));
-                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.failed = true;
-                    self.queue.clear();
-                    self.queued_bytes = 0;
-                    return Some(true);
-                }
+                Err(error) => return self.refused(&error),
             }
+        }
+        // Under TLS bytes may have left the queue and wait, encrypted, for room.
+        if let Err(error) = socket.try_flush() {
+            return self.refused(&error);
         }
         self.blocked = false;
         self.behind.then_some(true)
+    }
+
+    /// The socket took no more, or is no more; as [`State::write_to`].
+    fn refused(&mut self, error: &io::Error) -> Option<bool> {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Some(!std::mem::replace(&mut self.blocked, true));
+        }
+        self.failed = true;
+        self.queue.clear();
+        self.queued_bytes = 0;
+        Some(true)
     }
 
     fn written(&mut self, bytes: usize) {

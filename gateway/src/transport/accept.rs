@@ -1,6 +1,7 @@
 //! Accepting client sockets: bounded in number, survives running out of file descriptors, closes
 //! what never says anything. One hyper connection a socket until a transport takes it over.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,9 @@ use tower::ServiceExt;
 
 use super::client_io::{ClientIo, Gate, Peer};
 use crate::node::Node;
+use crate::socket::Socket;
 
-/// A socket that has not sent a request's head by then is closed.
+/// A socket that has not sent a request's head by then is closed; a TLS handshake has as long before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the process ran out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -64,7 +66,21 @@ async fn serve(
     node: Arc<Node>,
 ) {
     prepare(&socket, &node);
-    let socket = Arc::new(socket);
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(HEAD_TIMEOUT, open(socket, &node)) => opened,
+        () = stop.cancelled() => return,
+    };
+    let socket = match opened {
+        Ok(Ok(socket)) => Arc::new(socket),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %address, "a TLS handshake failed");
+            return node.metrics.refused("tls");
+        }
+        Err(_) => {
+            tracing::debug!(%address, "a TLS handshake took too long");
+            return node.metrics.refused("tls");
+        }
+    };
     let gate = Gate::default();
     let peer = Peer { address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
@@ -88,6 +104,14 @@ async fn serve(
     };
     if let Err(error) = served {
         tracing::trace!(%error, "a client connection ended");
+    }
+}
+
+/// What stands between an accepted socket and its first request.
+async fn open(socket: TcpStream, node: &Node) -> io::Result<Socket> {
+    match &node.tls {
+        Some(tls) => Socket::accept_tls(&tls.acceptor, socket).await,
+        None => Ok(Socket::Plain(socket)),
     }
 }
 
