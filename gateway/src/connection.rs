@@ -10,6 +10,7 @@ pub mod outbox;
 pub mod requests;
 pub mod welcome;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -57,6 +58,8 @@ pub struct Connection {
     pub transport: Transport,
     /// How its messages are written.
     pub dress: Dress,
+    /// Who is at the other end, where that is known.
+    pub remote: Option<IpAddr>,
     /// Unix milliseconds.
     pub connected_at_ms: i64,
     /// What waits for its socket.
@@ -78,6 +81,7 @@ impl Connection {
         user: Option<UserId>,
         transport: Transport,
         dress: Dress,
+        remote: Option<IpAddr>,
         outbox: Outbox,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -85,6 +89,7 @@ impl Connection {
             user,
             transport,
             dress,
+            remote,
             connected_at_ms: clock::unix_ms(),
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),

@@ -108,6 +108,7 @@ impl Driver {
         drop(config);
         node.hub.attach(&connection);
         node.metrics.opened(connection.transport);
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
         Self {
             session: Session::new(limits, clock::monotonic_ms()),
             node,
@@ -417,7 +418,7 @@ impl Driver {
         if let Some(socket) = socket {
             socket.shut();
         }
-        tracing::debug!(connection = %connection.id, reason, "connection ended");
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, reason, "connection ended");
     }
 }
 

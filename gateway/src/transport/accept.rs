@@ -2,7 +2,7 @@
 //! what never says anything. One hyper connection a socket until a transport takes it over.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::client_io::{ClientIo, Gate, Peer};
+use super::proxy;
 use crate::node::Node;
 use crate::socket::Socket;
 
-/// A socket that has not sent a request's head by then is closed; a TLS handshake has as long before.
+/// A socket that has not sent a request's head by then is closed; a proxy's header and a TLS handshake have
+/// as long before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the process ran out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -67,25 +69,27 @@ async fn serve(
 ) {
     prepare(&socket, &node);
     let opened = tokio::select! {
-        opened = tokio::time::timeout(HEAD_TIMEOUT, open(socket, &node)) => opened,
+        opened = tokio::time::timeout(HEAD_TIMEOUT, open(socket, address, &node)) => opened,
         () = stop.cancelled() => return,
     };
-    let socket = match opened {
-        Ok(Ok(socket)) => Arc::new(socket),
+    let (socket, address) = match opened {
+        Ok(Ok((socket, address))) => (Arc::new(socket), address),
         Ok(Err(error)) => {
-            tracing::debug!(%error, %address, "a TLS handshake failed");
-            return node.metrics.refused("tls");
+            tracing::debug!(%error, %address, "a client's handshake failed");
+            return node.metrics.refused("handshake");
         }
         Err(_) => {
-            tracing::debug!(%address, "a TLS handshake took too long");
-            return node.metrics.refused("tls");
+            tracing::debug!(%address, "a client's handshake took too long");
+            return node.metrics.refused("handshake");
         }
     };
     let gate = Gate::default();
-    let peer = Peer { address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
+    let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(peer.clone());
+        let proxies = &node.config.load().server.trusted_proxies;
+        let remote = proxy::client(address, request.headers(), proxies);
+        request.extensions_mut().insert(Peer { remote, ..peer.clone() });
         router.clone().oneshot(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -107,12 +111,25 @@ async fn serve(
     }
 }
 
-/// What stands between an accepted socket and its first request.
-async fn open(socket: TcpStream, node: &Node) -> io::Result<Socket> {
-    match &node.tls {
-        Some(tls) => Socket::accept_tls(&tls.acceptor, socket).await,
-        None => Ok(Socket::Plain(socket)),
+/// What stands between an accepted socket and its first request: a trusted proxy's word on whose socket it is,
+/// and TLS.
+async fn open(
+    mut socket: TcpStream,
+    address: SocketAddr,
+    node: &Node,
+) -> io::Result<(Socket, IpAddr)> {
+    let mut address = address.ip().to_canonical();
+    let trusted = proxy::is_trusted(address, &node.config.load().server.trusted_proxies);
+    if trusted
+        && let Some(client) = proxy::read_header(&mut socket).await?
+    {
+        address = client;
     }
+    let socket = match &node.tls {
+        Some(tls) => Socket::accept_tls(&tls.acceptor, socket).await?,
+        None => Socket::Plain(socket),
+    };
+    Ok((socket, address))
 }
 
 fn prepare(socket: &TcpStream, node: &Node) {

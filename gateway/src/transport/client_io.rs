@@ -39,8 +39,8 @@ impl Gate {
 /// What a request may know of the socket it came on.
 #[derive(Clone)]
 pub struct Peer {
-    /// Who is at the other end, as the socket says.
-    pub address: std::net::SocketAddr,
+    /// Who is at the other end, as the socket and trusted proxies say.
+    pub remote: std::net::IpAddr,
     /// The socket itself; `None` where bytes cannot be written past hyper.
     pub socket: Option<Arc<Socket>>,
     /// Tells when the response's head has left.

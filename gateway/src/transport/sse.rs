@@ -63,7 +63,9 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     let chunked = socket.is_some() && request.version == Version::HTTP_11;
     let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes).for_sse(chunked);
     let dress = Dress { medium: Medium::Sse, profile: handshake.profile };
-    let connection = Connection::new(admitted.id.clone(), user, Transport::Sse, dress, outbox);
+    let remote = peer.as_ref().map(|peer| peer.remote);
+    let connection =
+        Connection::new(admitted.id.clone(), user, Transport::Sse, dress, remote, outbox);
     let (alive, gone) = oneshot::channel();
     let body = EventStream {
         connection: Arc::clone(&connection),

@@ -1,5 +1,6 @@
 //! WebSocket endpoints: the RFC 6455 handshake on hyper, then the bare socket.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -15,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
-use super::client_io::ClientIo;
+use super::client_io::{ClientIo, Peer};
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
@@ -62,7 +63,8 @@ async fn accept(
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let dress = Dress { medium: Medium::WebSocket(codec), profile: handshake.profile };
-    let opening = Opening { handshake, admitted, dress };
+    let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
+    let opening = Opening { handshake, admitted, dress, remote };
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
     tasks.spawn(Box::pin(open(node, upgrade, opening)));
@@ -82,6 +84,7 @@ struct Opening {
     handshake: Handshake,
     admitted: Admitted,
     dress: Dress,
+    remote: Option<IpAddr>,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -101,12 +104,12 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
-    let Opening { handshake, admitted, dress } = opening;
+    let Opening { handshake, admitted, dress, remote } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
         Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
     let connection =
-        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
+        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
     let mut driver =
         Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
     driver.welcome(&handshake.channels, handshake.resume).await;

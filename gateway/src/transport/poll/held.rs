@@ -2,6 +2,7 @@
 //! held it listens. What has a history only wakes it; what has none is taken from the outbox.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -65,6 +66,7 @@ impl Held {
         node: &Arc<Node>,
         claims: &Claims,
         profile: Profile,
+        remote: Option<IpAddr>,
     ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
         let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes);
@@ -74,6 +76,7 @@ impl Held {
             Some(claims.user.clone()),
             Transport::Poll,
             dress,
+            remote,
             outbox,
         );
         node.presence.arrived(&claims.user);
