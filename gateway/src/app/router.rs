@@ -21,7 +21,7 @@ use crate::transport::{poll, sse, websocket};
 pub(crate) fn client(node: &Arc<Node>) -> Router {
     Router::new()
         .route("/ws", get(websocket::social))
-        .route("/ws/{name}", get(websocket::social))
+        .route("/ws/{name}", get(websocket::named))
         .route("/api/realtime/ws", get(websocket::uno))
         .route("/", get(websocket::excore))
         .route("/api/realtime/events", get(sse::uno))

@@ -21,6 +21,7 @@ use super::requests::Subscriptions;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
+use crate::metrics::Named;
 use crate::node::{Admitted, Node};
 use crate::socket::Socket;
 
@@ -47,6 +48,8 @@ pub struct Driver {
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
     socket: Option<Arc<Socket>>,
+    /// Counted under the name in its path.
+    pub(crate) named: Option<Named>,
     session: Session,
     _admitted: Admitted,
 }
@@ -119,6 +122,7 @@ impl Driver {
             pending_owed: false,
             interests_owed: false,
             socket,
+            named: None,
             _admitted: admitted,
         }
     }
