@@ -4,6 +4,7 @@
 //! at once and tests may bind port 0. `App::run` serves until the shutdown is asked for, then drains.
 
 mod drain;
+mod reload;
 mod router;
 mod signals;
 
@@ -29,6 +30,7 @@ use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::{Relay, Told};
+use crate::socket::Tls;
 use crate::{clock, operator, transport};
 
 #[cfg(test)]
@@ -109,11 +111,13 @@ impl App {
         stores: Stores,
     ) -> Result<Self, StartError> {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
-        if config.server.tls.is_some() {
-            return Err(StartError::Setting(
-                "server.tls: end TLS at the balancer; this version does not".to_owned(),
-            ));
-        }
+        let tls = config
+            .server
+            .tls
+            .as_ref()
+            .map(Tls::new)
+            .transpose()
+            .map_err(|error| setting(&error))?;
         let policy = Policy::new(&config).map_err(|error| setting(&error))?;
         let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
         let api_keys = ApiKeys::new(&config.auth.api_keys);
@@ -156,11 +160,12 @@ impl App {
             banished: Banished::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            config: Arc::new(config),
+            config: ArcSwap::from_pointee(config),
             id,
             broker,
             hub,
             relay,
+            tls,
             metrics,
             tasks,
             stop,
@@ -197,6 +202,10 @@ impl App {
         node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
         node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
+        if let Some(tls) = &node.tls {
+            let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());
+            node.tasks.spawn(watch);
+        }
         let routes = router::client(&node);
         node.tasks.spawn(transport::accept::accept(
             Arc::clone(&node),

@@ -11,6 +11,7 @@ pub mod requests;
 pub mod subscriptions;
 pub mod welcome;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -58,6 +59,8 @@ pub struct Connection {
     pub transport: Transport,
     /// How its messages are written.
     pub dress: Dress,
+    /// Who is at the other end, where that is known.
+    pub remote: Option<IpAddr>,
     /// Unix milliseconds.
     pub connected_at_ms: i64,
     /// What waits for its socket.
@@ -79,6 +82,7 @@ impl Connection {
         user: Option<UserId>,
         transport: Transport,
         dress: Dress,
+        remote: Option<IpAddr>,
         outbox: Outbox,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -86,6 +90,7 @@ impl Connection {
             user,
             transport,
             dress,
+            remote,
             connected_at_ms: clock::unix_ms(),
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),

@@ -36,7 +36,19 @@ pub struct Metrics {
     channels: IntGauge,
     queue_bytes: IntGauge,
     started: Gauge,
+    named: IntGaugeVec,
+    named_opened: IntCounterVec,
     live: [AtomicU64; 3],
+}
+
+/// A WebSocket counted under a name; no more when this is dropped.
+#[derive(Debug)]
+pub struct Named(IntGauge);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
@@ -113,6 +125,18 @@ impl Metrics {
             channels: gauge("channels", "Channels that this node hears"),
             queue_bytes: gauge("queue_bytes", "Bytes waiting for sockets"),
             started: register(r, Gauge::new("start_time_seconds", "Unix time of the start")),
+            named: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("websocket_connections", "Live WebSockets at /ws/{name}"),
+                    &["name"],
+                ),
+            ),
+            named_opened: counters(
+                "websocket_connections_opened_total",
+                "WebSockets opened at /ws/{name}",
+                &["name"],
+            ),
             live: Default::default(),
             registry: registry.clone(),
         };
@@ -147,6 +171,15 @@ impl Metrics {
         self.live[transport as usize].fetch_sub(1, Ordering::Relaxed);
         self.connections.with_label_values(&[transport.name()]).dec();
         self.closed.with_label_values(&[reason]).inc();
+    }
+
+    /// A WebSocket is live at `/ws/{name}`. `name` must come from a closed set (R19).
+    #[must_use]
+    pub fn named(&self, name: &str) -> Named {
+        self.named_opened.with_label_values(&[name]).inc();
+        let live = self.named.with_label_values(&[name]);
+        live.inc();
+        Named(live)
     }
 
     /// A client was not let in. `reason` must come from a closed set.

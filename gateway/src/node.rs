@@ -27,6 +27,7 @@ use crate::notifications::Courier;
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::Relay;
+use crate::socket::Tls;
 
 pub use admission::Admitted;
 pub use banished::Banished;
@@ -42,8 +43,8 @@ pub struct Node {
     pub name: String,
     /// Unix milliseconds.
     pub started_at_ms: i64,
-    /// Settings as started with.
-    pub config: Arc<Config>,
+    /// Settings; a reload replaces keys, namespaces, routes, limits and log level, and nothing else.
+    pub config: ArcSwap<Config>,
     /// History, registry, node-to-node.
     pub broker: Arc<dyn Broker>,
     /// Stored notifications.
@@ -70,6 +71,8 @@ pub struct Node {
     pub presence: Presence,
     /// The other nodes.
     pub cluster: Cluster,
+    /// TLS of the client port; `None` where it is ended elsewhere.
+    pub tls: Option<Tls>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Publish rates of channels.

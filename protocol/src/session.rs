@@ -149,6 +149,11 @@ impl Session {
         self.heard_at_ms = now_ms;
     }
 
+    /// The rate was changed by an operator; 0 admits everything.
+    pub fn handle_limit(&mut self, now_ms: u64, messages_per_second: u32) {
+        self.rate.adjust(messages_per_second, now_ms);
+    }
+
     /// When silence ends the session, if nothing is heard before; `None` when switched off.
     #[must_use]
     pub fn silence_deadline_ms(&self) -> Option<u64> {

@@ -12,8 +12,11 @@ import delivery
 import limits
 import malformed
 import outage
+import proxies
 import recovery
+import reload
 import slow
+import tls
 
 
 def browser(facts, cluster):
@@ -35,7 +38,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload,tls,proxies")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -53,6 +56,12 @@ def main():
             recovery.facts(facts.check, cluster)
     if "outage" in only:
         outage.facts(facts.check, os.path.abspath(args.binary))
+    if "reload" in only:
+        reload.facts(facts.check, os.path.abspath(args.binary))
+    if "tls" in only:
+        tls.facts(facts.check, os.path.abspath(args.binary))
+    if "proxies" in only:
+        proxies.facts(facts.check, os.path.abspath(args.binary))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

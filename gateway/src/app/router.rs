@@ -21,7 +21,7 @@ use crate::transport::{poll, sse, websocket};
 pub(crate) fn client(node: &Arc<Node>) -> Router {
     Router::new()
         .route("/ws", get(websocket::social))
-        .route("/ws/{name}", get(websocket::social))
+        .route("/ws/{name}", get(websocket::named))
         .route("/api/realtime/ws", get(websocket::uno))
         .route("/", get(websocket::excore))
         .route("/api/realtime/events", get(sse::uno))
@@ -34,7 +34,7 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(cors(&node.config.cors.origins))
+        .layer(cors(&node.config.load().cors.origins))
         .layer(axum::middleware::from_fn(with_request_id))
 }
 

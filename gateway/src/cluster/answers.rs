@@ -148,6 +148,7 @@ fn view(node: &Node, connection: &Connection) -> ConnectionView {
         profile: connection.dress.profile.name().to_owned(),
         node: node.name.clone(),
         connected_at: carillon_protocol::time::rfc3339(connection.connected_at_ms),
+        remote: connection.remote.map(|remote| remote.to_string()),
         channels: node.hub.channels_of(&connection.id),
     }
 }

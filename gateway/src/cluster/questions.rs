@@ -79,6 +79,9 @@ pub struct ConnectionView {
     pub node: String,
     /// RFC 3339.
     pub connected_at: String,
+    /// Its address, as trusted proxies say it; absent from nodes that do not know.
+    #[serde(default)]
+    pub remote: Option<String>,
     /// Channels it is subscribed to.
     pub channels: Vec<String>,
 }

@@ -303,11 +303,12 @@ fn a_reload_changes_keys_limits_namespaces_and_level_alone() {
     let path = sources.file.clone().expect("a file");
     let config = Config::load(sources).expect("config");
     let second = "[auth.jwt]\nsecret = \"another-secret-another-secret-another\"\n[limits]\nqueue_bytes = \"1MiB\"\n\
-        [log]\nlevel = \"debug\"\n[redis]\nprefix = \"other\"\n[[namespaces]]\npattern = \"only\"\n";
+        [log]\nlevel = \"debug\"\n[[routes]]\nfrom = \"a\"\nto = \"b\"\n[redis]\nprefix = \"other\"\n[[namespaces]]\npattern = \"only\"\n";
     std::fs::write(&path, second).expect("a file");
     let Reloaded { config: fresh, needs_restart } = config.reload().expect("reload");
     assert_eq!(needs_restart, ["redis"]);
     assert_eq!((fresh.limits.queue_bytes, fresh.log.level.as_str()), (1 << 20, "debug"));
+    assert_eq!(fresh.routes.len(), 1);
     assert_eq!((fresh.namespaces.len(), fresh.redis.prefix.as_str()), (1, "carillon"));
     assert_ne!(fresh.auth.jwt.secret, config.auth.jwt.secret);
     std::fs::write(&path, "[limits]\nqueue_bytes = \"lots\"\n").expect("a file");

@@ -69,7 +69,7 @@ impl Driver {
                 .subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation)
                 .await;
         }
-        let limit = self.node.config.limits.subscriptions_per_connection as usize;
+        let limit = self.node.config.load().limits.subscriptions_per_connection as usize;
         if limit > 0 && self.subscriptions.values().filter(|own| !own.automatic).count() >= limit {
             return Err(Refusal::new(
                 ErrorCode::SubscriptionLimit,

@@ -15,7 +15,6 @@ use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
 use carillon_protocol::{ClientMessage, CloseCode, Codec};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::Connection;
@@ -23,7 +22,9 @@ use super::subscriptions::Subscriptions;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
+use crate::metrics::Named;
 use crate::node::{Admitted, Node};
+use crate::socket::Socket;
 
 /// Bytes read from a socket in one go, into a buffer that the thread's connections share.
 const READ_BYTES: usize = 16 * 1024;
@@ -47,7 +48,9 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
-    socket: Option<Arc<TcpStream>>,
+    socket: Option<Arc<Socket>>,
+    /// Counted under the name in its path.
+    pub(crate) named: Option<Named>,
     session: Session,
     _admitted: Admitted,
 }
@@ -95,7 +98,7 @@ impl Driver {
         connection: Arc<Connection>,
         claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
         let driver = Self::brief(node, connection, claims, admitted, socket);
         let heartbeat = &driver.node.heartbeat;
@@ -114,19 +117,22 @@ impl Driver {
         connection: Arc<Connection>,
         mut claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
-        if let Some(claims) = claims.as_mut().filter(|_| node.config.authorize.webhook.is_none()) {
+        let config = node.config.load();
+        if let Some(claims) = claims.as_mut().filter(|_| config.authorize.webhook.is_none()) {
             // Only an authorisation webhook asks for the token's other claims; they cost an idle
             // connection more than its task.
             claims.all.clear();
         }
         let limits = SessionLimits {
-            messages_per_second: node.config.limits.messages_per_second,
-            heartbeat_timeout_ms: node.config.heartbeat.timeout.as_millis() as u64,
+            messages_per_second: config.limits.messages_per_second,
+            heartbeat_timeout_ms: config.heartbeat.timeout.as_millis() as u64,
         };
+        drop(config);
         node.hub.attach(&connection);
         node.metrics.opened(connection.transport);
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
         Self {
             session: Session::new(limits, clock::monotonic_ms()),
             node,
@@ -137,6 +143,7 @@ impl Driver {
             pending_owed: false,
             interests_owed: false,
             socket,
+            named: None,
             _admitted: admitted,
         }
     }
@@ -146,7 +153,7 @@ impl Driver {
     /// Boxed, like every rare await in it: the future of an idle connection holds little more than a pointer.
     pub async fn run_websocket(mut self: Box<Self>, mut early: Vec<u8>) {
         let Some(socket) = self.socket.clone() else { return };
-        let mut assembler = Assembler::new(self.node.config.limits.max_message_size);
+        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size);
         if !early.is_empty() {
             let mut happenings = Vec::new();
             let heard = self.hear(&mut assembler, &mut early, &mut happenings);
@@ -216,7 +223,7 @@ impl Driver {
     /// Waits for whatever comes first, in one poll without state of its own. The socket's readiness is asked
     /// for by `poll_read_ready`, so that its slot holds this task's waker and lets go of hyper's, which would keep
     /// the finished task of the handshake in memory. Cancel safe.
-    async fn wait(&mut self, socket: &TcpStream, reads: bool, blocked: bool) -> Awoken {
+    async fn wait(&mut self, socket: &Socket, reads: bool, blocked: bool) -> Awoken {
         let ready = |polled: Poll<io::Result<()>>, awoken| match polled {
             Poll::Ready(Ok(())) => Some(awoken),
             Poll::Ready(Err(_)) => Some(Awoken::Failed),
@@ -245,7 +252,7 @@ impl Driver {
     }
 
     /// Reads what the socket has, and performs it.
-    async fn read(&mut self, socket: &TcpStream, assembler: &mut Assembler) -> Option<Ending> {
+    async fn read(&mut self, socket: &Socket, assembler: &mut Assembler) -> Option<Ending> {
         let mut happenings = Vec::new();
         let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
             Ok(0) => Some(Err(Ending::Peer)),
@@ -270,6 +277,12 @@ impl Driver {
         let now = clock::monotonic_ms();
         self.connection.heard(now);
         self.session.handle_bytes(now);
+        {
+            // A reload changes the limits of live connections too.
+            let limits = &self.node.config.load().limits;
+            self.session.handle_limit(now, limits.messages_per_second);
+            assembler.limit(limits.max_message_size);
+        }
         let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
         let user = self.connection.user.clone();
         let routes = self.node.routes.load();
@@ -464,9 +477,9 @@ impl Driver {
         }
         outbox.fail();
         if let Some(socket) = socket {
-            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+            socket.shut();
         }
-        tracing::debug!(connection = %connection.id, reason, "connection ended");
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, reason, "connection ended");
     }
 }
 
@@ -487,14 +500,16 @@ pub fn disconnect(code: CloseCode) -> ServerMessage {
     ServerMessage::new("disconnect", &payload)
 }
 
-async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
-    while outbox.queued_bytes() > 0 && !outbox.signals().failed {
+async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
+    while (outbox.queued_bytes() > 0 || outbox.signals_blocked()) && !outbox.signals().failed {
         if socket.writable().await.is_err() {
             return;
         }
         outbox.flush();
     }
-    let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+    if socket.finish().is_err() {
+        return;
+    }
     let mut rest = [0; 512];
     while socket.readable().await.is_ok() {
         match socket.try_read(&mut rest) {
@@ -505,7 +520,7 @@ async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
     }
 }
 
-async fn writable(socket: Option<&TcpStream>) {
+async fn writable(socket: Option<&Socket>) {
     match socket {
         Some(socket) => {
             // An error shows in the flush that follows.

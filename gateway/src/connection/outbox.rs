@@ -13,9 +13,9 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use carillon_protocol::{CloseCode, Cursor, Position};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::net::TcpStream;
 
 use crate::dispatch::{Dispatch, Dress, Medium};
+use crate::socket::Socket;
 
 /// Most slices in one vectored write.
 const SLICES_MAX: usize = 64;
@@ -30,8 +30,8 @@ const TWINS_MAX: usize = 1024;
 #[derive(Debug)]
 pub enum Wire {
     /// Straight to a socket, from any thread.
-    Socket(Arc<TcpStream>),
-    /// The connection's task takes them (TLS, long poll).
+    Socket(Arc<Socket>),
+    /// Somebody takes them (long poll, a body without a socket).
     Pulled,
 }
 
@@ -52,12 +52,12 @@ pub enum Pushed {
 #[derive(Debug)]
 pub struct Outbox {
     wire: Wire,
-    bytes_max: usize,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    bytes_max: usize,
     queue: Queue,
     queued_bytes: usize,
     /// Bytes of the front item that are written already.
@@ -133,7 +133,13 @@ impl Outbox {
     /// An outbox that writes to `wire` and holds at most `bytes_max` bytes (but always one message).
     #[must_use]
     pub fn new(wire: Wire, bytes_max: usize) -> Self {
-        Self { wire, bytes_max, state: Mutex::default() }
+        let state = State { bytes_max, ..State::default() };
+        Self { wire, state: Mutex::new(state) }
+    }
+
+    /// Changes how many bytes it holds; what is queued stays.
+    pub fn bound(&self, bytes_max: usize) {
+        self.state.lock().bytes_max = bytes_max;
     }
 
     /// Makes this an SSE outbox: events carry cursors, and HTTP/1.1 chunks where `chunked`. Nothing
@@ -188,7 +194,7 @@ impl Outbox {
             state.advance(dispatch);
             return Pushed::Queued;
         }
-        if state.queued_bytes + frame.len() > self.bytes_max && !state.queue.is_empty() {
+        if state.queued_bytes + frame.len() > state.bytes_max && !state.queue.is_empty() {
             if conflate == 0 {
                 return Pushed::Full;
             }
@@ -219,7 +225,7 @@ impl Outbox {
     /// Queues a message that belongs to no channel; `false` when there is no room.
     pub fn push_message(&self, bytes: &Bytes, dress: Dress) -> bool {
         let mut state = self.state.lock();
-        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= self.bytes_max;
+        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= state.bytes_max;
         if room && state.close.is_none() && !state.failed {
             state.enqueue_dressed(bytes, dress, 0);
         }
@@ -229,7 +235,7 @@ impl Outbox {
     /// Queues bytes as they are (control frames, comment lines), unless the queue is over its bound.
     pub fn push_raw(&self, bytes: Bytes) {
         let mut state = self.state.lock();
-        if !state.failed && state.queued_bytes <= self.bytes_max {
+        if !state.failed && state.queued_bytes <= state.bytes_max {
             state.enqueue(bytes, 0);
         }
     }
@@ -237,7 +243,7 @@ impl Outbox {
     /// Queues an SSE comment line as a chunk of its own.
     pub fn push_sse_text(&self, text: &[u8]) {
         let mut state = self.state.lock();
-        if state.failed || state.queued_bytes > self.bytes_max {
+        if state.failed || state.queued_bytes > state.bytes_max {
             return;
         }
         let chunked = state.sse.as_ref().is_some_and(|sse| sse.chunked);
@@ -399,7 +405,7 @@ impl Outbox {
     /// What the connection's task should do. Taking `behind` clears it.
     pub fn signals(&self) -> Signals {
         let mut state = self.state.lock();
-        let room = state.queued_bytes <= self.bytes_max / 2;
+        let room = state.queued_bytes <= state.bytes_max / 2;
         Signals {
             close: state.close,
             failed: state.failed,
@@ -429,7 +435,8 @@ impl Outbox {
     /// Whether a page of history may be queued now.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.state.lock().queued_bytes <= self.bytes_max / 2
+        let state = self.state.lock();
+        state.queued_bytes <= state.bytes_max / 2
     }
 
     /// Bytes queued.
@@ -589,7 +596,7 @@ impl State {
     }
 
     /// Writes what the socket takes; whether the task must be woken.
-    fn write_to(&mut self, socket: &TcpStream) -> bool {
+    fn write_to(&mut self, socket: &Socket) -> bool {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
@@ -605,20 +612,27 @@ impl State {
             };
             match written {
                 Ok(bytes) => self.written(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return !std::mem::replace(&mut self.blocked, true);
-                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.failed = true;
-                    self.queue = Queue::default();
-                    self.queued_bytes = 0;
-                    return true;
-                }
+                Err(error) => return self.refused(&error),
             }
+        }
+        // Under TLS bytes may have left the queue and wait, encrypted, for room.
+        if let Err(error) = socket.try_flush() {
+            return self.refused(&error);
         }
         self.blocked = false;
         self.behind
+    }
+
+    /// The socket took no more, or is no more; as [`State::write_to`].
+    fn refused(&mut self, error: &io::Error) -> bool {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return !std::mem::replace(&mut self.blocked, true);
+        }
+        self.failed = true;
+        self.queue = Queue::default();
+        self.queued_bytes = 0;
+        true
     }
 
     fn written(&mut self, bytes: usize) {

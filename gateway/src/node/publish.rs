@@ -76,6 +76,8 @@ impl PublishLimits {
             });
         }
         let rate = rates.entry(channel.clone()).or_insert_with(|| Rate::new(per_second, now));
+        // A reload may have changed it.
+        rate.adjust(per_second, now);
         match rate.take(now) {
             Verdict::Admit => Ok(RateState { limit: per_second, remaining: rate.remaining() }),
             Verdict::Refuse { retry_after_ms } => Err(too_fast(retry_after_ms)),
@@ -94,6 +96,7 @@ impl PublishLimits {
         let now = clock::monotonic_ms();
         let mut rates = self.rates.lock();
         let remaining = rates.get_mut(channel).map_or(u64::from(per_second), |rate| {
+            rate.adjust(per_second, now);
             rate.refill(now);
             rate.remaining()
         });
@@ -165,7 +168,7 @@ impl Node {
         let namespace = policy.find(channel)?.namespace;
         let per_second = namespace
             .publishes_per_second
-            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
+            .unwrap_or(self.config.load().limits.publishes_per_second_per_channel);
         Some(self.publish_limits.state(channel, per_second))
     }
 
@@ -176,7 +179,7 @@ impl Node {
         let per_second = found
             .namespace
             .publishes_per_second
-            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
+            .unwrap_or(self.config.load().limits.publishes_per_second_per_channel);
         self.publish_limits.charge(&outgoing.channel, per_second)?;
         let id = match &outgoing.id {
             Some(id) => MessageId::new(id).map_err(|invalid| {

@@ -40,7 +40,7 @@ impl FromRequest<Arc<Node>> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, node: &Arc<Node>) -> Result<Self, ApiError> {
-        let limit = match node.config.limits.max_message_size {
+        let limit = match node.config.load().limits.max_message_size {
             0 => BATCH_BYTES_MAX,
             size => size.saturating_add(ENVELOPE_BYTES),
         };
@@ -204,7 +204,7 @@ pub(super) fn payload(
     field: &'static str,
 ) -> Result<Payload, Refusal> {
     let Some(raw) = raw else { return Ok(Payload::NULL) };
-    let limit = node.config.limits.max_message_size;
+    let limit = node.config.load().limits.max_message_size;
     if limit > 0 && raw.get().len() > limit {
         return Err(too_large(limit).with("field", field));
     }

@@ -86,7 +86,7 @@ impl Event {
     fn of(node: &Node, body: &EventBody<'_>) -> Result<Self, Refusal> {
         let name = body::name(body.event.as_deref().unwrap_or("message"), "event")?;
         check_backend_type(&name)?;
-        let limit = node.config.limits.max_message_size;
+        let limit = node.config.load().limits.max_message_size;
         let size = body.data.len() + body.comment.as_ref().map_or(0, String::len);
         if limit > 0 && size > limit {
             return Err(Refusal::new(ErrorCode::PayloadTooLarge, "The event is too large")

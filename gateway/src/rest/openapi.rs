@@ -65,6 +65,8 @@ pub(super) struct ConnectionSchema {
     node: String,
     /// RFC 3339.
     connected_at: String,
+    /// Its address, as trusted proxies say it.
+    remote: Option<String>,
     /// Channels it is subscribed to.
     channels: Vec<String>,
 }

@@ -157,12 +157,13 @@ pub async fn authenticate(
     if let Some(token) = token.filter(|token| !token.is_empty()) {
         return node.verifier.load_full().verify(token).await.map(Some);
     }
-    let cookie = node.config.auth.cookie.as_deref().and_then(|name| cookie(headers, name));
+    let config = node.config.load_full();
+    let cookie = config.auth.cookie.as_deref().and_then(|name| cookie(headers, name));
     if let Some(token) = cookie {
         check_origin(node, headers)?;
         return node.verifier.load_full().verify(&token).await.map(Some);
     }
-    if node.config.auth.allow_anonymous {
+    if config.auth.allow_anonymous {
         return Ok(None);
     }
     Err(Refusal::new(ErrorCode::MissingToken, "missing token"))
@@ -177,7 +178,7 @@ fn check_origin(node: &Node, headers: &HeaderMap) -> Result<(), Refusal> {
     let own = origin
         .split_once("://")
         .is_some_and(|(_, authority)| !host.is_empty() && authority == host);
-    if own || node.config.cors.origins.iter().any(|allowed| allowed == origin) {
+    if own || node.config.load().cors.origins.iter().any(|allowed| allowed == origin) {
         return Ok(());
     }
     Err(Refusal::new(ErrorCode::Forbidden, "This origin may not use the cookie")

@@ -61,9 +61,11 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     let wire = socket.clone().map_or(Wire::Pulled, Wire::Socket);
     // hyper frames an HTTP/1.1 response of unknown length as chunks; what is written past it must be framed too.
     let chunked = socket.is_some() && request.version == Version::HTTP_11;
-    let outbox = Outbox::new(wire, node.config.limits.queue_bytes).for_sse(chunked);
+    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes).for_sse(chunked);
     let dress = Dress { medium: Medium::Sse, profile: handshake.profile };
-    let connection = Connection::new(admitted.id.clone(), user, Transport::Sse, dress, outbox);
+    let remote = peer.as_ref().map(|peer| peer.remote);
+    let connection =
+        Connection::new(admitted.id.clone(), user, Transport::Sse, dress, remote, outbox);
     let (alive, gone) = oneshot::channel();
     let body = EventStream {
         connection: Arc::clone(&connection),

@@ -1,5 +1,6 @@
 //! WebSocket endpoints: the RFC 6455 handshake on hyper, then the bare socket.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -15,7 +16,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
-use super::client_io::ClientIo;
+use super::client_io::{ClientIo, Peer};
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
@@ -27,23 +28,37 @@ use crate::rest::ApiError;
 /// RFC 6455 section 1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// `/ws`, `/ws/{name}`: profile `social`.
+/// What a WebSocket at `/ws/{name}` is counted as when its name is not configured (R19).
+const OTHER: &str = "other";
+
+/// `/ws`: profile `social`.
 pub async fn social(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Social).await
+    serve(state.0, request, Profile::Social, None).await
+}
+
+/// `/ws/{name}`: the same, counted under its name.
+pub async fn named(state: State<Arc<Node>>, request: Request) -> Response {
+    let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    serve(state.0, request, Profile::Social, Some(name)).await
 }
 
 /// `/api/realtime/ws`: profile `uno`.
 pub async fn uno(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Uno).await
+    serve(state.0, request, Profile::Uno, None).await
 }
 
 /// `/`: profile `excore`.
 pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Excore).await
+    serve(state.0, request, Profile::Excore, None).await
 }
 
-async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response {
-    match accept(node, request, profile).await {
+async fn serve(
+    node: Arc<Node>,
+    request: Request,
+    profile: Profile,
+    name: Option<String>,
+) -> Response {
+    match accept(node, request, profile, name).await {
         Ok(response) => response,
         Err(refusal) => ApiError::from(refusal).into_response(),
     }
@@ -53,6 +68,7 @@ async fn accept(
     node: Arc<Node>,
     mut request: Request,
     default: Profile,
+    name: Option<String>,
 ) -> Result<Response, Refusal> {
     let query = Query::parse(request.uri().query());
     let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
@@ -62,7 +78,8 @@ async fn accept(
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let dress = Dress { medium: Medium::WebSocket(codec), profile: handshake.profile };
-    let opening = Opening { handshake, admitted, dress };
+    let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
+    let opening = Opening { handshake, admitted, dress, remote, name };
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
     tasks.spawn(Box::pin(open(node, upgrade, opening)));
@@ -82,6 +99,8 @@ struct Opening {
     handshake: Handshake,
     admitted: Admitted,
     dress: Dress,
+    remote: Option<IpAddr>,
+    name: Option<String>,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -101,11 +120,12 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
-    let Opening { handshake, admitted, dress } = opening;
+    let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
-    let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
+    let outbox =
+        Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
     let connection =
-        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
+        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
     let mut driver = Box::new(Driver::new(
         Arc::clone(&node),
         connection,
@@ -113,6 +133,11 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
         admitted,
         Some(socket),
     ));
+    driver.named = name.map(|name| {
+        let config = node.config.load();
+        let known = config.metrics.websocket_names.contains(&name);
+        node.metrics.named(if known { &name } else { OTHER })
+    });
     driver.welcome(&handshake.channels, handshake.resume).await;
     node.tasks.spawn(driver.run_websocket(early));
 }

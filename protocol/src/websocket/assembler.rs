@@ -72,10 +72,18 @@ fn text(bytes: &[u8]) -> Result<Incoming<'_>, Violation> {
 }
 
 impl Assembler {
-    /// A fresh connection's assembler.
+    /// A fresh connection's assembler; a limit of 0 is none.
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
-        Self { message_bytes_max, partial: None, closed: false }
+        let mut assembler = Self { message_bytes_max, partial: None, closed: false };
+        assembler.limit(message_bytes_max);
+        assembler
+    }
+
+    /// Changes the largest message, from the next frame on; 0 is no limit.
+    pub fn limit(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max =
+            if message_bytes_max == 0 { usize::MAX } else { message_bytes_max };
     }
 
     /// Feeds bytes that were read (the buffer is unmasked in place) and hands every complete
@@ -166,7 +174,8 @@ impl Assembler {
         if begun.is_some() && header.kind != Kind::Continuation {
             return Err(Violation::protocol("a new message inside a fragmented one"));
         }
-        let room = self.message_bytes_max - begun.map_or(0, |message| message.bytes.len());
+        let begun_bytes = begun.map_or(0, |message| message.bytes.len());
+        let room = self.message_bytes_max.saturating_sub(begun_bytes);
         if header.payload_bytes > room as u64 {
             return Err(Violation {
                 code: CloseCode::TooLarge,

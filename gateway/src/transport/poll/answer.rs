@@ -1,6 +1,7 @@
 //! One poll from question to answer: find what its number stands for, send its messages, read what is
 //! new, wait when there is nothing, and keep what the answer's numbers stand for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,9 +55,10 @@ pub(super) async fn answer(
     node: &Arc<Node>,
     claims: &Claims,
     question: Question,
+    remote: Option<IpAddr>,
 ) -> Result<Vec<u8>, Refusal> {
     let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
-    let mut held = Held::open(node, claims, question.profile)?;
+    let mut held = Held::open(node, claims, question.profile, remote)?;
     let (channels, errors) = channels(&held, node, claims, &question.channels).await;
     let mut origin = find(node, claims, &question, &channels).await?;
     begin(node, &mut origin, &channels).await?;
@@ -94,7 +96,7 @@ async fn channels(
         });
     }
     let automatic = channels.len();
-    let limit = node.config.limits.subscriptions_per_connection as usize;
+    let limit = node.config.load().limits.subscriptions_per_connection as usize;
     let mut errors = Vec::new();
     for name in asked {
         match listened(held, name).await {
