@@ -7,6 +7,7 @@
 //!
 //! What this crate must not know: connections' sockets, profiles, codecs, tokens, HTTP.
 
+mod application;
 mod broker;
 mod error;
 mod memory;
@@ -15,9 +16,14 @@ mod notifications;
 mod polls;
 pub mod presence;
 mod redis;
+mod revocations;
 mod store;
 mod subscriptions;
 
+pub use application::{
+    ApplicationStore, DEAD_LETTERS_MAX, EventKind, EventKinds, Happening, INBOUND_MAX, InboundConsumer,
+    InboundFrom, InboundMessage, InboundRead,
+};
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
     HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
@@ -37,6 +43,10 @@ pub use polls::{
 };
 pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
+pub use revocations::{
+    REVOCATION_LIFETIME_MAX, Revocation, RevocationStore, RevocationVersions, Revocations,
+    RevokedTokens,
+};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
     StoreError, SubscriptionId,

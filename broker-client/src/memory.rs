@@ -8,6 +8,7 @@
 //!
 //! What it must not know: Redis, sockets, what a payload says.
 
+mod application;
 mod channels;
 mod counters;
 mod ear;
@@ -15,6 +16,7 @@ mod log;
 mod polls;
 mod presence;
 mod registry;
+mod revocations;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +33,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::channels::{Attempt, Channels};
-use self::counters::{Inbound, Windows};
+use self::counters::Windows;
 use self::ear::{Ear, Kept};
 use self::polls::Polls;
 use self::registry::Registry;
@@ -56,7 +58,8 @@ struct Shared {
     /// Held from a change of presence until it is announced.
     announcing: tokio::sync::Mutex<()>,
     windows: Mutex<Windows>,
-    inbound: Mutex<Inbound>,
+    application: Mutex<application::Application>,
+    revoked: Mutex<revocations::Revoked>,
     polls: Mutex<Polls>,
     health: watch::Sender<Health>,
 }
@@ -73,6 +76,8 @@ struct Node {
     registered: Mutex<HashMap<ConnectionId, UserId>>,
     /// The same for presence.
     presence: Mutex<presence::Held>,
+    /// The same for what it reported.
+    reported: Mutex<application::Reported>,
 }
 
 impl Default for MemoryCluster {
@@ -92,7 +97,8 @@ impl MemoryCluster {
             presence: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),
             windows: Mutex::default(),
-            inbound: Mutex::default(),
+            application: Mutex::default(),
+            revoked: Mutex::default(),
             polls: Mutex::default(),
             health: watch::Sender::new(Health::Up),
         }))
@@ -107,17 +113,15 @@ impl MemoryCluster {
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
-        let (registered, presence) = (Mutex::default(), Mutex::default());
-        (
-            MemoryBroker(Arc::new(Node {
-                id: node,
-                cluster: self.clone(),
-                ear,
-                registered,
-                presence,
-            })),
-            events,
-        )
+        let node = Node {
+            id: node,
+            cluster: self.clone(),
+            ear,
+            registered: Mutex::default(),
+            presence: Mutex::default(),
+            reported: Mutex::default(),
+        };
+        (MemoryBroker(Arc::new(node)), events)
     }
 
     /// Fault: events to this node are dropped until [`MemoryCluster::restore`]. Its commands work.
@@ -154,7 +158,8 @@ impl MemoryCluster {
         *self.0.registry.lock() = Registry::default();
         *self.0.presence.lock() = presence::Presence::default();
         *self.0.windows.lock() = Windows::default();
-        *self.0.inbound.lock() = Inbound::default();
+        self.0.application.lock().lose();
+        *self.0.revoked.lock() = revocations::Revoked::default();
         *self.0.polls.lock() = Polls::default();
     }
 
@@ -164,10 +169,10 @@ impl MemoryCluster {
         self.0.channels.fork(channel, keep_offset);
     }
 
-    /// The newest entries of the `inbound` stream with their ids, oldest first.
+    /// The newest messages of the `inbound` stream with their ids, oldest first; no events.
     #[must_use]
     pub fn inbound(&self) -> Vec<(String, InboundEntry)> {
-        self.0.inbound.lock().entries()
+        self.0.application.lock().messages()
     }
 }
 
@@ -319,7 +324,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        Ok(self.0.available()?.inbound.lock().append(entry.clone(), unix_ms()))
+        Ok(self.0.available()?.application.lock().append_message(entry))
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {

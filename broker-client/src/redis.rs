@@ -5,6 +5,7 @@
 //! What must not be known here: connections of clients, profiles, tokens, HTTP.
 
 mod answer;
+mod application;
 mod cluster;
 mod dial;
 mod endpoint;
@@ -20,6 +21,7 @@ mod presence;
 mod publishing;
 mod registry;
 mod resp;
+mod revocations;
 mod scripts;
 mod sentinel;
 mod settings;
@@ -48,7 +50,7 @@ use health::{Board, Ears};
 use hearing::Wish;
 use layout::Layout;
 use link::{Counters, Link, Shared};
-use names::{ALL, INBOUND, Names};
+use names::{ALL, Names};
 use registry::Registry;
 use sentinel::Source;
 
@@ -57,8 +59,6 @@ pub use settings::{RedisMode, RedisSettings, RedisTls};
 
 /// Events that wait for the node; then this side stops reading from Redis.
 const EVENTS_MAX: usize = 8192;
-/// Entries of the `inbound` stream, roughly.
-const INBOUND_MAX: u32 = 100_000;
 
 /// One node's handle. Cheap to clone; the connections end with [`RedisBroker::close`], or when the last handle is
 /// dropped.
@@ -72,6 +72,7 @@ struct Inner {
     layout: Layout,
     registry: Registry,
     held: presence::Held,
+    reported: application::Reported,
     stop: CancellationToken,
 }
 
@@ -119,6 +120,7 @@ impl RedisBroker {
             layout,
             registry: Registry::new(node),
             held: presence::Held::default(),
+            reported: application::Reported::default(),
             stop,
         };
         (Self { inner: Arc::new(inner) }, receiver)
@@ -290,15 +292,7 @@ impl Broker for RedisBroker {
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        let mut command = ::redis::cmd("XADD");
-        command
-            .arg(self.inner.shared.names.inbound())
-            .arg("MAXLEN")
-            .arg("~")
-            .arg(INBOUND_MAX)
-            .arg("*");
-        command.arg("type").arg(&entry.kind).arg("data").arg(&entry.json);
-        answer::read(self.inner.layout.run(&self.inner.layout.common(INBOUND), &command).await?)
+        self.inner.append_message(entry).await
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {

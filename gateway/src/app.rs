@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::application::{self, Application};
 use crate::auth::{ApiKeys, TokenVerifier};
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
@@ -30,6 +31,7 @@ use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::{Relay, Told};
+use crate::revocations::{self, Revoked};
 use crate::socket::Tls;
 use crate::{clock, operator, transport};
 
@@ -127,6 +129,8 @@ impl App {
         let metrics = Metrics::new();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let application = Application::new(&config, &metrics).map_err(|error| setting(&error))?;
+        broker.tell_events(application.lifecycle.kinds());
         let courier = Courier::default();
         let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
         let (relay, told) = Relay::start(
@@ -137,6 +141,9 @@ impl App {
             &tasks,
             &stop,
         );
+        if let Some(occupancy) = application.lifecycle.occupancy() {
+            relay.tell_listeners(occupancy);
+        }
         let node = Node {
             name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
             started_at_ms: clock::unix_ms(),
@@ -156,6 +163,8 @@ impl App {
             verifier: ArcSwap::from_pointee(verifier),
             api_keys: ArcSwap::from_pointee(api_keys),
             routes: ArcSwap::from_pointee(routes),
+            application,
+            revoked: Revoked::default(),
             publish_limits: PublishLimits::default(),
             banished: Banished::default(),
             draining: AtomicBool::new(false),
@@ -201,6 +210,8 @@ impl App {
         node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
         node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
+        node.tasks.spawn(revocations::follow(Arc::clone(&node), node.stop.clone()));
+        node.tasks.spawn(application::run(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         if let Some(tls) = &node.tls {
             let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());

@@ -22,6 +22,7 @@ const TICK: Duration = Duration::from_millis(100);
 enum Due {
     Ping(Weak<Connection>),
     Expiry(Weak<Connection>, u64),
+    Grant(Weak<Connection>),
 }
 
 /// See the module. Cheap to clone.
@@ -66,6 +67,15 @@ impl Heartbeat {
         );
     }
 
+    /// Has the connection ask again, after `wait`, whether it still may what the application allowed for a time.
+    pub fn ask_again(&self, connection: &Arc<Connection>, wait: Duration) {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.arm(
+            clock::monotonic_ms().saturating_add(wait_ms),
+            Due::Grant(Arc::downgrade(connection)),
+        );
+    }
+
     fn arm(&self, at_ms: u64, due: Due) {
         let tick = at_ms.div_ceil(TICK.as_millis() as u64);
         self.wheel.lock().entry(tick).or_default().push(due);
@@ -90,6 +100,11 @@ impl Heartbeat {
             for due in due.into_values().flatten() {
                 match due {
                     Due::Ping(connection) => self.ping(&connection, now, &ping),
+                    Due::Grant(connection) => {
+                        if let Some(connection) = connection.upgrade() {
+                            connection.doubt_grants();
+                        }
+                    }
                     Due::Expiry(connection, generation) => {
                         if let Some(connection) = connection.upgrade()
                             && connection.token_generation() == generation

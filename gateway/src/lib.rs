@@ -1,6 +1,7 @@
 //! The Carillon gateway node. `ARCHITECTURE.md` tells a message's journey; read it first.
 
 pub mod app;
+pub mod application;
 pub mod auth;
 pub mod cli;
 pub mod clock;
@@ -22,5 +23,6 @@ pub mod policy;
 pub mod presence;
 pub mod relay;
 pub mod rest;
+pub mod revocations;
 pub mod socket;
 pub mod transport;

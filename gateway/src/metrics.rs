@@ -31,6 +31,9 @@ pub struct Metrics {
     resyncs: IntCounter,
     recovered: IntCounterVec,
     broker_unavailable: IntCounter,
+    webhook_calls: IntCounterVec,
+    dead_letters: IntCounter,
+    events_lost: IntCounter,
     broker_up: IntGauge,
     subscriptions: IntGauge,
     channels: IntGauge,
@@ -119,6 +122,19 @@ impl Metrics {
             broker_unavailable: counter(
                 "broker_unavailable_total",
                 "Calls refused because Redis was out of reach",
+            ),
+            webhook_calls: counters(
+                "webhook_calls_total",
+                "Calls to the application, by webhook and outcome",
+                &["webhook", "outcome"],
+            ),
+            dead_letters: counter(
+                "dead_letters_total",
+                "Entries of the inbound stream that were given up",
+            ),
+            events_lost: counter(
+                "lifecycle_events_lost_total",
+                "Lifecycle events that were not reported: the queue was full",
             ),
             broker_up: gauge("broker_up", "Whether Redis can be used"),
             subscriptions: gauge("subscriptions", "Live subscriptions"),
@@ -262,6 +278,21 @@ impl Metrics {
     /// A call was refused because Redis was out of reach.
     pub fn broker_unavailable(&self) {
         self.broker_unavailable.inc();
+    }
+
+    /// The application was called. Both come from closed sets.
+    pub fn webhook_called(&self, webhook: &str, outcome: &str) {
+        self.webhook_calls.with_label_values(&[webhook, outcome]).inc();
+    }
+
+    /// An entry of the stream was given up.
+    pub fn dead_letter(&self) {
+        self.dead_letters.inc();
+    }
+
+    /// A lifecycle event was not reported.
+    pub fn event_lost(&self) {
+        self.events_lost.inc();
     }
 
     /// Values that are looked at rather than counted.

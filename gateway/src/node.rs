@@ -5,6 +5,7 @@
 
 mod admission;
 mod banished;
+mod permission;
 mod publish;
 mod stores;
 
@@ -17,6 +18,7 @@ use carillon_protocol::session::Routes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::application::Application;
 use crate::auth::{ApiKeys, TokenVerifier};
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -27,6 +29,7 @@ use crate::notifications::Courier;
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::Relay;
+use crate::revocations::Revoked;
 use crate::socket::Tls;
 
 pub use admission::Admitted;
@@ -63,6 +66,10 @@ pub struct Node {
     pub verifier: ArcSwap<TokenVerifier>,
     /// Backends' keys; replaced on reload.
     pub api_keys: ArcSwap<ApiKeys>,
+    /// Tokens that are refused before they expire.
+    pub revoked: Revoked,
+    /// What is said between the node and the application's backends.
+    pub application: Application,
     /// Re-typing table; replaced on reload.
     pub routes: ArcSwap<Routes>,
     /// Pings, silence and token expiry.

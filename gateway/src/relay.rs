@@ -12,7 +12,7 @@
 mod interest;
 mod repair;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::application::Occupancy;
 use crate::dispatch::Dispatch;
 use crate::hub::{Hub, Notice};
 use crate::metrics::Metrics;
@@ -58,6 +59,7 @@ struct Inner {
     interest: Interest,
     requests: mpsc::Sender<Request>,
     flights: Flights,
+    occupancy: OnceLock<Occupancy>,
 }
 
 enum Request {
@@ -90,11 +92,17 @@ impl Relay {
             interest: Interest::default(),
             requests,
             flights: Flights::default(),
+            occupancy: OnceLock::new(),
         };
         let relay = Self { inner: Arc::new(inner) };
         tasks.spawn(relay.clone().listen(events, told, stop.clone()));
         tasks.spawn(relay.clone().keep_interest(receiver, stop.clone()));
         (relay, heard)
+    }
+
+    /// From now on, says who listens where. Once.
+    pub fn tell_listeners(&self, occupancy: Occupancy) {
+        let _ = self.inner.occupancy.set(occupancy);
     }
 
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
@@ -105,6 +113,9 @@ impl Relay {
         channel: &ChannelName,
         traits: ChannelTraits,
     ) -> Result<(), BrokerError> {
+        if let Some(occupancy) = self.inner.occupancy.get() {
+            occupancy.joined(channel);
+        }
         let waiter = match self.inner.interest.join(channel, traits) {
             Wanted::Open => return Ok(()),
             Wanted::Wait(waiter) => waiter,
@@ -123,6 +134,9 @@ impl Relay {
     /// Takes a listener back.
     pub fn leave(&self, channel: &ChannelName) {
         self.inner.interest.leave(channel);
+        if let Some(occupancy) = self.inner.occupancy.get() {
+            occupancy.left(channel);
+        }
     }
 
     /// The last position handed to the hub; `None` without history or when not open.

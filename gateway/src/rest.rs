@@ -17,6 +17,7 @@ mod presence;
 mod publish;
 mod stats;
 mod subscriptions;
+mod tokens;
 mod users;
 
 use std::sync::Arc;
@@ -75,6 +76,7 @@ pub fn router(node: Arc<Node>) -> Router {
             get(subscriptions::show).patch(subscriptions::update).delete(subscriptions::delete),
         )
         .route("/subscriptions/{subscription_id}/status", patch(subscriptions::set_status))
+        .route("/tokens/revoke", post(tokens::revoke))
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));

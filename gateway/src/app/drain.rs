@@ -56,6 +56,7 @@ pub(super) async fn end(node: &Arc<Node>, hurry: &CancellationToken) {
         _ = tokio::time::timeout(LAST_WAIT, ended) => {}
         () = hurry.cancelled() => {}
     }
+    node.application.lifecycle.flushed().await;
     if let Err(error) = node.broker.retire().await {
         tracing::debug!(%error, "the lease ends by itself");
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use carillon_broker_client::RevocationVersions;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
@@ -40,6 +41,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         Question::SubscriptionsChanged(user) => {
             crate::interests::refresh(node, &user);
             Value::Null
+        }
+        Question::Revoked(revocation, before, after) => {
+            let versions = RevocationVersions { before, after };
+            crate::revocations::heard(node, &revocation, versions).into()
         }
         Question::Connection(id) => {
             value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection)))

@@ -1,5 +1,6 @@
 //! What nodes ask each other, and the shapes of the answers. Plain data.
 
+use carillon_broker_client::Revocation;
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::{ConnectionId, UserId};
 
@@ -122,6 +123,8 @@ pub enum Question {
     Connections(ConnectionFilter),
     /// A user's persistent subscriptions changed; no answer.
     SubscriptionsChanged(UserId),
+    /// Tokens were revoked; the version before and after: `u64`, connections closed.
+    Revoked(Revocation, u64, u64),
     /// One connection: `Option<ConnectionView>`.
     Connection(ConnectionId),
 }

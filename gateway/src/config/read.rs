@@ -277,6 +277,7 @@ fn events(section: &Section<'_>) -> Events {
         user_offline: on("user_offline"),
         connection_opened: on("connection_opened"),
         connection_closed: on("connection_closed"),
+        attempts: section.number("attempts").unwrap_or(10),
         webhook: webhook(&section.child("webhook"), seconds(10)),
     }
 }

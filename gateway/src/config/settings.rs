@@ -299,6 +299,8 @@ pub struct Events {
     pub connection_opened: bool,
     /// Any connection closed.
     pub connection_closed: bool,
+    /// Times that an entry of the stream is sent before it is a dead letter.
+    pub attempts: u32,
     /// Drains the stream for applications that prefer HTTP.
     pub webhook: Option<Webhook>,
 }

@@ -200,6 +200,24 @@ fn wrong_values_are_refused_with_their_key() {
         ("[[routes]]\nfrom = \"connect\"\nto = \"x\"", "routes[0].from", "control"),
         ("[inbound.webhook]\nsecret = \"x\"", "inbound.webhook.url", "required"),
         ("[inbound.webhook]\nurl = \"ftp://x\"", "inbound.webhook.url", "URL"),
+        ("[inbound.webhook]\nurl = \"http://x\"", "inbound.webhook.secret", "required"),
+        (
+            "[events.webhook]\nurl = \"http://x\"\nsecret = \"whsec_???\"",
+            "events.webhook.secret",
+            "base64",
+        ),
+        (
+            "[authorize.webhook]\nurl = \"http://x\"\nsecret = \"whsec_c2hvcnQ=\"",
+            "authorize.webhook.secret",
+            "16 bytes",
+        ),
+        (
+            "[authorize.webhook]\nurl = \"http://x\"\nsecret = \"0123456789abcdef\"\ntimeout = \"0s\"",
+            "authorize.webhook.timeout",
+            "longer",
+        ),
+        ("[events]\nattempts = 0", "events.attempts", "at least 1"),
+        ("[inbound]\ntypes = [\"\"]", "inbound.types", "empty"),
         ("[log]\nlevel = \"a=b=c\"", "log.level", "no level"),
         ("[log]\nformat = \"xml\"", "log.format", "no format"),
         (

@@ -289,6 +289,9 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
+        if self.connection.take_grants_doubted() {
+            self.ask_again().await;
+        }
         if self.connection.take_interests_changed() || self.interests_owed {
             self.sync_interests().await;
         }

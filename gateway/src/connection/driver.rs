@@ -18,7 +18,9 @@ use carillon_protocol::{ClientMessage, CloseCode, Codec};
 use tokio::time::Sleep;
 
 use super::Connection;
+use super::grants::Grants;
 use super::subscriptions::Subscriptions;
+use crate::application::calls::Queue;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
@@ -48,6 +50,10 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
+    /// Calls to the application that are under way.
+    pub(super) calls: Option<Queue>,
+    /// Until when the application allowed what this connection hears, monotonic milliseconds.
+    pub(super) grants: Grants,
     socket: Option<Arc<Socket>>,
     /// Counted under the name in its path.
     pub(crate) named: Option<Named>,
@@ -130,7 +136,15 @@ impl Driver {
             heartbeat_timeout_ms: config.heartbeat.timeout.as_millis() as u64,
         };
         drop(config);
+        if let Some(claims) = &claims {
+            connection.set_token(claims.token_id.as_deref(), claims.issued_at);
+        }
         node.hub.attach(&connection);
+        // Attach before looking: what is revoked in between finds the connection, or is found here.
+        if claims.as_ref().is_some_and(|claims| node.revoked.refuses(claims)) {
+            connection.outbox.close(CloseCode::TokenRevoked);
+        }
+        node.application.lifecycle.opened(&node.name, &connection);
         node.metrics.opened(connection.transport);
         tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
         Self {
@@ -142,6 +156,8 @@ impl Driver {
             retry: None,
             pending_owed: false,
             interests_owed: false,
+            calls: None,
+            grants: Grants::default(),
             socket,
             named: None,
             _admitted: admitted,
@@ -470,6 +486,7 @@ impl Driver {
             Ending::Said(code) => code.reason(),
         };
         self.node.metrics.closed(connection.transport, reason);
+        self.node.application.lifecycle.closed(&self.node.name, &connection, reason);
         if let (Ending::Said(_), Some(socket)) = (ending, socket) {
             // Let the last bytes out, and wait for the peer to close first: a reset would take the
             // close frame with it.

@@ -33,6 +33,8 @@ impl Driver {
         for channel in over {
             self.set_interests(&channel, None);
         }
+        let channels: Vec<ChannelName> = wanted.keys().cloned().collect();
+        self.ask_ahead(&channels).await;
         for (channel, interests) in wanted {
             self.join_interests(channel, interests.into()).await;
         }

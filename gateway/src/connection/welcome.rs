@@ -30,6 +30,9 @@ impl Driver {
             None if self.connection.dress.profile == Profile::Dnr => {}
             None => self.connection.push(&welcome(&self.connection, None)),
         }
+        let named: Vec<ChannelName> =
+            channels.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
+        self.ask_ahead(&named).await;
         for name in channels {
             if let Err(refusal) = self.subscribe_from_query(name, &resume).await {
                 self.connection

@@ -11,7 +11,7 @@ use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::{
     channels, connections, entities, events, notifications, presence, publish, stats,
-    subscriptions, users,
+    subscriptions, tokens, users,
 };
 
 /// Everything under `/api/realtime`.
@@ -25,7 +25,7 @@ use super::{
         channels::list, channels::show, channels::history, channels::clear,
         connections::list, connections::show, connections::disconnect, users::disconnect,
         presence::list, presence::put, presence::remove, presence::user, presence::users,
-        stats::show,
+        stats::show, tokens::revoke,
         notifications::create, notifications::list, notifications::show, notifications::mark_read, notifications::mark_all_read,
         notifications::unread_count, notifications::delete,
         subscriptions::resource, subscriptions::topic, subscriptions::query, subscriptions::list, subscriptions::show,

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use carillon_broker_client::Receipt;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ChannelName, ErrorCode};
+use futures_util::stream::{self, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,10 +24,12 @@ use crate::auth::Scope;
 use crate::clock;
 use crate::dispatch::NOTIFICATIONS;
 use crate::node::{Node, Outgoing, RateState};
-use crate::policy::{Action, Decision};
+use crate::policy::Action;
 
 /// Most messages of a batch.
 const BATCH_MESSAGES_MAX: usize = 1_000;
+/// Messages of a batch that are judged at the same time.
+const QUESTIONS_AT_ONCE: usize = 64;
 
 /// Many messages.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -95,7 +98,7 @@ pub(super) async fn publish(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (channel, message) = body.read::<PublishBody<'_>>()?.split();
-    let outgoing = judge(&node, &caller, &headers, &channel, message)?;
+    let outgoing = judge(&node, &caller, &headers, &channel, message).await?;
     Ok(answer(&node, outgoing).await)
 }
 
@@ -116,11 +119,11 @@ pub(super) async fn batch(
             .with("limit", BATCH_MESSAGES_MAX)
             .into());
     }
-    let read = |raw: &&RawValue| {
-        let (channel, message) = parse::<PublishBody<'_>>(raw.get())?.split();
-        judge(&node, &caller, &headers, &channel, message)
-    };
-    let outgoing: Vec<Result<Outgoing, Refusal>> = batch.messages.iter().map(read).collect();
+    // The application may have to be asked about each: in parallel, in order.
+    let judged: Vec<_> =
+        batch.messages.iter().map(|raw| judge_raw(&node, &caller, &headers, raw)).collect();
+    let outgoing: Vec<Result<Outgoing, Refusal>> =
+        stream::iter(judged).buffered(QUESTIONS_AT_ONCE).collect().await;
     let channels: Vec<ChannelName> =
         outgoing.iter().flatten().map(|outgoing| outgoing.channel.clone()).collect();
     let results = node.publish_batch(outgoing).await;
@@ -141,8 +144,19 @@ pub(super) async fn batch(
     Ok(response)
 }
 
+/// Reads and judges one message of a batch.
+async fn judge_raw(
+    node: &Node,
+    caller: &Caller,
+    headers: &HeaderMap,
+    raw: &RawValue,
+) -> Result<Outgoing, Refusal> {
+    let (channel, message) = parse::<PublishBody<'_>>(raw.get())?.split();
+    judge(node, caller, headers, &channel, message).await
+}
+
 /// Whether the caller may publish this, and what exactly is published.
-fn judge(
+async fn judge(
     node: &Node,
     caller: &Caller,
     headers: &HeaderMap,
@@ -171,15 +185,8 @@ fn judge(
             .with("field", "user_id"));
     }
     outgoing.user_id = Some(claims.user.clone());
-    match node.policy.load().decide(Action::Publish, Some(claims), &outgoing.channel) {
-        Decision::Allow => Ok(outgoing),
-        Decision::Refuse(refusal) => Err(refusal),
-        // Refused when the application cannot be asked (`channels.md` 2).
-        Decision::Ask => {
-            Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
-                .with("channel", outgoing.channel.as_str()))
-        }
-    }
+    node.permit(Action::Publish, Some(claims), &outgoing.channel).await?;
+    Ok(outgoing)
 }
 
 /// Publishes and answers, with the channel's rate in the headers (R27).

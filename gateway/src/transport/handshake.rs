@@ -144,7 +144,7 @@ pub async fn authenticate(
         let Some(token) = header(AUTHORIZATION).and_then(bearer) else {
             return Err(Refusal::new(ErrorCode::InvalidToken, "invalid token"));
         };
-        return node.verifier.load_full().verify(token).await.map(Some);
+        return node.verify(token).await.map(Some);
     }
     let offered = subprotocols(headers);
     let after_marker =
@@ -155,13 +155,13 @@ pub async fn authenticate(
         (None, None) => None,
     };
     if let Some(token) = token.filter(|token| !token.is_empty()) {
-        return node.verifier.load_full().verify(token).await.map(Some);
+        return node.verify(token).await.map(Some);
     }
     let config = node.config.load_full();
     let cookie = config.auth.cookie.as_deref().and_then(|name| cookie(headers, name));
     if let Some(token) = cookie {
         check_origin(node, headers)?;
-        return node.verifier.load_full().verify(&token).await.map(Some);
+        return node.verify(&token).await.map(Some);
     }
     if config.auth.allow_anonymous {
         return Ok(None);

@@ -98,6 +98,9 @@ async fn channels(
     let automatic = channels.len();
     let limit = node.config.load().limits.subscriptions_per_connection as usize;
     let mut errors = Vec::new();
+    let named: Vec<ChannelName> =
+        asked.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
+    held.driver.ask_ahead(&named).await;
     for name in asked {
         match listened(held, name).await {
             Ok(one) if channels.iter().any(|known| known.channel == one.channel) => {}

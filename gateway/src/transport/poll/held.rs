@@ -115,6 +115,7 @@ impl Held {
                 _ => self.driver.perform_message(message).await,
             }
         }
+        self.driver.calls_answered().await;
         self.connection().outbox.take()
     }
 
