@@ -296,10 +296,11 @@ fn meaning(
                 Meaning::Request(Request::Publish(route.apply(message, body.value(), sender)?))
             } else if let Some(channel) = &message.channel {
                 let channel = channel_name(channel)?;
+                let payload = routes.signed(kind, &channel, &message.payload, user);
                 Meaning::Request(Request::Publish(ClientPublish {
                     channel,
                     kind: message.kind.clone(),
-                    payload: message.payload.clone(),
+                    payload: payload.unwrap_or_else(|| message.payload.clone()),
                     id: message.id.clone(),
                     relay: false,
                     history: true,

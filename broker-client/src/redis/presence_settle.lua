@@ -46,7 +46,9 @@ if wanted == announced or (not announced and wanted == 'offline') then
   redis.call('PEXPIRE', KEYS[1], ARGV[5])
   return {wait, '', ''}
 end
-if ARGV[1] ~= 'restore' then
+-- What Redis lost was announced once: it is written again in silence. A change that still waits for its turn is not that.
+local silent = ARGV[1] == 'restore' and not announced
+if not silent then
   if now - at < tonumber(ARGV[4]) then
     return {at + tonumber(ARGV[4]) - now, '', ''}
   end
@@ -59,7 +61,7 @@ if wanted == 'offline' then
   if grace == 0 then redis.call('HSET', KEYS[1], 'l', ARGV[6], 't', ARGV[7]) end
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
-if ARGV[1] == 'restore' then return {wait, '', ''} end
+if silent then return {wait, '', ''} end
 local seen = (wanted == 'offline' and grace > 0 and text) or ARGV[7]
 local payload = '{"user_id":' .. ARGV[8] .. ',"status":"' .. wanted .. '","last_seen":"' .. seen .. '"}'
 if ARGV[11] ~= '' then redis.call(ARGV[10], ARGV[11], ARGV[9] .. payload) end

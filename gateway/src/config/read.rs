@@ -313,6 +313,7 @@ fn route(section: &Section<'_>) -> Option<Route> {
         to: section.text("to").unwrap_or_default(),
         payload: map("payload")?,
         overwrite: map("overwrite")?,
+        fill: map("fill")?,
         relay: section.flag("relay").unwrap_or(false),
         history: section.flag("history").unwrap_or(true),
     };

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use carillon_broker_client::Receipt;
 use carillon_protocol::envelope::Refusal;
@@ -98,8 +99,16 @@ pub(super) async fn publish(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (channel, message) = body.read::<PublishBody<'_>>()?.split();
-    let outgoing = judge(&node, &caller, &headers, &channel, message).await?;
-    Ok(answer(&node, outgoing).await)
+    match judge(&node, &caller, &headers, &channel, message).await {
+        Ok(outgoing) => Ok(answer(&node, outgoing).await),
+        Err(refusal) => {
+            let mut response = ApiError::from(refusal).into_response();
+            if let Ok(channel) = parameter::channel(&channel) {
+                rate_headers(response.headers_mut(), node.publish_rate(&channel));
+            }
+            Ok(response)
+        }
+    }
 }
 
 /// Publishes up to 1,000 messages in order, each judged alone.
@@ -185,6 +194,13 @@ async fn judge(
             .with("field", "user_id"));
     }
     outgoing.user_id = Some(claims.user.clone());
+    let signed = node.routes.load().signed(
+        &outgoing.kind,
+        &outgoing.channel,
+        &outgoing.payload,
+        Some(claims.user.as_str()),
+    );
+    outgoing.payload = signed.unwrap_or(outgoing.payload);
     node.permit(Action::Publish, Some(claims), &outgoing.channel).await?;
     Ok(outgoing)
 }
@@ -197,6 +213,17 @@ pub(super) async fn answer(node: &Node, outgoing: Outgoing) -> Response {
         Err(refusal) => ApiError::from(refusal).into_response(),
     };
     rate_headers(response.headers_mut(), node.publish_rate(&channel));
+    response
+}
+
+/// Around every publishing call: an answer that concerns no known channel still names the limit (`protocol.md` 5).
+pub(super) async fn rated(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if !response.headers().contains_key("x-ratelimit-limit") {
+        let limit = node.config.limits.publishes_per_second_per_channel;
+        let untouched = RateState { limit, remaining: u64::from(limit) };
+        rate_headers(response.headers_mut(), Some(untouched));
+    }
     response
 }
 
