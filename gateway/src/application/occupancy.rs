@@ -53,8 +53,11 @@ impl Occupancy {
 
     /// A listener went. Never waits.
     pub fn left(&self, channel: &ChannelName) {
+        self.left_at(channel, Instant::now());
+    }
+
+    fn left_at(&self, channel: &ChannelName, now: Instant) {
         let mut state = self.state.lock();
-        let now = Instant::now();
         let Some(audience) = state.channels.get_mut(channel) else { return };
         audience.listeners = audience.listeners.saturating_sub(1);
         if audience.listeners == 0 {
@@ -91,26 +94,23 @@ mod tests {
         ChannelName::new(name).expect("a channel name")
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_quick_return_is_no_news() {
-        let occupancy = Occupancy::default();
-        let chat = channel("chat");
+    #[test]
+    fn a_quick_return_is_no_news() {
+        let (occupancy, chat, start) = (Occupancy::default(), channel("chat"), Instant::now());
+        let nothing = || (Vec::new(), Vec::new());
         occupancy.joined(&chat);
         occupancy.joined(&chat);
-        assert_eq!(occupancy.news(Instant::now()), (vec![chat.clone()], Vec::new()));
-        occupancy.left(&chat);
-        occupancy.left(&chat);
-        tokio::time::advance(LINGER / 2).await;
+        assert_eq!(occupancy.news(start), (vec![chat.clone()], Vec::new()));
+        occupancy.left_at(&chat, start);
+        occupancy.left_at(&chat, start);
         occupancy.joined(&chat);
-        tokio::time::advance(LINGER).await;
-        assert_eq!(occupancy.news(Instant::now()), (Vec::new(), Vec::new()));
-        occupancy.left(&chat);
-        tokio::time::advance(LINGER / 2).await;
-        assert_eq!(occupancy.news(Instant::now()), (Vec::new(), Vec::new()));
-        tokio::time::advance(LINGER / 2).await;
-        assert_eq!(occupancy.news(Instant::now()), (Vec::new(), vec![chat.clone()]));
+        assert_eq!(occupancy.news(start + LINGER), nothing());
+        let again = start + LINGER;
+        occupancy.left_at(&chat, again);
+        assert_eq!(occupancy.news(again + LINGER / 2), nothing());
+        assert_eq!(occupancy.news(again + LINGER), (Vec::new(), vec![chat.clone()]));
         occupancy.joined(&chat);
-        assert_eq!(occupancy.news(Instant::now()), (vec![chat], Vec::new()));
+        assert_eq!(occupancy.news(again + LINGER), (vec![chat], Vec::new()));
     }
 
     #[test]
