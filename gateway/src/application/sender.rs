@@ -29,6 +29,8 @@ const BATCH: usize = 100;
 /// The first pause after a failure; each is twice the one before.
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a node that ends waits for the answer to its last call.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// Sends while it is this node's turn, until `stop`.
 pub(super) async fn send(node: &Arc<Node>, stop: &CancellationToken) {
@@ -52,11 +54,14 @@ pub(super) async fn send(node: &Arc<Node>, stop: &CancellationToken) {
             }
         }
         tracing::info!("this node sends webhooks now");
+        let mut sending = std::pin::pin!(send_all(node, stop));
         tokio::select! {
             // Whatever is being sent is given up: another node may be sending it.
             () = lease_lost(node) => tracing::info!("another node sends webhooks now"),
-            error = send_all(node) => tracing::debug!(%error, "sending pauses"),
+            Err(error) = &mut sending => tracing::debug!(%error, "sending pauses"),
             () = stop.cancelled() => {
+                // What is on its way arrives, so that it need not be sent again.
+                let _ = tokio::time::timeout(LAST_CALL, sending).await;
                 if let Err(error) = node.broker.release_lease(GROUP).await {
                     tracing::debug!(%error, "the sender's lease runs out by itself");
                 }
@@ -81,8 +86,8 @@ async fn lease_lost(node: &Node) {
     }
 }
 
-/// Sends for as long as the broker answers.
-async fn send_all(node: &Node) -> BrokerError {
+/// Sends until `stop`, or for as long as the broker answers.
+async fn send_all(node: &Node, stop: &CancellationToken) -> Result<(), BrokerError> {
     // First what the sender before us had read, or we ourselves before an error.
     let mut own = Some("0".to_owned());
     loop {
@@ -93,16 +98,14 @@ async fn send_all(node: &Node) -> BrokerError {
             limit: BATCH,
             from,
         };
-        let messages = match node.broker.read_inbound(&read).await {
-            Ok(messages) => messages,
-            Err(error) => return error,
-        };
+        let messages = node.broker.read_inbound(&read).await?;
         if messages.is_empty() && own.take().is_none() {
             tokio::time::sleep(LOOK).await;
         }
         for message in &messages {
-            if let Err(error) = carry(node, message).await {
-                return error;
+            carry(node, message).await?;
+            if stop.is_cancelled() {
+                return Ok(());
             }
         }
         own = own.and(messages.last().map(|message| message.id.clone()));

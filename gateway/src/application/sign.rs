@@ -75,10 +75,10 @@ impl SigningKeys {
 mod tests {
     use super::*;
 
-    /// The example of the specification's reference libraries.
+    /// The vector that the specification's libraries are held to.
     #[test]
     fn a_signature_is_the_specifications() {
-        let keys = SigningKeys::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==").expect("a secret");
+        let keys = SigningKeys::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").expect("a secret");
         let body = br#"{"test": 2432232314}"#;
         assert_eq!(
             keys.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, body),

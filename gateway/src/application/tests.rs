@@ -2,6 +2,8 @@
 
 mod allowed;
 mod called;
+#[path = "../../../broker-client/tests/behaviour/redis_server.rs"]
+mod redis_server;
 mod revoked;
 mod sent;
 
@@ -15,7 +17,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use base64::Engine as _;
 use bytes::Bytes;
-use carillon_broker_client::{MemoryCluster, NodeId};
+use carillon_broker_client::{Broker, Health, MemoryCluster, NodeId, RedisBroker, RedisMode, RedisSettings, RedisTls};
 use futures_util::{SinkExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -24,9 +26,11 @@ use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
+use redis_server::RedisServer;
+
 use crate::app::App;
 use crate::config::Config;
-use crate::node::Node;
+use crate::node::{Node, Stores};
 use crate::{auth, clock};
 
 const JWT_SECRET: &str = "0123456789abcdef0123456789abcdef-of-the-tests";
@@ -37,6 +41,36 @@ const KEYS: &str =
 const HOOK_SECRET: &str = "whsec_dGhlIGtleSBvZiB0aGUgcmVjZWl2ZXI=";
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What the nodes of a test share.
+enum Cluster {
+    Memory(MemoryCluster),
+    Redis(Arc<RedisServer>, String),
+}
+
+impl Cluster {
+    fn memory() -> Self {
+        Self::Memory(MemoryCluster::new())
+    }
+
+    fn redis() -> Self {
+        Self::Redis(RedisServer::shared(), RedisServer::prefix())
+    }
+}
+
+/// Each fact over the embedded cluster and over a real Redis.
+macro_rules! over_both {
+    ($($fact:ident)*) => {
+        mod memory {
+            $(#[tokio::test] async fn $fact() { super::$fact(&crate::application::tests::Cluster::memory()).await; })*
+        }
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $fact() { super::$fact(&crate::application::tests::Cluster::redis()).await; })*
+        }
+    };
+}
+use over_both;
+
 struct Running {
     node: Arc<Node>,
     address: SocketAddr,
@@ -45,7 +79,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(cluster: &MemoryCluster, settings: &[(&str, &str)]) -> Self {
+    async fn start(cluster: &Cluster, settings: &[(&str, &str)]) -> Self {
         let fixed = [
             ("server.listen", "127.0.0.1:0"),
             ("operator.listen", "127.0.0.1:0"),
@@ -58,10 +92,29 @@ impl Running {
         let settings: Vec<_> = fixed.into_iter().chain(settings.iter().copied()).collect();
         let config = Config::development(&settings).expect("the settings are good");
         let id = NodeId::random();
-        let (broker, events) = cluster.join(id.clone());
-        let app = App::with_broker(config, id, Arc::new(broker), events)
-            .await
-            .expect("loopback ports are free");
+        let app = match cluster {
+            Cluster::Memory(cluster) => {
+                let (broker, events) = cluster.join(id.clone());
+                App::with_broker(config, id, Arc::new(broker), events).await
+            }
+            Cluster::Redis(server, prefix) => {
+                let settings = RedisSettings {
+                    mode: RedisMode::Standalone,
+                    urls: vec![server.url()],
+                    master_name: None,
+                    prefix: prefix.clone(),
+                    tls: RedisTls::default(),
+                    command_timeout: Duration::from_secs(5),
+                };
+                let (broker, events) = RedisBroker::connect(settings, id.clone());
+                let mut health = broker.health();
+                let up = health.wait_for(|health| *health == Health::Up);
+                tokio::time::timeout(PATIENCE, up).await.expect("in time").expect("a broker");
+                let stores = Stores::redis(&broker);
+                App::with_stores(config, id, Arc::new(broker), events, stores).await
+            }
+        };
+        let app = app.expect("loopback ports are free");
         let (node, address) = (app.node(), app.client_address().expect("bound"));
         let stop = CancellationToken::new();
         let task = tokio::spawn(app.run(stop.clone().cancelled_owned(), stop.clone()));

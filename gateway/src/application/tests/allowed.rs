@@ -16,7 +16,7 @@ async fn start(receiver: &Receiver) -> Running {
         ("authorize.webhook.timeout", "700ms"),
         ("namespaces", NAMESPACES),
     ];
-    Running::start(&MemoryCluster::new(), &settings).await
+    Running::start(&Cluster::memory(), &settings).await
 }
 
 fn yes(ttl: Option<f64>) -> Answer {

@@ -16,7 +16,7 @@ async fn start(settings: &[(String, String)], more: &[(&str, &str)]) -> Running 
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .chain(more.iter().copied())
         .collect();
-    Running::start(&MemoryCluster::new(), &settings).await
+    Running::start(&Cluster::memory(), &settings).await
 }
 
 #[tokio::test]

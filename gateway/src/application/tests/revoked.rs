@@ -3,6 +3,11 @@
 use super::*;
 use carillon_broker_client::{Revocation, RevokedTokens};
 
+over_both! {
+    a_revoked_token_ends_on_every_node_and_is_refused_everywhere
+    a_users_tokens_of_before_are_refused_and_later_ones_are_not
+}
+
 /// The token's id.
 fn id_of(token: &str) -> String {
     let claims = token.split('.').nth(1).expect("claims");
@@ -22,10 +27,8 @@ async fn ends(client: &mut Client) {
     assert_eq!(closed["code"], 4401, "{closed}");
 }
 
-#[tokio::test]
-async fn a_revoked_token_ends_on_every_node_and_is_refused_everywhere() {
-    let cluster = MemoryCluster::new();
-    let (one, two) = (Running::start(&cluster, &[]).await, Running::start(&cluster, &[]).await);
+async fn a_revoked_token_ends_on_every_node_and_is_refused_everywhere(cluster: &Cluster) {
+    let (one, two) = (Running::start(cluster, &[]).await, Running::start(cluster, &[]).await);
     let (token, fresh) = (one.token("ada"), one.token("ada"));
     let mut here = one.try_connect(&token, "").await.expect("connected");
     let mut there = two.try_connect(&token, "").await.expect("connected");
@@ -46,7 +49,7 @@ async fn a_revoked_token_ends_on_every_node_and_is_refused_everywhere() {
     assert_eq!(other.request(auth).await["payload"]["code"], "INVALID_TOKEN");
     assert_eq!(one.call("GET", "/notifications", &fresh, None).await.0, 200);
     // A node that starts later knows it.
-    let late = Running::start(&cluster, &[]).await;
+    let late = Running::start(cluster, &[]).await;
     assert_eq!(late.try_connect(&token, "").await.err(), Some(401));
     assert!(late.try_connect(&fresh, "").await.is_ok());
     // Taken back.
@@ -58,10 +61,8 @@ async fn a_revoked_token_ends_on_every_node_and_is_refused_everywhere() {
     }
 }
 
-#[tokio::test]
-async fn a_users_tokens_of_before_are_refused_and_later_ones_are_not() {
-    let cluster = MemoryCluster::new();
-    let (one, two) = (Running::start(&cluster, &[]).await, Running::start(&cluster, &[]).await);
+async fn a_users_tokens_of_before_are_refused_and_later_ones_are_not(cluster: &Cluster) {
+    let (one, two) = (Running::start(cluster, &[]).await, Running::start(cluster, &[]).await);
     let token = |user: &str, issued_at: i64| {
         let token = auth::NewToken {
             user: user.to_owned(),
@@ -108,7 +109,7 @@ async fn a_users_tokens_of_before_are_refused_and_later_ones_are_not() {
 #[tokio::test]
 async fn a_node_that_missed_the_message_follows_and_a_store_that_lost_all_is_told() {
     let cluster = MemoryCluster::new();
-    let one = Running::start(&cluster, &[]).await;
+    let one = Running::start(&Cluster::Memory(cluster.clone()), &[]).await;
     let token = one.token("ada");
     let mut client = one.try_connect(&token, "").await.expect("connected");
     let until_ms = clock::unix_ms() + 60_000;

@@ -2,6 +2,13 @@
 
 use super::*;
 
+over_both! {
+    every_event_of_two_nodes_arrives_once_in_order
+    an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter
+    another_node_sends_when_the_sender_goes
+    messages_of_the_stream_go_to_the_inbound_webhook
+}
+
 const ALL: [(&str, &str); 8] = [
     ("events.channel_occupied", "true"),
     ("events.channel_vacated", "true"),
@@ -13,7 +20,7 @@ const ALL: [(&str, &str); 8] = [
     ("events.connection_closed", "true"),
 ];
 
-async fn start(cluster: &MemoryCluster, receiver: &Receiver, more: &[(&str, &str)]) -> Running {
+async fn start(cluster: &Cluster, receiver: &Receiver, more: &[(&str, &str)]) -> Running {
     let url = receiver.url();
     let hook = [("events.webhook.url", url.as_str()), ("events.webhook.secret", HOOK_SECRET)];
     let settings: Vec<_> = hook.into_iter().chain(ALL).chain(more.iter().copied()).collect();
@@ -28,11 +35,10 @@ fn sequences(received: &[Received]) -> Vec<u64> {
     received.iter().filter_map(|call| call.body["sequence"].as_u64()).collect()
 }
 
-#[tokio::test]
-async fn every_event_of_two_nodes_arrives_once_in_order() {
-    let (cluster, receiver) = (MemoryCluster::new(), Receiver::start(json!({})).await);
-    let one = start(&cluster, &receiver, &[]).await;
-    let two = start(&cluster, &receiver, &[]).await;
+async fn every_event_of_two_nodes_arrives_once_in_order(cluster: &Cluster) {
+    let receiver = Receiver::start(json!({})).await;
+    let one = start(cluster, &receiver, &[]).await;
+    let two = start(cluster, &receiver, &[]).await;
     let (mut ada, mut bob) = (one.connect("ada").await, two.connect("ada").await);
     for client in [&mut ada, &mut bob] {
         let subscribe = json!({"type": "subscribe", "channel": "chat"});
@@ -75,15 +81,14 @@ async fn every_event_of_two_nodes_arrives_once_in_order() {
     assert_eq!(sequences(&received), (1..=12).collect::<Vec<_>>());
     let closed = received.iter().find(|call| call.body["type"] == "connection_closed").expect("closed");
     let data = &closed.body["data"];
-    assert_eq!((&data["user_id"], &data["transport"], &data["reason"]), (&json!("ada"), &json!("websocket"), &json!("client")));
+    assert_eq!((&data["user_id"], &data["transport"], &data["reason"]), (&json!("ada"), &json!("websocket"), &json!("closed")));
     assert!(data["duration_ms"].is_u64() && data["node"].is_string(), "{data}");
     one.stop().await;
     two.stop().await;
 }
 
-#[tokio::test]
-async fn an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter() {
-    let (cluster, receiver) = (MemoryCluster::new(), Receiver::start(json!({})).await);
+async fn an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter(cluster: &Cluster) {
+    let receiver = Receiver::start(json!({})).await;
     receiver.answers([
         (500, json!({}), NOW),
         (503, json!({}), NOW),
@@ -93,7 +98,7 @@ async fn an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter(
         (410, json!({}), NOW),
         (200, json!({}), NOW),
     ]);
-    let one = start(&cluster, &receiver, &[("events.attempts", "3")]).await;
+    let one = start(cluster, &receiver, &[("events.attempts", "3")]).await;
     let _ada = one.connect("ada").await;
     // Online and opened, in either order: the first is taken at the third attempt, the second never.
     let received = receiver.until(6).await;
@@ -122,24 +127,30 @@ async fn an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter(
     one.stop().await;
 }
 
-#[tokio::test]
-async fn another_node_sends_when_the_sender_goes() {
-    let (cluster, receiver) = (MemoryCluster::new(), Receiver::start(json!({})).await);
-    let one = start(&cluster, &receiver, &[]).await;
+async fn another_node_sends_when_the_sender_goes(cluster: &Cluster) {
+    let receiver = Receiver::start(json!({})).await;
+    let one = start(cluster, &receiver, &[]).await;
     let _ada = one.connect("ada").await;
     receiver.until(2).await;
-    let two = start(&cluster, &receiver, &[]).await;
+    let two = start(cluster, &receiver, &[]).await;
     one.stop().await;
     let _bob = two.connect("bob").await;
-    // The first node's connection closed, its user goes offline; bob's online and opened.
-    let received = receiver.until(6).await;
-    assert_eq!(sequences(&received), (1..=6).collect::<Vec<_>>());
+    // The first node's connection closed, its user goes offline; bob's online and opened. What the first node had sent and
+    // not acknowledged may come again, under its id.
+    let mut calls = 6;
+    let taken = loop {
+        let mut received = receiver.until(calls).await;
+        received.dedup_by(|later, earlier| later.id == earlier.id);
+        if received.len() == 6 {
+            break received;
+        }
+        calls += 1;
+    };
+    assert_eq!(sequences(&taken), (1..=6).collect::<Vec<_>>());
     two.stop().await;
 }
 
-#[tokio::test]
-async fn messages_of_the_stream_go_to_the_inbound_webhook() {
-    let cluster = MemoryCluster::new();
+async fn messages_of_the_stream_go_to_the_inbound_webhook(cluster: &Cluster) {
     let (events, messages) = (Receiver::start(json!({})).await, Receiver::start(json!({})).await);
     let url = messages.url();
     let more = [
@@ -147,7 +158,7 @@ async fn messages_of_the_stream_go_to_the_inbound_webhook() {
         ("inbound.webhook.secret", HOOK_SECRET),
         ("inbound.types", r#"["order"]"#),
     ];
-    let one = start(&cluster, &events, &more).await;
+    let one = start(cluster, &events, &more).await;
     let mut ada = one.connect("ada").await;
     let order = json!({"type": "order", "channel": "chat", "id": "o-1", "payload": {"n": 1}});
     assert_eq!(ada.request(order).await["type"], "ack");
