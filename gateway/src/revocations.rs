@@ -17,6 +17,7 @@ use carillon_protocol::{CloseCode, ErrorCode, UserId};
 use foldhash::HashMap;
 use parking_lot::RwLock;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Claims;
@@ -27,7 +28,7 @@ use crate::node::Node;
 
 /// How often the store's version is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the first callers wait until a starting node knows what is revoked; without the store they are let in, and
+/// How long after a node's start callers wait until it knows what is revoked; without the store they are let in then, and
 /// found later.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 
@@ -37,6 +38,8 @@ pub struct Revoked {
     known: RwLock<Known>,
     version: AtomicU64,
     loaded: watch::Sender<bool>,
+    /// Until then the first callers wait for it.
+    patient_until: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,7 @@ impl Default for Revoked {
             known: RwLock::default(),
             version: AtomicU64::new(0),
             loaded: watch::Sender::new(false),
+            patient_until: Instant::now() + FIRST_WAIT,
         }
     }
 }
@@ -132,10 +136,11 @@ impl Revoked {
         self.version.store(revocations.version, Ordering::Release);
     }
 
-    /// Waits until it is known what is revoked, or a moment.
+    /// Waits until it is known what is revoked, or the node is no longer starting.
     async fn is_loaded(&self) {
         let mut loaded = self.loaded.subscribe();
-        let _ = tokio::time::timeout(FIRST_WAIT, loaded.wait_for(|loaded| *loaded)).await;
+        let known = loaded.wait_for(|loaded| *loaded);
+        let _ = tokio::time::timeout_at(self.patient_until, known).await;
     }
 }
 

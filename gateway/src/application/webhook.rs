@@ -10,12 +10,13 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{HeaderValue, Request, StatusCode, Uri};
 use http_body_util::Full;
+use tokio::time::Instant;
 
 use super::sign::{InvalidSecret, SigningKeys};
 use crate::clock;
 use crate::config;
 use crate::metrics::Metrics;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, OutboundError};
 
 /// The longest answer that is read, bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -137,7 +138,13 @@ impl Webhook {
         }
         let failed = |error: &dyn std::fmt::Display| CallError::Failed(error.to_string());
         let request = request.body(Full::new(body)).map_err(|error| failed(&error))?;
-        let answer = self.outbound.send_for(request, timeout, ANSWER_BYTES_MAX).await;
+        let deadline = Instant::now() + timeout;
+        let mut answer = self.outbound.send_for(request.clone(), timeout, ANSWER_BYTES_MAX).await;
+        if matches!(answer, Err(OutboundError::Failed(_))) {
+            // Most often a kept connection that the application closed just then. The id makes it a repetition.
+            let left = deadline.saturating_duration_since(Instant::now());
+            answer = self.outbound.send_for(request, left, ANSWER_BYTES_MAX).await;
+        }
         let answer = answer.map_err(|error| failed(&error))?;
         let status = answer.status();
         if status.is_success() {
