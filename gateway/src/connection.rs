@@ -14,7 +14,7 @@ pub mod welcome;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::{ConnectionId, UserId};
@@ -73,7 +73,7 @@ pub struct Connection {
     heard_at_ms: AtomicU64,
     /// When a message of its own last came, monotonic milliseconds: pongs are the library's, not the user's.
     spoke_at_ms: AtomicU64,
-    token_generation: AtomicU64,
+    token_generation: AtomicU32,
     /// See [`crate::revocations::token_mark`]; 0 for none.
     token_mark: AtomicU64,
     /// Unix seconds; [`NO_TIME`] for a token that does not say.
@@ -105,7 +105,7 @@ impl Connection {
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),
             spoke_at_ms: AtomicU64::new(clock::monotonic_ms()),
-            token_generation: AtomicU64::new(0),
+            token_generation: AtomicU32::new(0),
             token_mark: AtomicU64::new(0),
             token_issued_at: AtomicI64::new(NO_TIME),
             grants_doubted: AtomicBool::new(false),
@@ -182,13 +182,13 @@ impl Connection {
 
     /// How often its token was replaced.
     #[must_use]
-    pub fn token_generation(&self) -> u64 {
+    pub fn token_generation(&self) -> u32 {
         self.token_generation.load(Ordering::Relaxed)
     }
 
     /// Its token was replaced: former expiries no longer count. Returns the new generation.
-    pub fn renew_token(&self) -> u64 {
-        self.token_generation.fetch_add(1, Ordering::Relaxed) + 1
+    pub fn renew_token(&self) -> u32 {
+        self.token_generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// When the peer was last heard, monotonic milliseconds.

@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 enum Due {
     Ping(Weak<Connection>),
-    Expiry(Weak<Connection>, u64),
+    Expiry(Weak<Connection>, u32),
     Grant(Weak<Connection>),
 }
 
@@ -58,7 +58,7 @@ impl Heartbeat {
 
     /// Closes the connection with 4401 at `expires_at_s` (Unix seconds), unless its token was replaced by then
     /// (`generation` counts the connection's tokens).
-    pub fn expire(&self, connection: &Arc<Connection>, expires_at_s: i64, generation: u64) {
+    pub fn expire(&self, connection: &Arc<Connection>, expires_at_s: i64, generation: u32) {
         let in_ms =
             (expires_at_s.saturating_mul(1_000)).saturating_sub(clock::unix_ms()).max(0) as u64;
         self.arm(

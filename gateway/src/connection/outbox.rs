@@ -79,11 +79,18 @@ struct State {
     /// The connection's task, waiting for a signal.
     task: Option<Waker>,
     /// Who pulls, waiting for something to be queued.
-    reader: Option<Waker>,
+    reader: Option<Box<Waker>>,
     close: Option<CloseCode>,
     sse: Option<Box<SseState>>,
-    twins: Option<Box<VecDeque<u64>>>,
-    told: Option<Box<Told>>,
+    known: Option<Box<Known>>,
+}
+
+/// What this connection has had, where something may come twice.
+#[derive(Debug, Default)]
+struct Known {
+    /// Entity events, newest last, once a connection listens to both of their channels.
+    twins: Option<VecDeque<u64>>,
+    told: Option<Told>,
 }
 
 /// Mostly empty, and mostly of one when it is not: the first item is in place, the others own memory only
@@ -267,7 +274,8 @@ impl Outbox {
 
     /// From now on live notifications are remembered, until [`Outbox::end_pending`].
     pub fn expect_pending(&self) {
-        self.state.lock().told = Some(Box::new(Told { heard: Some(Vec::new()), sent: Vec::new() }));
+        let told = Told { heard: Some(Vec::new()), sent: Vec::new() };
+        self.state.lock().known.get_or_insert_default().told = Some(told);
     }
 
     /// Queues a pending notification, unless it came live already; its live message, should it still
@@ -277,7 +285,7 @@ impl Outbox {
         if state.failed {
             return;
         }
-        if let Some(told) = &mut state.told {
+        if let Some(told) = state.told() {
             let id = hash(id);
             if told.heard.as_ref().is_some_and(|heard| heard.contains(&id))
                 || told.sent.contains(&id)
@@ -294,16 +302,16 @@ impl Outbox {
     /// Everything pending was sent.
     pub fn end_pending(&self) {
         let mut state = self.state.lock();
-        let Some(told) = &mut state.told else { return };
+        let Some(told) = state.told() else { return };
         told.heard = None;
         if told.sent.is_empty() {
-            state.told = None;
+            state.forget_told();
         }
     }
 
     /// Begins to remember entity events so that a twin on the other channel is dropped (R14).
     pub fn watch_twins(&self) {
-        self.state.lock().twins.get_or_insert_default();
+        self.state.lock().known.get_or_insert_default().twins.get_or_insert_default();
     }
 
     /// Writes as much as the socket takes now. Never waits.
@@ -346,7 +354,7 @@ impl Outbox {
             if state.failed || state.ended {
                 return Poll::Ready(None);
             }
-            state.reader = Some(cx.waker().clone());
+            state.reader = Some(Box::new(cx.waker().clone()));
             return Poll::Pending;
         }
         state.dirty = false;
@@ -544,9 +552,24 @@ impl State {
         }
     }
 
+    fn told(&mut self) -> Option<&mut Told> {
+        self.known.as_mut()?.told.as_mut()
+    }
+
+    fn forget_told(&mut self) {
+        if let Some(known) = &mut self.known {
+            known.told = None;
+            if known.twins.is_none() {
+                self.known = None;
+            }
+        }
+    }
+
     /// Whether this entity event was heard on its other channel. Remembers it if not.
     fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(twins) = &mut self.twins else { return false };
+        let Some(twins) = self.known.as_mut().and_then(|known| known.twins.as_mut()) else {
+            return false;
+        };
         if !dispatch.publication.kind.starts_with("entity:") {
             return false;
         }
@@ -564,7 +587,7 @@ impl State {
 
     /// Whether this notification was sent as pending. Remembers it while pending ones are sent.
     fn was_told(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(told) = &mut self.told else { return false };
+        let Some(told) = self.told() else { return false };
         if !crate::notifications::is_notification(&dispatch.publication) {
             return false;
         }
