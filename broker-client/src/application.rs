@@ -196,7 +196,10 @@ pub trait ApplicationStore: Send + Sync + 'static {
     ) -> Result<(), BrokerError>;
 
     /// The newest dead letters with their reasons, oldest first.
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<(InboundMessage, String)>, BrokerError>;
+    async fn dead_letters(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<(InboundMessage, String)>, BrokerError>;
 
     /// Takes or keeps a lease of the cluster for this node; `false` while another node has it.
     async fn hold_lease(&self, name: &str, lease: Duration) -> Result<bool, BrokerError>;

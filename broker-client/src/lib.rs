@@ -21,8 +21,8 @@ mod store;
 mod subscriptions;
 
 pub use application::{
-    ApplicationStore, DEAD_LETTERS_MAX, EventKind, EventKinds, Happening, INBOUND_MAX, InboundConsumer,
-    InboundFrom, InboundMessage, InboundRead,
+    ApplicationStore, DEAD_LETTERS_MAX, EventKind, EventKinds, Happening, INBOUND_MAX,
+    InboundConsumer, InboundFrom, InboundMessage, InboundRead,
 };
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,

@@ -84,8 +84,7 @@ async fn the_application_is_told(node: &Node) {
     broker.join_resource(&room, &connection, &member).await.expect("joined");
     broker.user_seen(&user, None).await.expect("seen");
     broker.leave_resource(&room, &connection, &user, 2).await.expect("left");
-    let report =
-        [Happening::Closed { connection, about }, Happening::Vacated(channel("room:1"))];
+    let report = [Happening::Closed { connection, about }, Happening::Vacated(channel("room:1"))];
     broker.report(&report).await.expect("reported");
     let read = InboundRead {
         group: "g".to_owned(),
@@ -94,8 +93,7 @@ async fn the_application_is_told(node: &Node) {
         from: InboundFrom::New,
     };
     let events = broker.read_inbound(&read).await.expect("read");
-    let told: Vec<_> =
-        events.iter().map(|event| (event.sequence, event.kind.as_str())).collect();
+    let told: Vec<_> = events.iter().map(|event| (event.sequence, event.kind.as_str())).collect();
     let expected = [
         "connection_opened",
         "channel_occupied",

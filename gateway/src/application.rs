@@ -26,8 +26,8 @@ use calls::Calls;
 use lifecycle::Lifecycle;
 pub use occupancy::Occupancy;
 pub use sign::{InvalidSecret, SigningKeys};
-use webhook::Webhook;
 pub use webhook::InvalidWebhook;
+use webhook::Webhook;
 
 /// See the module.
 pub struct Application {

@@ -207,10 +207,7 @@ fn close_revoked(node: &Node) -> u64 {
     let is_refused = |connection: &Arc<Connection>| {
         let (mark, issued_at) = connection.token();
         marks.contains(&mark)
-            || connection
-                .user
-                .as_ref()
-                .is_some_and(|user| known.refuses_user(user, issued_at, now))
+            || connection.user.as_ref().is_some_and(|user| known.refuses_user(user, issued_at, now))
     };
     let refused: Vec<_> = node.hub.connections().into_iter().filter(is_refused).collect();
     drop(known);

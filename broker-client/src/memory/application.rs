@@ -170,9 +170,10 @@ impl Application {
             }
             InboundFrom::Own(after) => {
                 let after = parse(after);
-                let own = group.pending.iter().filter(|(id, pending)| {
-                    pending.consumer == read.consumer && **id > after
-                });
+                let own = group
+                    .pending
+                    .iter()
+                    .filter(|(id, pending)| pending.consumer == read.consumer && **id > after);
                 own.map(|(id, _)| *id).take(read.limit).collect()
             }
             InboundFrom::Abandoned(idle) => {
@@ -212,9 +213,7 @@ impl Application {
     }
 
     fn ack(&mut self, group: &str, id: &str) -> bool {
-        self.groups
-            .get_mut(group)
-            .is_some_and(|group| group.pending.remove(&parse(id)).is_some())
+        self.groups.get_mut(group).is_some_and(|group| group.pending.remove(&parse(id)).is_some())
     }
 }
 

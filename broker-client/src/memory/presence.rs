@@ -15,7 +15,8 @@ use super::{MemoryBroker, Node};
 use crate::application;
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
 use crate::{
-    BrokerError, EventKind, Joined, Member, NodeId, PresenceStore, Publish, UserPresence, UserStatus,
+    BrokerError, EventKind, Joined, Member, NodeId, PresenceStore, Publish, UserPresence,
+    UserStatus,
 };
 
 /// Who holds a user at a resource.

@@ -118,8 +118,7 @@ impl Inner {
         things: &[(String, String)],
     ) -> Call {
         let (names, (stream, place)) = (&self.shared.names, self.stream());
-        let mut keys =
-            vec![stream, names.beside_inbound("sequence"), kept.index(names, node)];
+        let mut keys = vec![stream, names.beside_inbound("sequence"), kept.index(names, node)];
         if kept == Kept::Channels {
             keys.push(names.beside_inbound("occupied"));
         }
@@ -198,7 +197,8 @@ impl Inner {
             let (hold, release) = kept.kinds();
             let event = if told { self.told(hold) } else { "" };
             let stale: Vec<_> = {
-                let held: foldhash::HashSet<&String> = held.iter().map(|(thing, _)| thing).collect();
+                let held: foldhash::HashSet<&String> =
+                    held.iter().map(|(thing, _)| thing).collect();
                 let known = self.kept(kept, node).await?;
                 let is_stale = |thing: &String| !held.contains(thing) && !is_doubtful(thing);
                 known.into_iter().filter(|(thing, _)| is_stale(thing)).collect()
@@ -272,10 +272,8 @@ fn thing(happening: &Happening) -> Option<(Kept, bool, (String, String))> {
 
 /// Reads fields of an entry; `None` for one that was trimmed or is none of ours.
 fn message(id: String, fields: Value, deliveries: u64) -> Option<(InboundMessage, String)> {
-    let fields: HashMap<String, String> = redis::from_redis_value::<Vec<(String, String)>>(fields)
-        .ok()?
-        .into_iter()
-        .collect();
+    let fields: HashMap<String, String> =
+        redis::from_redis_value::<Vec<(String, String)>>(fields).ok()?.into_iter().collect();
     let message = InboundMessage {
         id,
         is_event: fields.get("kind").is_some_and(|kind| kind == "event"),

@@ -185,7 +185,9 @@ pub(crate) async fn revocations_are_known_by_version_and_can_be_taken_back(make:
     let known = one.broker.revocations().await.unwrap();
     assert_eq!(known.version, second.after);
     assert_eq!(revoked(&*one.broker).await, [id.clone(), user.clone()]);
-    assert!(known.all.iter().all(|revocation| (revocation.until_ms - now_ms() - 60_000).abs() < 30_000));
+    assert!(
+        known.all.iter().all(|revocation| (revocation.until_ms - now_ms() - 60_000).abs() < 30_000)
+    );
     let third = one.broker.revoke(&revocation(id, -1)).await.unwrap();
     assert!(third.after > third.before);
     assert_eq!(revoked(&*two.broker).await, [user]);

@@ -119,25 +119,18 @@ pub(crate) async fn a_channel_is_occupied_with_its_first_node_and_vacated_with_i
     let vacated = |name: &ChannelName| Happening::Vacated(name.clone());
     report(&one, &[occupied(&chat), occupied(&news)]).await;
     report(&two, &[occupied(&chat)]).await;
-    assert_eq!(
-        lines(&one, &mut next).await,
-        ["channel_occupied chat", "channel_occupied news"]
-    );
+    assert_eq!(lines(&one, &mut next).await, ["channel_occupied chat", "channel_occupied news"]);
     report(&one, &[vacated(&chat), vacated(&news)]).await;
     assert_eq!(lines(&one, &mut next).await, ["channel_vacated news"]);
     report(&two, &[vacated(&chat)]).await;
     report(&one, &[occupied(&chat)]).await;
-    assert_eq!(
-        lines(&one, &mut next).await,
-        ["channel_vacated chat", "channel_occupied chat"]
-    );
+    assert_eq!(lines(&one, &mut next).await, ["channel_vacated chat", "channel_occupied chat"]);
 }
 
 pub(crate) async fn a_repeated_report_tells_nothing_twice(make: &impl Fixture) {
     let node = join(make, all()).await;
     let mut next = 1;
-    let first =
-        [opened(&node, "ada"), opened(&node, "bob"), Happening::Occupied(channel("chat"))];
+    let first = [opened(&node, "ada"), opened(&node, "bob"), Happening::Occupied(channel("chat"))];
     report(&node, &first).await;
     report(&node, &first).await;
     let second = [closed(&node, "ada"), Happening::Vacated(channel("chat"))];
@@ -236,10 +229,7 @@ pub(crate) async fn what_a_dead_node_held_open_is_closed_once(make: &impl Fixtur
     ends.sort_by_key(|(kind, data)| format!("{kind} {data}"));
     let mut kinds: Vec<&str> = ends.iter().map(|(kind, _)| kind.as_str()).collect();
     kinds.dedup();
-    assert_eq!(
-        kinds,
-        ["channel_vacated", "connection_closed", "presence_leave", "user_offline"]
-    );
+    assert_eq!(kinds, ["channel_vacated", "connection_closed", "presence_leave", "user_offline"]);
     assert_eq!(ends.len(), 5, "{ends:?}");
     assert_eq!(ends[0].1, json!({"channel": "news"}));
     assert_eq!(ends[1].1, json!({"user_id": "ada", "reason": "node lost"}));
@@ -287,7 +277,10 @@ pub(crate) async fn lost_data_is_restored_in_silence<F: Future<Output = ()>>(
     // The numbers begin again: that is how a backend sees it.
     next = 1;
     assert!(lines(&node, &mut next).await.is_empty());
-    report(&node, &[opened(&node, "ada"), closed(&node, "ada"), Happening::Vacated(channel("chat"))])
-        .await;
+    report(
+        &node,
+        &[opened(&node, "ada"), closed(&node, "ada"), Happening::Vacated(channel("chat"))],
+    )
+    .await;
     assert_eq!(lines(&node, &mut next).await, ["connection_closed ada", "channel_vacated chat"]);
 }

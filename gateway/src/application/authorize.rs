@@ -98,11 +98,8 @@ struct Answer {
 impl Authorizer {
     pub(super) fn new(webhook: Arc<Webhook>) -> Self {
         let answers = Answers { known: HashMap::default(), swept: Instant::now() };
-        let inner = Inner {
-            webhook,
-            places: Semaphore::new(IN_FLIGHT_MAX),
-            answers: Mutex::new(answers),
-        };
+        let inner =
+            Inner { webhook, places: Semaphore::new(IN_FLIGHT_MAX), answers: Mutex::new(answers) };
         Self { inner: Arc::new(inner) }
     }
 

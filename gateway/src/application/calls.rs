@@ -185,9 +185,12 @@ impl Calls {
                 .filter(|answer: &serde_json::Value| !answer.is_null())
                 .unwrap_or_else(|| serde_json::json!({}))),
             Err(super::webhook::CallError::Status { status, .. }) => {
-                Err(refused("The application did not take the call").with("status", status.as_u16()))
+                Err(refused("The application did not take the call")
+                    .with("status", status.as_u16()))
             }
-            Err(super::webhook::CallError::Failed(_)) => Err(refused("The application did not answer")),
+            Err(super::webhook::CallError::Failed(_)) => {
+                Err(refused("The application did not answer"))
+            }
         }
     }
 }

@@ -47,8 +47,8 @@ struct Inner {
 
 impl Lifecycle {
     pub(super) fn new(kinds: EventKinds, metrics: &Arc<Metrics>) -> Self {
-        let channels = kinds.contains(EventKind::ChannelOccupied)
-            || kinds.contains(EventKind::ChannelVacated);
+        let channels =
+            kinds.contains(EventKind::ChannelOccupied) || kinds.contains(EventKind::ChannelVacated);
         let inner = Inner {
             kinds,
             occupancy: channels.then(Occupancy::default),
@@ -147,7 +147,9 @@ impl Lifecycle {
     pub(crate) async fn flushed(&self) {
         self.inner.wake.notify_one();
         let flushed = async {
-            while !self.inner.queue.lock().is_empty() || self.inner.reporting.load(Ordering::Acquire) {
+            while !self.inner.queue.lock().is_empty()
+                || self.inner.reporting.load(Ordering::Acquire)
+            {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };

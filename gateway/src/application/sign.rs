@@ -91,7 +91,8 @@ mod tests {
         let one = SigningKeys::new("not base64!").expect("a secret").sign("a", 1, b"x");
         assert_eq!(one.split(' ').count(), 1);
         let both = SigningKeys::new("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==").expect("a secret");
-        let prefixed = SigningKeys::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==").expect("a secret");
+        let prefixed =
+            SigningKeys::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw==").expect("a secret");
         let signatures = both.sign("a", 1, b"x");
         assert_eq!(signatures.split(' ').nth(1), Some(&*prefixed.sign("a", 1, b"x")));
     }

@@ -17,7 +17,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use base64::Engine as _;
 use bytes::Bytes;
-use carillon_broker_client::{Broker, Health, MemoryCluster, NodeId, RedisBroker, RedisMode, RedisSettings, RedisTls};
+use carillon_broker_client::{
+    Broker, Health, MemoryCluster, NodeId, RedisBroker, RedisMode, RedisSettings, RedisTls,
+};
 use futures_util::{SinkExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -203,7 +205,9 @@ impl Client {
             let next = tokio::time::timeout(PATIENCE, self.socket.next()).await;
             match next.expect("a message in time").expect("open").expect("readable") {
                 Message::Text(text) => return serde_json::from_str(&text).expect("JSON"),
-                Message::Close(frame) => return json!({"type": "closed", "code": frame.map(|frame| u16::from(frame.code))}),
+                Message::Close(frame) => {
+                    return json!({"type": "closed", "code": frame.map(|frame| u16::from(frame.code))});
+                }
                 _ => {}
             }
         }
@@ -325,7 +329,11 @@ impl Receiver {
     }
 }
 
-async fn receive(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> impl IntoResponse {
+async fn receive(
+    State(inner): State<Arc<Inner>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> impl IntoResponse {
     let header = |name: &str| {
         headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
     };

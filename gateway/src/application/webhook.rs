@@ -75,8 +75,7 @@ impl Webhook {
         if keys.is_none() {
             tracing::warn!(webhook = name, "calls are not signed: the webhook has no secret");
         }
-        let (url, authorization) =
-            address(&settings.url).ok_or(InvalidWebhook::Url(name))?;
+        let (url, authorization) = address(&settings.url).ok_or(InvalidWebhook::Url(name))?;
         Ok(Self {
             name,
             url,

@@ -76,7 +76,12 @@ async fn every_transport_and_rest_ask() {
     assert_eq!(one.call("POST", "/publish", &token, Some(&publish)).await.0, 200);
     let batch = json!({"messages": [publish, publish]});
     let (_, answers) = one.call("POST", "/publish/batch", &token, Some(&batch)).await;
-    assert!(answers["results"].as_array().is_some_and(|all| all.iter().all(|one| one["offset"].is_u64())), "{answers}");
+    assert!(
+        answers["results"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|one| one["offset"].is_u64())),
+        "{answers}"
+    );
     let (_, answer) = one.call("GET", poll, &token, None).await;
     assert_eq!(answer["errors"], Value::Null, "{answer}");
     let mut stream = TcpStream::connect(one.address).await.expect("connected");

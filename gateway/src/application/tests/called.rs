@@ -36,7 +36,10 @@ async fn a_call_is_signed_and_its_answer_is_the_acks_data() {
         (&body["kind"], &body["type"], &body["id"], &body["user_id"]),
         (&json!("message"), &json!("cart:add"), &json!("c-1"), &json!("ada"))
     );
-    assert_eq!((&body["payload"], &body["channel"]), (&json!({"sku": "a", "n": 1.0}), &Value::Null));
+    assert_eq!(
+        (&body["payload"], &body["channel"]),
+        (&json!({"sku": "a", "n": 1.0}), &Value::Null)
+    );
     assert!(body["connection_id"].as_str().is_some_and(|id| one.node.hub.find(id).is_some()));
     // An empty or plain answer says yes; `requestId` alone is answered too.
     receiver.answers([(204, Value::Null, NOW)]);
@@ -71,8 +74,11 @@ async fn a_slow_application_delays_later_calls_of_the_connection_and_nothing_els
     let answer = ada.answer(&first).await;
     assert_eq!(answer["payload"]["data"], json!({"n": 1}));
     assert_eq!(ada.answer(&second).await["payload"]["data"], json!({"n": 3}));
-    let order: Vec<_> =
-        receiver.received().iter().map(|call| call.body["type"].as_str().map(str::to_owned)).collect();
+    let order: Vec<_> = receiver
+        .received()
+        .iter()
+        .map(|call| call.body["type"].as_str().map(str::to_owned))
+        .collect();
     assert_eq!(order, ["slow", "bobs", "quick"].map(|kind| Some(kind.to_owned())));
     one.stop().await;
 }
@@ -84,7 +90,10 @@ async fn an_application_that_fails_is_unavailable_and_the_connection_lives_on() 
     let mut ada = one.connect("ada").await;
     receiver.answers([(500, json!({"data": "not this"}), NOW)]);
     let error = ada.request(json!({"type": "x"})).await;
-    assert_eq!((&error["type"], &error["payload"]["code"]), (&json!("error"), &json!("UNAVAILABLE")));
+    assert_eq!(
+        (&error["type"], &error["payload"]["code"]),
+        (&json!("error"), &json!("UNAVAILABLE"))
+    );
     assert_eq!(error["payload"]["details"]["status"], 500);
     receiver.answers([(302, json!({}), NOW)]);
     assert_eq!(ada.request(json!({"type": "x"})).await["payload"]["code"], "UNAVAILABLE");
@@ -144,8 +153,7 @@ async fn a_call_is_made_though_its_connection_went_and_a_polls_is_answered_with_
     let token = one.token("bob");
     let poll = json!({"user_id": "bob", "timeout": 0, "messages": [
         {"type": "cart:add", "ack_id": "p1"}, {"type": "cart:add", "ack_id": "p2"}]});
-    let (status, answer) =
-        one.call("POST", "/api/v1/realtime/poll", &token, Some(&poll)).await;
+    let (status, answer) = one.call("POST", "/api/v1/realtime/poll", &token, Some(&poll)).await;
     assert_eq!(status, 200, "{answer}");
     let acks: Vec<_> = answer["replies"].as_array().expect("replies").iter().collect();
     assert_eq!(acks.len(), 2, "{answer}");
@@ -175,7 +183,12 @@ async fn without_a_webhook_calls_and_copies_are_queued_on_the_stream() {
     for _ in 0..4 {
         let message = consumer.next().await.expect("a message");
         let body: Value = message.read().expect("JSON");
-        queued.push((message.kind.clone(), body["user_id"].clone(), body["channel"].clone(), body["id"].clone()));
+        queued.push((
+            message.kind.clone(),
+            body["user_id"].clone(),
+            body["channel"].clone(),
+            body["id"].clone(),
+        ));
         if queued.len() == 1 {
             assert_eq!(ack["payload"]["data"]["id"], message.id);
         }

@@ -72,7 +72,8 @@ async fn a_users_tokens_of_before_are_refused_and_later_ones_are_not(cluster: &C
         auth::mint(&one.node.config.auth.jwt, None, &token, issued_at).expect("minted")
     };
     let now = clock::unix_ms() / 1_000;
-    let (before, after, bobs) = (token("ada", now - 60), token("ada", now + 5), token("bob", now - 60));
+    let (before, after, bobs) =
+        (token("ada", now - 60), token("ada", now + 5), token("bob", now - 60));
     let mut ended = two.try_connect(&before, "").await.expect("connected");
     let mut stays = two.try_connect(&bobs, "").await.expect("connected");
     let (status, answer) = one.post("/tokens/revoke", json!({"user_id": "ada"})).await;

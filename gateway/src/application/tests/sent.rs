@@ -79,9 +79,13 @@ async fn every_event_of_two_nodes_arrives_once_in_order(cluster: &Cluster) {
         ]
     );
     assert_eq!(sequences(&received), (1..=12).collect::<Vec<_>>());
-    let closed = received.iter().find(|call| call.body["type"] == "connection_closed").expect("closed");
+    let closed =
+        received.iter().find(|call| call.body["type"] == "connection_closed").expect("closed");
     let data = &closed.body["data"];
-    assert_eq!((&data["user_id"], &data["transport"], &data["reason"]), (&json!("ada"), &json!("websocket"), &json!("closed")));
+    assert_eq!(
+        (&data["user_id"], &data["transport"], &data["reason"]),
+        (&json!("ada"), &json!("websocket"), &json!("closed"))
+    );
     assert!(data["duration_ms"].is_u64() && data["node"].is_string(), "{data}");
     one.stop().await;
     two.stop().await;
@@ -108,7 +112,10 @@ async fn an_entry_is_sent_again_under_its_id_until_it_is_taken_or_a_dead_letter(
     assert_ne!(ids[0], ids[3]);
     assert_eq!(sequences(&received), [1, 1, 1, 2, 2, 2]);
     let pauses: Vec<Duration> = received.windows(2).map(|two| two[1].at - two[0].at).collect();
-    assert!(pauses[0] >= Duration::from_millis(250) && pauses[1] >= Duration::from_millis(500), "{pauses:?}");
+    assert!(
+        pauses[0] >= Duration::from_millis(250) && pauses[1] >= Duration::from_millis(500),
+        "{pauses:?}"
+    );
     let dead = async {
         loop {
             let dead = one.node.broker.dead_letters(10).await.expect("read");
