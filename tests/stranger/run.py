@@ -8,6 +8,7 @@ import sys
 
 from harness import HERE, Cluster, Facts
 
+import compression
 import delivery
 import limits
 import malformed
@@ -38,7 +39,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload,tls,proxies")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload,tls,proxies,compression")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -62,6 +63,8 @@ def main():
         tls.facts(facts.check, os.path.abspath(args.binary))
     if "proxies" in only:
         proxies.facts(facts.check, os.path.abspath(args.binary))
+    if "compression" in only:
+        compression.facts(facts.check, os.path.abspath(args.binary))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

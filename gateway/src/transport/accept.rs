@@ -120,9 +120,7 @@ async fn open(
 ) -> io::Result<(Socket, IpAddr)> {
     let mut address = address.ip().to_canonical();
     let trusted = proxy::is_trusted(address, &node.config.load().server.trusted_proxies);
-    if trusted
-        && let Some(client) = proxy::read_header(&mut socket).await?
-    {
+    if trusted && let Some(client) = proxy::read_header(&mut socket).await? {
         address = client;
     }
     let socket = match &node.tls {

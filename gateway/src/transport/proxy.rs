@@ -123,8 +123,8 @@ fn line(bytes: &[u8]) -> io::Result<Opening> {
         }
         return Ok(Opening::Incomplete);
     };
-    let text =
-        std::str::from_utf8(&bytes[WORD.len()..end]).map_err(|_| broken("a PROXY line of no text"))?;
+    let text = std::str::from_utf8(&bytes[WORD.len()..end])
+        .map_err(|_| broken("a PROXY line of no text"))?;
     let words: Vec<&str> = text.split(' ').collect();
     let source: IpAddr = match words.as_slice() {
         ["UNKNOWN", ..] => return Ok(Opening::Header(end + 2, None)),
@@ -199,7 +199,10 @@ mod tests {
     fn reads(header: &[u8], address: Option<&str>) {
         let expected = Opening::Header(header.len(), address.map(ip));
         assert_eq!(Opening::read(header).expect("good"), expected);
-        assert_eq!(Opening::read(&[header, b"GET / HTTP/1.1\r\n"].concat()).expect("good"), expected);
+        assert_eq!(
+            Opening::read(&[header, b"GET / HTTP/1.1\r\n"].concat()).expect("good"),
+            expected
+        );
         for cut in 1..header.len() {
             assert_eq!(Opening::read(&header[..cut]).expect("good"), Opening::Incomplete, "{cut}");
         }
@@ -210,7 +213,10 @@ mod tests {
         let four = [203, 0, 113, 7, 10, 0, 0, 1, 0xC0, 1, 0, 80];
         reads(&v2(0x21, 0x11, &four), Some("203.0.113.7"));
         reads(&v2(0x21, 0x11, &[&four[..], b"\x03\0\x04abcd"].concat()), Some("203.0.113.7"));
-        let six = [&ip("2001:db8::7").to_string().parse::<Ipv6Addr>().expect("six").octets()[..], &[0; 20]];
+        let six = [
+            &ip("2001:db8::7").to_string().parse::<Ipv6Addr>().expect("six").octets()[..],
+            &[0; 20],
+        ];
         reads(&v2(0x21, 0x21, &six.concat()), Some("2001:db8::7"));
         reads(&v2(0x20, 0x00, b""), None);
         reads(&v2(0x21, 0x00, b""), None);
@@ -224,7 +230,14 @@ mod tests {
 
     #[test]
     fn requests_and_records_are_no_headers() {
-        for bytes in [&b"GET / HTTP/1.1"[..], b"POST /", b"PROPFIND", b"\x16\x03\x01", b"\r\n\r\nGET", b"PROXYx"] {
+        for bytes in [
+            &b"GET / HTTP/1.1"[..],
+            b"POST /",
+            b"PROPFIND",
+            b"\x16\x03\x01",
+            b"\r\n\r\nGET",
+            b"PROXYx",
+        ] {
             assert_eq!(Opening::read(bytes).expect("no header"), Opening::Other, "{bytes:?}");
         }
     }
