@@ -220,7 +220,7 @@ pub(super) async fn answer(node: &Node, outgoing: Outgoing) -> Response {
 pub(super) async fn rated(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if !response.headers().contains_key("x-ratelimit-limit") {
-        let limit = node.config.limits.publishes_per_second_per_channel;
+        let limit = node.config.load().limits.publishes_per_second_per_channel;
         let untouched = RateState { limit, remaining: u64::from(limit) };
         rate_headers(response.headers_mut(), Some(untouched));
     }
