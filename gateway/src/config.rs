@@ -19,9 +19,9 @@ pub use namespaces::{History, NamespaceSettings, Rule, shipped};
 pub use reader::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use settings::{
-    ApiKey, Auth, Authorize, Config, Console, Cors, Drain, Events, Heartbeat, Inbound, Jwt, JwtKey,
-    Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis, RedisFiles,
-    Server, Tls, Webhook,
+    ApiKey, Auth, Authorize, Compression, Config, Console, Cors, Drain, Events, Heartbeat, Inbound,
+    Jwt, JwtKey, Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis,
+    RedisFiles, Server, Tls, Webhook,
 };
 pub use sources::{DEFAULT_FILE, ENVIRONMENT_PREFIX, Sources};
 pub use units::{Network, format_duration, parse_duration, parse_size};
@@ -120,7 +120,7 @@ impl Config {
             };
         }
         fixed!(dev server operator node redis cors heartbeat presence drain inbound authorize
-            events otel console metrics);
+            events compression otel console metrics);
         config.auth = fresh.auth;
         config.routes = fresh.routes;
         config.namespaces = fresh.namespaces;

@@ -9,6 +9,7 @@ import sys
 from harness import HERE, Cluster, Facts
 
 import application
+import compression
 import delivery
 import limits
 import malformed
@@ -39,7 +40,7 @@ def browser(facts, cluster):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,application,reload,tls,proxies")
+    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,application,reload,tls,proxies,compression")
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
@@ -65,6 +66,8 @@ def main():
         proxies.facts(facts.check, os.path.abspath(args.binary))
     if "application" in only:
         application.facts(facts.check, os.path.abspath(args.binary))
+    if "compression" in only:
+        compression.facts(facts.check, os.path.abspath(args.binary))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

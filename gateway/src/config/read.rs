@@ -50,6 +50,11 @@ pub(super) fn read(root: &Section<'_>, loader: &super::Loader) -> Config {
             webhook: webhook(&root.child("authorize").child("webhook"), seconds(2)),
         },
         events: events(&root.child("events")),
+        compression: {
+            let section = root.child("compression");
+            let on = |name: &str| section.flag(name).unwrap_or(true);
+            Compression { websocket: on("websocket"), sse: on("sse"), rest: on("rest") }
+        },
         log: log(&root.child("log")),
         otel: Otel { endpoint: root.child("otel").read("endpoint", http_url) },
         console: Console { enabled: root.child("console").flag("enabled").unwrap_or(dev) },

@@ -331,6 +331,17 @@ pub struct Otel {
     pub endpoint: Option<String>,
 }
 
+/// `compression.*` (R30). What a client did not ask for is never compressed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compression {
+    /// permessage-deflate.
+    pub websocket: bool,
+    /// gzip on event streams.
+    pub sse: bool,
+    /// gzip on answers of REST and long polls.
+    pub rest: bool,
+}
+
 /// `console.*`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Console {
@@ -368,6 +379,7 @@ pub struct Config {
     pub inbound: Inbound,
     pub authorize: Authorize,
     pub events: Events,
+    pub compression: Compression,
     pub log: Log,
     pub otel: Otel,
     pub console: Console,

@@ -169,7 +169,8 @@ impl Driver {
     /// Boxed, like every rare await in it: the future of an idle connection holds little more than a pointer.
     pub async fn run_websocket(mut self: Box<Self>, mut early: Vec<u8>) {
         let Some(socket) = self.socket.clone() else { return };
-        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size);
+        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size)
+            .with_deflate(self.connection.dress.compressed);
         if !early.is_empty() {
             let mut happenings = Vec::new();
             let heard = self.hear(&mut assembler, &mut early, &mut happenings);

@@ -5,13 +5,19 @@
 //! is woken to wait for room. Everything queued goes out in one vectored write.
 //! Source: `channels.md` 7, ruling R15; figures in `docs/benchmarks.md`.
 
+mod event_stream;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use carillon_protocol::codec::gzip::Sum;
 use carillon_protocol::{CloseCode, Cursor, Position};
+use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::dispatch::{Dispatch, Dress, Medium};
@@ -19,8 +25,6 @@ use crate::socket::Socket;
 
 /// Most slices in one vectored write.
 const SLICES_MAX: usize = 64;
-/// Bodies up to this many bytes are copied beside their `id:` line instead of being a slice of their own.
-const SSE_COPY_BYTES_MAX: usize = 4096;
 /// How many notification ids a connection remembers while pending ones are sent, and after.
 const TOLD_MAX: usize = 10_000;
 /// How many entity event ids a connection remembers to drop twins (R14).
@@ -81,7 +85,7 @@ struct State {
     /// Who pulls, waiting for something to be queued.
     reader: Option<Box<Waker>>,
     close: Option<CloseCode>,
-    sse: Option<Box<SseState>>,
+    sse: Option<Box<EventStream>>,
     known: Option<Box<Known>>,
 }
 
@@ -110,17 +114,13 @@ struct Told {
     sent: Vec<u64>,
 }
 
-#[derive(Debug, Default)]
-struct SseState {
-    cursor: Cursor,
-    chunked: bool,
-}
-
 #[derive(Debug)]
 struct Item {
     bytes: Bytes,
     /// Hash of channel and conflation key; 0 for messages that are never replaced.
     conflate: u64,
+    /// Of a gzip stream: the sum of what these bytes inflate to, added to the stream's when they leave.
+    sum: Sum,
 }
 
 /// What the connection's task should do next.
@@ -149,13 +149,13 @@ impl Outbox {
         self.state.lock().bytes_max = bytes_max;
     }
 
-    /// Makes this an SSE outbox: events carry cursors, and HTTP/1.1 chunks where `chunked`. Nothing
-    /// is written before [`Outbox::release`].
+    /// Makes this an SSE outbox: events carry cursors, HTTP/1.1 chunks where `chunked`, and are part of a
+    /// gzip stream where there is a sum of what opened it. Nothing is written before [`Outbox::release`].
     #[must_use]
-    pub fn for_sse(self, chunked: bool) -> Self {
+    pub fn for_sse(self, chunked: bool, gzip: Option<Sum>) -> Self {
         {
             let mut state = self.state.lock();
-            state.sse = Some(Box::new(SseState { cursor: Cursor::default(), chunked }));
+            state.sse = Some(Box::new(EventStream { cursor: Cursor::default(), chunked, gzip }));
             state.held = true;
         }
         self
@@ -206,6 +206,10 @@ impl Outbox {
                 return Pushed::Full;
             }
             state.drop_older(conflate);
+            // Many keys, each with its newest message, are too much too.
+            if state.queued_bytes + frame.len() > state.bytes_max && !state.queue.is_empty() {
+                return Pushed::Full;
+            }
         }
         state.advance(dispatch);
         state.enqueue_dressed(frame, dress, conflate);
@@ -253,9 +257,7 @@ impl Outbox {
         if state.failed || state.queued_bytes > state.bytes_max {
             return;
         }
-        let chunked = state.sse.as_ref().is_some_and(|sse| sse.chunked);
-        let bytes = if chunked { chunk(text) } else { Bytes::copy_from_slice(text) };
-        state.enqueue(bytes, 0);
+        state.enqueue_text(text);
     }
 
     /// Sets the position that the next SSE cursor holds for a channel.
@@ -340,9 +342,8 @@ impl Outbox {
     /// For a long poll: takes everything queued.
     pub fn take(&self) -> Vec<Bytes> {
         let mut state = self.state.lock();
-        state.queued_bytes = 0;
         state.dirty = false;
-        state.queue.take().map(|item| item.bytes).collect()
+        state.drain()
     }
 
     /// For a body that carries the events itself: what is queued, or wakes the body when something is;
@@ -358,11 +359,7 @@ impl Outbox {
             return Poll::Pending;
         }
         state.dirty = false;
-        state.queued_bytes = 0;
-        let mut bytes = Vec::with_capacity(state.queue.iter().map(|item| item.bytes.len()).sum());
-        for item in state.queue.take() {
-            bytes.extend_from_slice(&item.bytes);
-        }
+        let bytes = state.drain().concat();
         if state.behind {
             signal(state);
         }
@@ -435,9 +432,7 @@ impl Outbox {
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
-        if state.sse.as_ref().is_some_and(|sse| sse.chunked) {
-            state.enqueue(Bytes::from_static(LAST_CHUNK), 0);
-        }
+        state.enqueue_end();
     }
 
     /// Whether a page of history may be queued now.
@@ -477,11 +472,12 @@ impl Queue {
         }
     }
 
-    fn pop_front(&mut self) {
-        self.first = self.others.as_mut().and_then(|others| others.pop_front());
-        if self.first.is_none() {
+    fn pop_front(&mut self) -> Option<Item> {
+        let next = self.others.as_mut().and_then(|others| others.pop_front());
+        if next.is_none() {
             self.others = None;
         }
+        std::mem::replace(&mut self.first, next)
     }
 
     fn iter(&self) -> impl Iterator<Item = &Item> {
@@ -508,41 +504,27 @@ impl Queue {
 
 impl State {
     fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
+        self.enqueue_summed(bytes, conflate, Sum::default());
+    }
+
+    fn enqueue_summed(&mut self, bytes: Bytes, conflate: u64, sum: Sum) {
         self.queued_bytes += bytes.len();
-        self.queue.push_back(Item { bytes, conflate });
+        self.queue.push_back(Item { bytes, conflate, sum });
+    }
+
+    /// Takes everything queued.
+    fn drain(&mut self) -> Vec<Bytes> {
+        self.queued_bytes = 0;
+        let items: Vec<Item> = self.queue.take().collect();
+        items.iter().for_each(|item| self.left(item));
+        items.into_iter().map(|item| item.bytes).collect()
     }
 
     fn enqueue_dressed(&mut self, frame: &Bytes, dress: Dress, conflate: u64) {
-        if dress.medium != Medium::Sse {
-            self.enqueue(frame.clone(), conflate);
-            return;
-        }
-        let Some(sse) = &self.sse else { return };
-        let mut id_line = Vec::with_capacity(96);
-        if !sse.cursor.positions().is_empty() {
-            id_line.extend_from_slice(b"id: ");
-            sse.cursor.write(&mut id_line);
-            id_line.push(b'\n');
-        }
-        id_line.push(b'\n');
-        let chunked = sse.chunked;
-        let length = frame.len() + id_line.len();
-        let head = if chunked { format!("{length:x}\r\n") } else { String::new() };
-        let tail: &[u8] = if chunked { b"\r\n" } else { b"" };
-        if frame.len() <= SSE_COPY_BYTES_MAX {
-            let mut event = Vec::with_capacity(head.len() + length + tail.len());
-            event.extend_from_slice(head.as_bytes());
-            event.extend_from_slice(frame);
-            event.extend_from_slice(&id_line);
-            event.extend_from_slice(tail);
-            self.enqueue(event.into(), conflate);
+        if dress.medium == Medium::Sse {
+            self.enqueue_event(frame, conflate);
         } else {
-            // Conflation replaces single items, so large events of conflated channels count as one message
-            // only in their parts; they are never dropped half.
-            id_line.extend_from_slice(tail);
-            self.enqueue(head.into(), 0);
-            self.enqueue(frame.clone(), 0);
-            self.enqueue(id_line.into(), 0);
+            self.enqueue(frame.clone(), conflate);
         }
     }
 
@@ -666,7 +648,9 @@ impl State {
                 break;
             }
             left -= front.bytes.len();
-            self.queue.pop_front();
+            if let Some(item) = self.queue.pop_front() {
+                self.left(&item);
+            }
         }
         self.front_written = left;
     }
@@ -676,14 +660,3 @@ fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }
-
-/// An HTTP/1.1 chunk.
-fn chunk(text: &[u8]) -> Bytes {
-    let mut chunk = format!("{:x}\r\n", text.len()).into_bytes();
-    chunk.extend_from_slice(text);
-    chunk.extend_from_slice(b"\r\n");
-    chunk.into()
-}
-
-/// The last chunk of a response.
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

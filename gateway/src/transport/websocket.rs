@@ -7,10 +7,11 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use carillon_protocol::envelope::Refusal;
+use carillon_protocol::websocket as framing;
 use carillon_protocol::{Codec, ErrorCode, Profile};
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
@@ -77,7 +78,12 @@ async fn accept(
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let dress = Dress { medium: Medium::WebSocket(codec), profile: handshake.profile };
+    let extension = deflate(&node, request.headers());
+    let dress = Dress {
+        medium: Medium::WebSocket(codec),
+        profile: handshake.profile,
+        compressed: extension.is_some(),
+    };
     let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
     let opening = Opening { handshake, admitted, dress, remote, name };
     let tasks = node.tasks.clone();
@@ -89,6 +95,9 @@ async fn accept(
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     let accept = HeaderValue::from_str(&accept_key(&key));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept.map_err(|_| bad_handshake("Sec-WebSocket-Key"))?);
+    if let Some(extension) = extension {
+        headers.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
+    }
     if let Some(subprotocol) = subprotocol {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
     }
@@ -173,6 +182,13 @@ fn bad_handshake(header: &'static str) -> Refusal {
 fn accept_key(key: &str) -> String {
     let digest = Sha1::digest(format!("{key}{ACCEPT_GUID}"));
     base64::engine::general_purpose::STANDARD.encode(digest)
+}
+
+/// What to answer to an offer of permessage-deflate (R30); `None` where there is none, or we take none.
+fn deflate(node: &Node, headers: &HeaderMap) -> Option<&'static str> {
+    let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter();
+    let wanted = node.config.load().compression.websocket;
+    wanted.then(|| framing::negotiate(offers.filter_map(|value| value.to_str().ok())))?
 }
 
 /// The codec, and the subprotocol to answer with: the codec that was asked for, else the bearer

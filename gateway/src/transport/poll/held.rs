@@ -70,7 +70,7 @@ impl Held {
     ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
         let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes);
-        let dress = Dress { medium: Medium::Poll, profile };
+        let dress = Dress { medium: Medium::Poll, profile, compressed: false };
         let connection = Connection::new(
             admitted.id.clone(),
             Some(claims.user.clone()),
