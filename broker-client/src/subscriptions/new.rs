@@ -181,6 +181,42 @@ pub struct SubscriptionPatch {
     pub expires_at: Option<Option<Moment>>,
 }
 
+impl SubscriptionPatch {
+    /// Changes nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// These are all labels from now on.
+    #[must_use]
+    pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.labels = Some(labels.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// This is all metadata from now on.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Map<String, Value>) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// It ends then.
+    #[must_use]
+    pub fn expires_at(mut self, expires: Moment) -> Self {
+        self.expires_at = Some(Some(expires));
+        self
+    }
+
+    /// It has no end any more.
+    #[must_use]
+    pub fn never_expires(mut self) -> Self {
+        self.expires_at = Some(None);
+        self
+    }
+}
+
 /// Tells `null` from absent.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Moment>>, D::Error> {
     Option::deserialize(deserializer).map(Some)

@@ -7,7 +7,7 @@ use carillon_broker_client::RevocationVersions;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
-use super::questions::{
+use super::{
     Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
 };
 use crate::connection::{Connection, Transport};
@@ -45,6 +45,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         Question::Revoked(revocation, before, after) => {
             let versions = RevocationVersions { before, after };
             crate::revocations::heard(node, &revocation, versions).into()
+        }
+        Question::OutboxFilled => {
+            node.courier.kick();
+            Value::Null
         }
         Question::Connection(id) => {
             value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection)))
