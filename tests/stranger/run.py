@@ -8,15 +8,25 @@ import sys
 
 from harness import HERE, Cluster, Facts
 
+import connections
+import creation
 import delivery
 import limits
 import malformed
+import notifications
 import outage
 import proxies
 import recovery
 import reload
 import slow
 import tls
+import subscriptions
+
+sys.path.insert(0, os.path.join(HERE, "..", "documents"))
+import uno  # noqa: E402
+
+BATTERIES = ("notifications", "subscriptions", "connections", "delivery", "malformed", "browser", "limits",
+             "slow", "recovery", "uno", "creation", "outage")
 
 
 def browser(facts, cluster):
@@ -39,9 +49,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
     parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage,reload,tls,proxies")
+    parser.add_argument("--only", default=",".join(BATTERIES))
     args = parser.parse_args()
     only, facts = args.only.split(","), Facts()
     with Cluster(os.path.abspath(args.binary)) as cluster:
+        for name in ("notifications", "subscriptions", "connections"):
+            if name in only:
+                globals()[name].facts(facts.check, cluster)
         if "delivery" in only:
             delivery.facts(facts.check, cluster)
         if "malformed" in only:
@@ -54,6 +68,12 @@ def main():
             slow.facts(facts.check, cluster)
         if "recovery" in only:
             recovery.facts(facts.check, cluster)
+    if "uno" in only:
+        # A heartbeat that a test can wait for.
+        with Cluster(os.path.abspath(args.binary), extra_toml='[heartbeat]\ninterval = "2s"\n') as cluster:
+            uno.facts(facts.check, cluster)
+    if "creation" in only:
+        creation.facts(facts.check, os.path.abspath(args.binary))
     if "outage" in only:
         outage.facts(facts.check, os.path.abspath(args.binary))
     if "reload" in only:

@@ -100,9 +100,10 @@ pub(super) async fn list(
         },
         page: owned::page(&search)?,
     };
+    let at = ("/notifications", &search, query.page);
     let found =
         node.notifications.list(&user, &query).await.map_err(|error| refusal(&node, error))?;
-    let page = owned::listed(&found.notifications, found.total);
+    let page = owned::listed(&found.notifications, found.total, at, Some(found.as_of));
     Ok(([(AS_OF, found.as_of.to_string())], page).into_response())
 }
 

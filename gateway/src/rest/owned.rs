@@ -6,7 +6,8 @@ use axum::response::{IntoResponse, Response};
 use carillon_broker_client::{BrokerError, Page, StoreError};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, UserId};
-use http::HeaderName;
+use http::header::LINK;
+use http::{HeaderName, HeaderValue};
 
 use super::body::wrong;
 use super::parameter::{self, Search};
@@ -124,9 +125,42 @@ pub(super) fn word<T>(
     parse(&text).map(Some).ok_or_else(|| wrong(name, "is none of the words it may be"))
 }
 
-/// A bare array with the total in a header.
-pub(super) fn listed(items: &impl serde::Serialize, total: u64) -> Response {
-    ([(TOTAL, total.to_string())], Json(items)).into_response()
+/// A bare array with the total in a header, and a link to the next page where there is one.
+/// `as_of` keeps that page from shifting while new items arrive.
+pub(super) fn listed(
+    items: &impl serde::Serialize,
+    total: u64,
+    (path, search, page): (&str, &Search, Page),
+    as_of: Option<i64>,
+) -> Response {
+    let mut response = ([(TOTAL, total.to_string())], Json(items)).into_response();
+    if page.offset() + u64::from(page.size()) < total {
+        let mut query = String::new();
+        for (name, value) in search.0.pairs().filter(|(name, _)| !matches!(*name, "page" | "as_of"))
+        {
+            query.push_str(&format!("{}={}&", escaped(name), escaped(value)));
+        }
+        let as_of = as_of.map_or(String::new(), |as_of| format!("&as_of={as_of}"));
+        let next = page.number() + 1;
+        let link = format!("<{}{path}?{query}page={next}{as_of}>; rel=\"next\"", super::BASE);
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            response.headers_mut().insert(LINK, link);
+        }
+    }
+    response
+}
+
+/// For a query: everything but RFC 3986's unreserved characters as `%XX`.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte as char);
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
 }
 
 /// What a store's error is to a caller.

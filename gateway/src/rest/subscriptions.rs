@@ -186,7 +186,8 @@ pub(super) async fn list(
         .list(&user, status, page)
         .await
         .map_err(|error| refusal(&node, error))?;
-    Ok(owned::listed(&found.subscriptions, found.total))
+    let at = ("/subscriptions", &search, page);
+    Ok(owned::listed(&found.subscriptions, found.total, at, None))
 }
 
 /// Shows one subscription.
