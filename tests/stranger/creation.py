@@ -41,7 +41,7 @@ def facts(check, binary):
                     pass  # killed meanwhile
             caller = threading.Thread(target=create)
             caller.start()
-            time.sleep(chance.uniform(0, 1.5 * took))
+            time.sleep(chance.uniform(0, 1.1 * took))
             victim.kill()
             caller.join()
             victim.start()

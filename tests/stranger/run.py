@@ -14,6 +14,7 @@ import delivery
 import limits
 import malformed
 import notifications
+import openapi
 import outage
 import proxies
 import recovery
@@ -26,7 +27,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "documents"))
 import uno  # noqa: E402
 
 BATTERIES = ("notifications", "subscriptions", "connections", "delivery", "malformed", "browser", "limits",
-             "slow", "recovery", "uno", "creation", "outage")
+             "slow", "recovery", "uno", "openapi", "creation", "outage")
 
 
 def browser(facts, cluster):
@@ -72,6 +73,8 @@ def main():
         # A heartbeat that a test can wait for.
         with Cluster(os.path.abspath(args.binary), extra_toml='[heartbeat]\ninterval = "2s"\n') as cluster:
             uno.facts(facts.check, cluster)
+    if "openapi" in only:
+        openapi.facts(facts.check, os.path.abspath(args.binary))
     if "creation" in only:
         creation.facts(facts.check, os.path.abspath(args.binary))
     if "outage" in only:

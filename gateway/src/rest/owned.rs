@@ -10,7 +10,7 @@ use http::header::LINK;
 use http::{HeaderName, HeaderValue};
 
 use super::body::wrong;
-use super::parameter::{self, Search};
+use super::parameter::{self, Search, whole};
 use crate::auth::{Caller, Scope};
 use crate::node::Node;
 
@@ -102,16 +102,6 @@ pub(super) fn page(search: &Search) -> Result<Page, Refusal> {
     Page::new(number, size).map_err(|invalid| wrong(&invalid.field, &invalid.problem))
 }
 
-/// A whole number, however large: what does not fit is the nearest that does.
-fn whole(text: &str) -> Option<i64> {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let limit = if digits.len() < text.len() { i64::MIN } else { i64::MAX };
-    Some(text.parse().unwrap_or(limit))
-}
-
 /// A parameter that is one of some words.
 ///
 /// # Errors
@@ -173,20 +163,5 @@ pub(crate) fn refusal(node: &Node, error: StoreError) -> Refusal {
             format!("A user may have at most {limit} subscriptions"),
         )
         .with("limit", limit),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_any_length_are_whole_and_words_are_not() {
-        assert_eq!(whole("20"), Some(20));
-        assert_eq!(whole("99999999999999999999999"), Some(i64::MAX));
-        assert_eq!(whole("-99999999999999999999999"), Some(i64::MIN));
-        for text in ["", "-", "+1", "1.5", "one", "1 "] {
-            assert_eq!(whole(text), None, "{text:?}");
-        }
     }
 }
