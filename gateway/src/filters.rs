@@ -62,9 +62,9 @@ impl<'a> Verdicts<'a> {
     /// Whether the publication passes.
     pub fn passes(&mut self, filter: &Arc<Filter>) -> bool {
         let Self { payload, value, known } = self;
-        *known.entry(Arc::as_ptr(filter).addr()).or_insert_with(|| {
-            filter.matches(value.get_or_insert_with(|| payload.to_value()))
-        })
+        *known
+            .entry(Arc::as_ptr(filter).addr())
+            .or_insert_with(|| filter.matches(value.get_or_insert_with(|| payload.to_value())))
     }
 
     /// How many filters were evaluated.

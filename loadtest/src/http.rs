@@ -33,7 +33,8 @@ impl Http {
         self.stream.get_mut().write_all(request.as_bytes())?;
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
-        let status: u16 = line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
+        let status: u16 =
+            line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
         let mut length = 0;
         loop {
             line.clear();

@@ -120,18 +120,23 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 
 /// The three calls, on users of their own where the store is empty, on those who have many where it is full.
 fn measure(http: &mut Http, options: &Options, kind: &str) -> Result<Phase> {
-    let mut phase = Phase { list: Latencies::new()?, count: Latencies::new()?, mark: Latencies::new()? };
+    let mut phase =
+        Phase { list: Latencies::new()?, count: Latencies::new()?, mark: Latencies::new()? };
     let mut random = rand::rng();
     for sample in 0..options.samples {
         let user = match kind {
             "user" => format!("user-{}", random.random_range(0..options.users)),
             _ => format!("{kind}-{sample}"),
         };
-        let listed = phase.list.time(|| http.ask("GET", &format!("/notifications?user_id={user}"), None))?;
-        phase.count.time(|| http.ask("GET", &format!("/notifications/unread-count/{user}"), None))?;
+        let listed =
+            phase.list.time(|| http.ask("GET", &format!("/notifications?user_id={user}"), None))?;
+        phase
+            .count
+            .time(|| http.ask("GET", &format!("/notifications/unread-count/{user}"), None))?;
         // What is marked was created a moment ago on an empty store, long ago on a full one.
         let listed = listed.as_array().map_or(&[][..], Vec::as_slice);
-        let any = (!listed.is_empty()).then(|| listed[random.random_range(0..listed.len())].clone());
+        let any =
+            (!listed.is_empty()).then(|| listed[random.random_range(0..listed.len())].clone());
         let marked = match any {
             Some(one) => one,
             None => http.ask("POST", "/notifications", Some(&notification(&user)))?,

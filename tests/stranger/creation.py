@@ -14,10 +14,10 @@ import time
 from harness import Cluster, call, wait_until
 
 RECIPIENTS = 1_000
-TRIALS = 10
+TRIALS = 6
 # Beyond a thousand recipients the inboxes follow the record, written by whoever lives.
-MANY = 3_000
-MANY_TRIALS = 4
+MANY = 2_000
+MANY_TRIALS = 2
 
 
 def facts(check, binary):

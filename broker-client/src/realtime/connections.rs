@@ -122,8 +122,7 @@ impl ConnectionService {
     pub async fn list(&self, query: ConnectionsQuery) -> Result<Vec<Connection>, RealtimeError> {
         let limit = query.filter.limit;
         let question = Question::Connections(query.filter);
-        let found: Vec<Vec<ConnectionView>> =
-            self.core.asker.ask(&Target::All, question).await?;
+        let found: Vec<Vec<ConnectionView>> = self.core.asker.ask(&Target::All, question).await?;
         let mut connections: Vec<Connection> =
             found.into_iter().flatten().filter_map(Connection::seen).collect();
         connections.sort_by(|one, other| one.id.cmp(&other.id));

@@ -131,8 +131,7 @@ impl SubscriptionService {
     /// Has live connections follow.
     async fn changed(&self, user: &UserId) {
         for _ in 0..TELLS_MAX {
-            let told =
-                self.core.asker.tell_all(Question::SubscriptionsChanged(user.clone())).await;
+            let told = self.core.asker.tell_all(Question::SubscriptionsChanged(user.clone())).await;
             match told {
                 Ok(()) => return,
                 Err(error) => tracing::debug!(%error, "a changed subscription could not be told"),

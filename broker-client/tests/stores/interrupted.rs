@@ -102,11 +102,8 @@ async fn expired_ones_go_from_redis_by_themselves_untouched_and_without_a_scan()
     while size().await > 6 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let stats: String = redis::cmd("INFO")
-        .arg("commandstats")
-        .query_async(&mut connection)
-        .await
-        .expect("asked");
+    let stats: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("asked");
     for command in ["scan", "hscan", "zscan", "sscan", "keys"] {
         assert!(!stats.contains(&format!("cmdstat_{command}:")), "{stats}");
     }

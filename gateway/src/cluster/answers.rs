@@ -7,9 +7,7 @@ use carillon_broker_client::RevocationVersions;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
-use super::{
-    Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
-};
+use super::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;

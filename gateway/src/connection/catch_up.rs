@@ -58,12 +58,12 @@ impl Driver {
         let named = self.resolve(&request.channel)?;
         let (traits, conflate) = self.allowed(Action::Subscribe, &request.channel).await?;
         let filter = match &request.filter {
-            Some(document) => Some(self.node.filters.share(Filter::new(document).map_err(
-                |invalid| {
+            Some(document) => {
+                Some(self.node.filters.share(Filter::new(document).map_err(|invalid| {
                     Refusal::new(ErrorCode::InvalidMessage, invalid.to_string())
                         .with("field", "payload.filter")
-                },
-            )?)),
+                })?))
+            }
             None => None,
         };
         let beginning = Beginning::of(&request);

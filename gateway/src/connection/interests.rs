@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use carillon_protocol::ChannelName;
+use carillon_protocol::{ChannelName, Cursor};
 
 use super::driver::{Driver, RETRY};
 use super::subscriptions::Own;
@@ -17,11 +17,14 @@ impl Driver {
     pub(super) async fn sync_interests(&mut self, resume: &Resume) {
         let Some(user) = self.connection.user.clone() else { return };
         self.interests_owed = false;
+        let kept = self.interests_resume.take();
+        let resume = resume.as_ref().or(kept.as_deref());
         let wanted = match self.node.subscriptions.active_for(&user).await {
             Ok(active) => by_channel(&active, &self.node.filters),
             Err(error) => {
                 tracing::debug!(%error, "persistent subscriptions wait for the store");
                 self.owe_interests();
+                self.interests_resume = resume.cloned().map(Box::new);
                 return;
             }
         };
@@ -39,6 +42,10 @@ impl Driver {
         for (channel, interests) in wanted {
             self.join_interests(channel, interests.into(), resume).await;
         }
+        if self.interests_owed {
+            // What could not be joined yet still begins where the cursor stands.
+            self.interests_resume = resume.cloned().map(Box::new);
+        }
     }
 
     /// The user's persistent subscriptions are looked at again soon.
@@ -51,7 +58,7 @@ impl Driver {
         &mut self,
         channel: ChannelName,
         interests: Interests,
-        resume: &Resume,
+        resume: Option<&Result<Cursor, ()>>,
     ) {
         let Ok((traits, conflate)) = self.allowed(Action::Subscribe, &channel).await else {
             self.set_interests(&channel, None);
@@ -70,7 +77,7 @@ impl Driver {
         if channel.as_str().starts_with("entity:") {
             self.connection.outbox.watch_twins();
         }
-        let known = resume.as_ref().and_then(|cursor| cursor.as_ref().ok()?.get(channel.as_str()));
+        let known = resume.and_then(|cursor| cursor.as_ref().ok()?.get(channel.as_str()));
         let from = known.filter(|_| traits.history_age.is_some());
         let subscription = Subscription {
             connection: Arc::clone(&self.connection),

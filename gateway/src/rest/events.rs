@@ -100,7 +100,10 @@ impl Event {
             || priority.len() > 32
             || !priority.bytes().all(|byte| byte.is_ascii_lowercase())
         {
-            return Err(wrong("priority", "must be a lower-case word, such as low, normal, high, urgent"));
+            return Err(wrong(
+                "priority",
+                "must be a lower-case word, such as low, normal, high, urgent",
+            ));
         }
         Ok(Self {
             id: crate::ids::message_id().as_str().to_owned(),

@@ -49,8 +49,8 @@ use super::{
 struct Document;
 
 pub(super) use shapes::{
-    BroadcastEventSchema, ChannelSchema, ConnectionSchema, HistorySchema, NewNotificationSchema, NewQuerySchema,
-    NewResourceSchema, NewTopicSchema, NotificationSchema, SubscriptionSchema,
+    BroadcastEventSchema, ChannelSchema, ConnectionSchema, HistorySchema, NewNotificationSchema,
+    NewQuerySchema, NewResourceSchema, NewTopicSchema, NotificationSchema, SubscriptionSchema,
 };
 
 struct Security;
@@ -154,8 +154,10 @@ mod tests {
             let known = &document["components"]["schemas"][schema]["properties"][property];
             assert!(known.is_object(), "{schema}.{property}");
         }
-        let known: Vec<String> =
-            calls(&mut document).iter().map(|(path, method, _)| format!("{method} {path}")).collect();
+        let known: Vec<String> = calls(&mut document)
+            .iter()
+            .map(|(path, method, _)| format!("{method} {path}"))
+            .collect();
         for call in examples::named() {
             assert!(known.contains(&call), "{call}");
         }

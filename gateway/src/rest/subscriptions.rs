@@ -19,9 +19,7 @@ use utoipa::ToSchema;
 
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::{
-    NewQuerySchema, NewResourceSchema, NewTopicSchema, SubscriptionSchema,
-};
+use super::openapi::{NewQuerySchema, NewResourceSchema, NewTopicSchema, SubscriptionSchema};
 use super::owned::{self, Reach, refusal};
 use super::parameter::{Parameters, Search};
 use crate::auth::Caller;

@@ -33,7 +33,9 @@ pub(super) fn add(document: &mut Value) {
             for (name, bound) in bounds {
                 let inner = name == "items" || name == "properties";
                 match (field.get_mut(&name), bound) {
-                    (Some(Value::Object(known)), Value::Object(more)) if inner => known.extend(more),
+                    (Some(Value::Object(known)), Value::Object(more)) if inner => {
+                        known.extend(more)
+                    }
                     (_, bound) => drop(field.insert(name, bound)),
                 }
             }
@@ -45,11 +47,12 @@ pub(super) fn add(document: &mut Value) {
         {"properties": {"action": {"enum": ["created", "updated"]}, "data": {"not": {"type": "null"}}}, "required": ["data"]},
         {"properties": {"action": {"enum": ["deleted"]}}},
     ]);
-    let both = |one: &str, other: &str| {
-        json!({"not": {"required": [one, other], "properties": {one: {"type": "string"}, other: {"type": "string"}}}})
-    };
-    schemas["NewEvent"]["allOf"] =
-        json!([both("channel", "user_id"), both("channel", "connection_id"), both("user_id", "connection_id")]);
+    let both = |one: &str, other: &str| json!({"not": {"required": [one, other], "properties": {one: {"type": "string"}, other: {"type": "string"}}}});
+    schemas["NewEvent"]["allOf"] = json!([
+        both("channel", "user_id"),
+        both("channel", "connection_id"),
+        both("user_id", "connection_id")
+    ]);
 }
 
 /// Every field that is bounded here.
@@ -66,10 +69,14 @@ fn of_parameter(path: &str, name: &str) -> Option<Value> {
             json!({"type": "string", "pattern": CHANNEL, "maxLength": 255, "example": "room:42"})
         }
         // What is left of a channel name behind `presence:`.
-        "resource" => json!({"type": "string", "pattern": CHANNEL, "maxLength": 246, "example": "document-7"}),
+        "resource" => {
+            json!({"type": "string", "pattern": CHANNEL, "maxLength": 246, "example": "document-7"})
+        }
         "entity" => json!({"type": "string", "minLength": 1, "example": "Task"}),
         "id" => json!({"type": "string", "minLength": 1, "example": "7"}),
-        "connection_id" => json!({"type": "string", "minLength": 1, "example": "0a1b2c3d4e5f-0123456789abcdef"}),
+        "connection_id" => {
+            json!({"type": "string", "minLength": 1, "example": "0a1b2c3d4e5f-0123456789abcdef"})
+        }
         "notification_id" | "subscription_id" => json!({"type": "string", "minLength": 1}),
         "page" | "limit" => json!({"type": "integer", "minimum": 1}),
         "page_size" => json!({"type": "integer"}),
@@ -113,7 +120,11 @@ fn of_fields() -> Vec<(&'static str, &'static str, Value)> {
         ("BroadcastEvent", "recipients", ids.clone()),
         ("BroadcastEvent", "exclude", ids.clone()),
         ("NewNotification", "title", json!({"pattern": r"\S"})),
-        ("NewNotification", "recipients", json!({"minItems": 1, "maxItems": 10_000, "items": {"pattern": ID}})),
+        (
+            "NewNotification",
+            "recipients",
+            json!({"minItems": 1, "maxItems": 10_000, "items": {"pattern": ID}}),
+        ),
         ("NewNotification", "type", json!({"pattern": WORD})),
         ("NewNotification", "priority", priorities),
         ("NewNotification", "sender_id", id.clone()),
@@ -121,12 +132,20 @@ fn of_fields() -> Vec<(&'static str, &'static str, Value)> {
         ("NewResourceSubscription", "resource_id", json!({"minLength": 1})),
         ("NewResourceSubscription", "resource_type", json!({"minLength": 1})),
         ("NewTopicSubscription", "topic", json!({"minLength": 1})),
-        ("NewQuerySubscription", "query", json!({"properties": {"channels": {
+        (
+            "NewQuerySubscription",
+            "query",
+            json!({"properties": {"channels": {
             "type": "array", "minItems": 1, "maxItems": 50, "description": "Without wildcards",
-            "items": {"type": "string", "pattern": CHANNEL, "maxLength": 255}}}})),
+            "items": {"type": "string", "pattern": CHANNEL, "maxLength": 255}}}}),
+        ),
         ("SubscriptionChange", "labels", labels.clone()),
         ("SubscriptionChange", "expires_at", time.clone()),
-        ("SubscriptionStatusChange", "status", json!({"enum": ["active", "paused", "expired", "cancelled"]})),
+        (
+            "SubscriptionStatusChange",
+            "status",
+            json!({"enum": ["active", "paused", "expired", "cancelled"]}),
+        ),
         ("Notification", "status", json!({"enum": ["pending", "delivered", "read", "expired"]})),
         ("Notification", "priority", json!({"enum": ["low", "normal", "high", "urgent"]})),
         ("Notification", "type", json!({"pattern": WORD})),
@@ -153,7 +172,8 @@ fn of_fields() -> Vec<(&'static str, &'static str, Value)> {
         fields.push((event, "priority", json!({"pattern": "^[a-z]{1,32}$"})));
         fields.push((event, "retry", json!({"minimum": 0, "maximum": u64::MAX})));
     }
-    for subscription in ["NewResourceSubscription", "NewTopicSubscription", "NewQuerySubscription"] {
+    for subscription in ["NewResourceSubscription", "NewTopicSubscription", "NewQuerySubscription"]
+    {
         fields.push((subscription, "user_id", id.clone()));
         fields.push((subscription, "labels", labels.clone()));
         fields.push((subscription, "expires_at", time.clone()));

@@ -12,7 +12,13 @@ type Refused = (ErrorCode, &'static str, Value);
 /// Calls whose body names a channel, or a connection.
 const NAMES_IN_BODY: &[&str] = &["/publish", "/events"];
 /// Calls that publish on a channel, and so count against its rate.
-const RATED: &[&str] = &["/publish", "/publish/batch", "/users/{user_id}/messages", "/entities/{entity}/{id}/events", "/events"];
+const RATED: &[&str] = &[
+    "/publish",
+    "/publish/batch",
+    "/users/{user_id}/messages",
+    "/entities/{entity}/{id}/events",
+    "/events",
+];
 /// Calls that add to what a user may have.
 const LIMITED: &str = "/subscriptions/";
 /// Lists with numbered pages.
@@ -46,24 +52,52 @@ pub(super) fn add(document: &mut Value) {
         let mut refused: Vec<Refused> = vec![
             (ErrorCode::MissingToken, "No credential, or none that is good", json!({})),
             (ErrorCode::Forbidden, "The credential does not allow it", json!({})),
-            (ErrorCode::Unavailable, "Redis is out of reach: try again after `Retry-After`", json!({"retry_after_ms": 1000})),
+            (
+                ErrorCode::Unavailable,
+                "Redis is out of reach: try again after `Retry-After`",
+                json!({"retry_after_ms": 1000}),
+            ),
         ];
         if body || parameters {
             let details = json!({"field": "channel", "line": 1, "column": 12});
-            refused.push((ErrorCode::InvalidMessage, "Something cannot be read; `details` says where", details));
+            refused.push((
+                ErrorCode::InvalidMessage,
+                "Something cannot be read; `details` says where",
+                details,
+            ));
         }
         if missing {
-            refused.push((ErrorCode::NotFound, "There is none, or it is somebody else's", json!({})));
+            refused.push((
+                ErrorCode::NotFound,
+                "There is none, or it is somebody else's",
+                json!({}),
+            ));
         }
         if body {
-            refused.push((ErrorCode::PayloadTooLarge, "The body is too large", json!({"limit_bytes": 131_072})));
-            refused.push((ErrorCode::UnsupportedMediaType, "The body is no uncompressed JSON in UTF-8", json!({})));
+            refused.push((
+                ErrorCode::PayloadTooLarge,
+                "The body is too large",
+                json!({"limit_bytes": 131_072}),
+            ));
+            refused.push((
+                ErrorCode::UnsupportedMediaType,
+                "The body is no uncompressed JSON in UTF-8",
+                json!({}),
+            ));
         }
         if rated {
-            refused.push((ErrorCode::RateLimited, "The channel's rate is used up", json!({"retry_after_ms": 12})));
+            refused.push((
+                ErrorCode::RateLimited,
+                "The channel's rate is used up",
+                json!({"retry_after_ms": 12}),
+            ));
         }
         if limited {
-            refused.push((ErrorCode::SubscriptionLimit, "The user has as many as they may", json!({"limit": 1000})));
+            refused.push((
+                ErrorCode::SubscriptionLimit,
+                "The user has as many as they may",
+                json!({"limit": 1000}),
+            ));
         }
         for (code, description, details) in refused {
             responses.insert(code.http_status().to_string(), refusal(code, description, &details));
@@ -76,7 +110,10 @@ fn links(method: &str, path: &str) -> Option<Value> {
     let (parameter, next): (&str, &[(&str, &str)]) = match (method, path) {
         ("post", "/notifications") => (
             "notification_id",
-            &[("get", "/notifications/{notification_id}"), ("delete", "/notifications/{notification_id}")],
+            &[
+                ("get", "/notifications/{notification_id}"),
+                ("delete", "/notifications/{notification_id}"),
+            ],
         ),
         ("post", "/subscriptions/resource" | "/subscriptions/topic" | "/subscriptions/query") => (
             "subscription_id",
@@ -106,17 +143,22 @@ fn links(method: &str, path: &str) -> Option<Value> {
 
 fn operation_id(method: &str, path: &str) -> String {
     let words = path.split(['/', '-', '_', '.']).map(|word| word.trim_matches(['{', '}']));
-    let words: Vec<&str> = std::iter::once(method).chain(words.filter(|word| !word.is_empty())).collect();
+    let words: Vec<&str> =
+        std::iter::once(method).chain(words.filter(|word| !word.is_empty())).collect();
     words.join("_")
 }
 
 fn refusal(code: ErrorCode, description: &str, details: &Value) -> Value {
     let mut headers = request_id();
     if matches!(code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
-        headers.insert("Retry-After".to_owned(), header("Seconds", json!({"type": "integer", "minimum": 1})));
+        headers.insert(
+            "Retry-After".to_owned(),
+            header("Seconds", json!({"type": "integer", "minimum": 1})),
+        );
     }
     if code == ErrorCode::MissingToken {
-        headers.insert("WWW-Authenticate".to_owned(), header("`Bearer`", json!({"type": "string"})));
+        headers
+            .insert("WWW-Authenticate".to_owned(), header("`Bearer`", json!({"type": "string"})));
     }
     let example = json!({"error": description, "code": code.name(), "details": details,
         "request_id": "019320f0-6c1e-7a52-8c37-3f6f0b5a9d11"});
@@ -141,7 +183,8 @@ fn header(description: &str, schema: Value) -> Value {
 }
 
 fn request_id() -> Map<String, Value> {
-    let described = header("Id of the request: the caller's, if it sent a sane one", json!({"type": "string"}));
+    let described =
+        header("Id of the request: the caller's, if it sent a sane one", json!({"type": "string"}));
     Map::from_iter([("X-Request-Id".to_owned(), described)])
 }
 
@@ -156,8 +199,14 @@ fn rate() -> Map<String, Value> {
 
 fn paging(as_of: bool) -> Map<String, Value> {
     let mut headers = Map::from_iter([
-        ("X-Total-Count".to_owned(), header("How many there are on all pages", json!({"type": "integer", "minimum": 0}))),
-        ("Link".to_owned(), header("The next page, `rel=\"next\"`, where there is one", json!({"type": "string"}))),
+        (
+            "X-Total-Count".to_owned(),
+            header("How many there are on all pages", json!({"type": "integer", "minimum": 0})),
+        ),
+        (
+            "Link".to_owned(),
+            header("The next page, `rel=\"next\"`, where there is one", json!({"type": "string"})),
+        ),
     ]);
     if as_of {
         let described = header("The list's moment, for `as_of`", json!({"type": "integer"}));
@@ -168,9 +217,7 @@ fn paging(as_of: bool) -> Map<String, Value> {
 
 /// `GET /events`: the event stream.
 pub(super) fn add_stream(document: &mut Value) {
-    let query = |name: &str, description: &str, schema: Value| {
-        json!({"name": name, "in": "query", "required": false, "description": description, "schema": schema})
-    };
+    let query = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "required": false, "description": description, "schema": schema});
     document["paths"]["/events"]["get"] = json!({
         "tags": ["Events"],
         "summary": "Opens the event stream.",

@@ -7,7 +7,9 @@ use super::calls;
 /// Adds the examples to every call.
 pub(super) fn add(document: &mut Value) {
     for (path, method, call) in calls(document) {
-        let Some((_, body, answer)) = all().into_iter().find(|(name, ..)| *name == format!("{method} {path}")) else {
+        let Some((_, body, answer)) =
+            all().into_iter().find(|(name, ..)| *name == format!("{method} {path}"))
+        else {
             continue;
         };
         if let Some(content) = call.pointer_mut("/requestBody/content/application~1json") {
@@ -99,44 +101,98 @@ fn all() -> Vec<(&'static str, Value, Value)> {
         "timestamp": "2025-04-16T10:30:00.000Z", "offset": 12, "epoch": "Xk29fQ7a", "tag": "h3Jx81Lm"});
     let resource = subscription(new_resource(), "resource", "active");
     vec![
-        ("post /publish", json!({"channel": "room:42", "type": "message", "payload": {"text": "Hello!"}, "idempotency_key": "order-17"}), published.clone()),
-        ("post /publish/batch", json!({"messages": [{"channel": "room:42", "type": "message", "payload": 1}, {"channel": "nowhere:1", "type": "message"}]}),
-            json!({"results": [published.clone(), {"error": "No such channel", "code": "CHANNEL_NOT_FOUND", "details": {"channel": "nowhere:1"}, "request_id": "r-1"}]})),
+        (
+            "post /publish",
+            json!({"channel": "room:42", "type": "message", "payload": {"text": "Hello!"}, "idempotency_key": "order-17"}),
+            published.clone(),
+        ),
+        (
+            "post /publish/batch",
+            json!({"messages": [{"channel": "room:42", "type": "message", "payload": 1}, {"channel": "nowhere:1", "type": "message"}]}),
+            json!({"results": [published.clone(), {"error": "No such channel", "code": "CHANNEL_NOT_FOUND", "details": {"channel": "nowhere:1"}, "request_id": "r-1"}]}),
+        ),
         ("post /users/{user_id}/messages", message.clone(), published),
         ("post /connections/{connection_id}/messages", message, json!({"delivered": true})),
-        ("post /broadcast", json!({"type": "system", "payload": {"message": "Server maintenance in 5 minutes"}}), json!({"recipients": 1204})),
-        ("post /entities/{entity}/{id}/events", json!({"action": "updated", "data": {"title": "T"}, "changes": ["title"]}),
+        (
+            "post /broadcast",
+            json!({"type": "system", "payload": {"message": "Server maintenance in 5 minutes"}}),
+            json!({"recipients": 1204}),
+        ),
+        (
+            "post /entities/{entity}/{id}/events",
+            json!({"action": "updated", "data": {"title": "T"}, "changes": ["title"]}),
             json!({"id": "0193cd6e-0d3c-7b3e-9e0a-5d2f6a1c7b44", "duplicate": false, "channels": [
-                {"channel": "entity:Task:7", "offset": 3, "epoch": "Xk29fQ7a", "tag": "h3Jx81Lm"}, {"channel": "entity:Task", "offset": 40, "epoch": "b7Qw02Zt", "tag": "p0Lq55Ac"}]})),
+                {"channel": "entity:Task:7", "offset": 3, "epoch": "Xk29fQ7a", "tag": "h3Jx81Lm"}, {"channel": "entity:Task", "offset": 40, "epoch": "b7Qw02Zt", "tag": "p0Lq55Ac"}]}),
+        ),
         ("post /events", body_of_event, new_event),
         ("post /events/broadcast", broadcast, json!(1)),
-        ("get /channels", none.clone(), json!({"channels": [{"channel": "room:42", "subscribers": 17}], "next": null})),
-        ("get /channels/{channel}", none.clone(), json!({"channel": "room:42", "subscribers": 17, "offset": 12, "epoch": "Xk29fQ7a"})),
-        ("get /channels/{channel}/history", none.clone(), json!({"messages": [envelope], "epoch": "Xk29fQ7a", "offset": 12, "next": null, "recovered": true})),
+        (
+            "get /channels",
+            none.clone(),
+            json!({"channels": [{"channel": "room:42", "subscribers": 17}], "next": null}),
+        ),
+        (
+            "get /channels/{channel}",
+            none.clone(),
+            json!({"channel": "room:42", "subscribers": 17, "offset": 12, "epoch": "Xk29fQ7a"}),
+        ),
+        (
+            "get /channels/{channel}/history",
+            none.clone(),
+            json!({"messages": [envelope], "epoch": "Xk29fQ7a", "offset": 12, "next": null, "recovered": true}),
+        ),
         ("get /connections", none.clone(), json!({"connections": [connection], "next": null})),
         ("get /connections/{connection_id}", none.clone(), connection),
         ("delete /users/{user_id}/connections", none.clone(), json!({"disconnected": 2})),
-        ("get /presence/{resource}", none.clone(), json!({"resource": "document-7", "users": [member], "count": 1})),
-        ("put /presence/{resource}/{user_id}", json!({"name": "Jane", "metadata": {"cursor": 17}, "ttl": 3600}), member),
+        (
+            "get /presence/{resource}",
+            none.clone(),
+            json!({"resource": "document-7", "users": [member], "count": 1}),
+        ),
+        (
+            "put /presence/{resource}/{user_id}",
+            json!({"name": "Jane", "metadata": {"cursor": 17}, "ttl": 3600}),
+            member,
+        ),
         ("get /users/{user_id}/presence", none.clone(), view.clone()),
         ("post /users/presence", json!({"user_ids": ["user-456"]}), json!({"users": [view]})),
-        ("get /stats", none.clone(), json!({
+        (
+            "get /stats",
+            none.clone(),
+            json!({
             "nodes": [{"id": "0a1b2c3d4e5f", "name": "node-1", "version": "0.1.0", "uptime_ms": 3_600_000, "connections": {"websocket": 900, "sse": 300, "poll": 4},
                 "messages_in": 12_000, "messages_out": 900_000, "draining": false}],
             "totals": {"nodes": 1, "connections": 1204, "connections_by_transport": {"websocket": 900, "sse": 300, "poll": 4}, "messages_in": 12_000, "messages_out": 900_000},
-            "redis": {"state": "up"}})),
+            "redis": {"state": "up"}}),
+        ),
         ("post /notifications", new_notification(), notification(json!([]))),
         ("get /notifications", none.clone(), json!([notification(json!([]))])),
         ("get /notifications/{notification_id}", none.clone(), notification(json!([]))),
-        ("post /notifications/{notification_id}/mark-read", none.clone(), notification(json!(["user-456"]))),
+        (
+            "post /notifications/{notification_id}/mark-read",
+            none.clone(),
+            notification(json!(["user-456"])),
+        ),
         ("post /notifications/mark-all-read", none.clone(), json!({"marked": 5})),
         ("get /notifications/unread-count/{user_id}", none.clone(), json!(5)),
         ("post /subscriptions/resource", new_resource(), resource.clone()),
         ("post /subscriptions/topic", new_topic(), subscription(new_topic(), "topic", "active")),
         ("post /subscriptions/query", new_query(), subscription(new_query(), "query", "active")),
-        ("get /subscriptions", none.clone(), json!([resource, subscription(new_topic(), "topic", "active")])),
+        (
+            "get /subscriptions",
+            none.clone(),
+            json!([resource, subscription(new_topic(), "topic", "active")]),
+        ),
         ("get /subscriptions/{subscription_id}", none, resource),
-        ("patch /subscriptions/{subscription_id}", json!({"labels": ["important"], "expires_at": null}), subscription(new_resource(), "resource", "active")),
-        ("patch /subscriptions/{subscription_id}/status", json!({"status": "paused"}), subscription(new_resource(), "resource", "paused")),
+        (
+            "patch /subscriptions/{subscription_id}",
+            json!({"labels": ["important"], "expires_at": null}),
+            subscription(new_resource(), "resource", "active"),
+        ),
+        (
+            "patch /subscriptions/{subscription_id}/status",
+            json!({"status": "paused"}),
+            subscription(new_resource(), "resource", "paused"),
+        ),
     ]
 }

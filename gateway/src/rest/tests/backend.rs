@@ -80,7 +80,9 @@ async fn a_backend_sees_reaches_and_ends_connections_with_true_counts() {
     for (node, name) in [(0, "user-456"), (1, "user-456"), (1, "user-789")] {
         let mut client = pair.open(node, name).await;
         let welcome = client.next().await;
-        ids.push(ConnectionId::new(welcome["connection_id"].as_str().expect("an id")).expect("one"));
+        ids.push(
+            ConnectionId::new(welcome["connection_id"].as_str().expect("an id")).expect("one"),
+        );
         assert_eq!(client.next().await["type"], "subscribed");
         clients.push(client);
     }
@@ -90,9 +92,14 @@ async fn a_backend_sees_reaches_and_ends_connections_with_true_counts() {
     pair.until_listening("topic:new-posts", 2).await;
     let seen = connections.find(&ids[1]).await.expect("live");
     assert!(seen.is_active() && seen.is_authenticated());
-    assert_eq!((seen.state, seen.transport), (ConnectionState::Connected, Some(Transport::WebSocket)));
+    assert_eq!(
+        (seen.state, seen.transport),
+        (ConnectionState::Connected, Some(Transport::WebSocket))
+    );
     assert_eq!(seen.user_id.as_ref(), Some(&jane));
-    assert!(seen.subscriptions.contains(&subscription.id) && seen.channels.contains("topic:new-posts"));
+    assert!(
+        seen.subscriptions.contains(&subscription.id) && seen.channels.contains("topic:new-posts")
+    );
     let query = ConnectionsQuery::new().user(&jane).transport(Transport::WebSocket);
     assert_eq!(connections.list(query).await.expect("listed").len(), 2);
     assert_eq!(connections.list(ConnectionsQuery::new().limit(1)).await.expect("listed").len(), 1);

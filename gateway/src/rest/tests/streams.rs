@@ -112,10 +112,7 @@ async fn a_websocket_goes_through_the_document_field_by_field() {
     assert_eq!((sent.status, sent.body), (StatusCode::OK, json!({"delivered": true})));
     let heard = client.next().await;
     assert_eq!(fields(&heard), ["id", "payload", "timestamp", "type"]);
-    assert_eq!(
-        (&heard["type"], &heard["payload"]),
-        (&json!("message"), &json!("Hello, client!"))
-    );
+    assert_eq!((&heard["type"], &heard["payload"]), (&json!("message"), &json!("Hello, client!")));
 
     // A notification has the fields of the document's message, and those of R34.
     let created = pair.one.post("/notifications", &example()).await.body;

@@ -119,9 +119,11 @@ async fn read_lanes(
         kept.iter().map(|(_, listened, ..)| listened.channel.clone()).collect();
     let tops = node.broker.tops(&names).await?;
     let changed = kept.into_iter().zip(tops).filter(|((_, _, at, _), top)| at != top);
-    try_join_all(changed.map(|((index, listened, at, age), _)| {
-        read_lane(node, listener, index, listened, at, age)
-    }))
+    try_join_all(
+        changed.map(|((index, listened, at, age), _)| {
+            read_lane(node, listener, index, listened, at, age)
+        }),
+    )
     .await
 }
 
