@@ -99,12 +99,16 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     let stored = used_memory(redis_address)?;
     let each = |bytes: u64| bytes as f64 / options.notifications as f64;
 
+    let creates = measure_creates(&mut http)?;
     println!("| call | store | p50 ms | p99 ms |\n|---|---|---|---|");
     for (name, of) in [("list, 20 newest", 0), ("unread count", 1), ("mark read", 2)] {
         for (store, phase) in [("empty", &empty), ("full", &full)] {
             let latencies = [&phase.list, &phase.count, &phase.mark][of];
             println!("| {name} | {store} | {} |", latencies.cells());
         }
+    }
+    for (recipients, latencies) in &creates {
+        println!("| create for {recipients} recipients | full | {} |", latencies.cells());
     }
     println!(
         "\n{} notifications for {} users, {:.0} creates a second over {CREATORS} connections. Redis holds {:.0} bytes \
@@ -146,6 +150,22 @@ fn measure(http: &mut Http, options: &Options, kind: &str) -> Result<Phase> {
         phase.mark.time(|| http.ask("POST", &path, None))?;
     }
     Ok(phase)
+}
+
+/// One create for many: the answer comes when all of them have it in their lists.
+fn measure_creates(http: &mut Http) -> Result<Vec<(usize, Latencies)>> {
+    let mut rows = Vec::new();
+    for (recipients, samples) in [(1, 1_000), (100, 200), (1_000, 50), (10_000, 10)] {
+        let mut latencies = Latencies::new()?;
+        for sample in 0..samples {
+            let mut body = notification("nobody");
+            let names = (0..recipients).map(|n| format!("many-{sample}-{n}"));
+            body["recipients"] = names.collect::<Vec<_>>().into();
+            latencies.time(|| http.ask("POST", "/notifications", Some(&body)))?;
+        }
+        rows.push((recipients, latencies));
+    }
+    Ok(rows)
 }
 
 fn notification(user: &str) -> Value {

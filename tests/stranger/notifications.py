@@ -35,6 +35,11 @@ def facts(check, cluster):
     def status(node, ident):
         return cluster.get(node, f"/notifications/{ident}").json["status"]
 
+    def live(*listeners):
+        """A head that came is no welcome yet: what is created before it finds others, and is pending no more."""
+        for listener in listeners:
+            listener.wait_type("connect")
+
     def its(ident):
         return lambda m: m.get("type") == "notification" and m["payload"]["id"] == ident
 
@@ -42,6 +47,7 @@ def facts(check, cluster):
         user = name("ann")
         with cluster.ws(a, user) as one, cluster.ws(b, user, codec="carillon.msgpack") as two, \
                 cluster.sse(c, user) as three:
+            live(one, two, three)
             for node in cluster.nodes:
                 made = create(node, user)
                 for listener in (one, two, three):
@@ -82,6 +88,7 @@ def facts(check, cluster):
             assert [m["payload"]["id"] for m in one.heard if m["type"] == "notification"] == made
             wait_until("all are delivered", lambda: not listed(c, user, "&status=pending"), 15)
             with cluster.ws(c, user) as two:
+                live(two)
                 end = create(a, user)["id"]
                 one.wait(its(end), "the end"), two.wait(its(end), "the end")
                 again = [m["payload"]["id"] for m in two.heard if m["type"] == "notification"]
@@ -91,6 +98,7 @@ def facts(check, cluster):
     def reading_is_told_to_the_other_devices():
         user = name("cat")
         with cluster.ws(a, user) as phone, cluster.ws(b, user) as laptop, cluster.sse(c, user) as tablet:
+            live(phone, laptop, tablet)
             made = create(c, user, name("other"))
             for listener in (phone, laptop, tablet):
                 listener.wait(its(made["id"]), "the notification")
@@ -160,6 +168,7 @@ def facts(check, cluster):
     def ten_thousand_recipients_in_one_call():
         users = [name("many") for _ in range(10_000)]
         with cluster.ws(b, users[9_999]) as last, cluster.sse(c, users[0]) as first:
+            live(last, first)
             made = create(a, *users)
             last.wait(its(made["id"]), "the last recipient's"), first.wait(its(made["id"]), "the first's")
         for user in users[::1_111]:
