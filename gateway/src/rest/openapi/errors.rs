@@ -153,12 +153,12 @@ fn refusal(code: ErrorCode, description: &str, details: &Value) -> Value {
     if matches!(code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
         headers.insert(
             "Retry-After".to_owned(),
-            header("Seconds", json!({"type": "integer", "minimum": 1})),
+            header("Seconds", &json!({"type": "integer", "minimum": 1})),
         );
     }
     if code == ErrorCode::MissingToken {
         headers
-            .insert("WWW-Authenticate".to_owned(), header("`Bearer`", json!({"type": "string"})));
+            .insert("WWW-Authenticate".to_owned(), header("`Bearer`", &json!({"type": "string"})));
     }
     let example = json!({"error": description, "code": code.name(), "details": details,
         "request_id": "019320f0-6c1e-7a52-8c37-3f6f0b5a9d11"});
@@ -178,18 +178,20 @@ fn names(code: ErrorCode) -> &'static str {
     }
 }
 
-fn header(description: &str, schema: Value) -> Value {
+fn header(description: &str, schema: &Value) -> Value {
     json!({"description": description, "schema": schema})
 }
 
 fn request_id() -> Map<String, Value> {
-    let described =
-        header("Id of the request: the caller's, if it sent a sane one", json!({"type": "string"}));
+    let described = header(
+        "Id of the request: the caller's, if it sent a sane one",
+        &json!({"type": "string"}),
+    );
     Map::from_iter([("X-Request-Id".to_owned(), described)])
 }
 
 fn rate() -> Map<String, Value> {
-    let number = |description: &str| header(description, json!({"type": "integer", "minimum": 0}));
+    let number = |description: &str| header(description, &json!({"type": "integer", "minimum": 0}));
     Map::from_iter([
         ("X-RateLimit-Limit".to_owned(), number("Publishes a second that the channel takes")),
         ("X-RateLimit-Remaining".to_owned(), number("How many are left now")),
@@ -201,15 +203,15 @@ fn paging(as_of: bool) -> Map<String, Value> {
     let mut headers = Map::from_iter([
         (
             "X-Total-Count".to_owned(),
-            header("How many there are on all pages", json!({"type": "integer", "minimum": 0})),
+            header("How many there are on all pages", &json!({"type": "integer", "minimum": 0})),
         ),
         (
             "Link".to_owned(),
-            header("The next page, `rel=\"next\"`, where there is one", json!({"type": "string"})),
+            header("The next page, `rel=\"next\"`, where there is one", &json!({"type": "string"})),
         ),
     ]);
     if as_of {
-        let described = header("The list's moment, for `as_of`", json!({"type": "integer"}));
+        let described = header("The list's moment, for `as_of`", &json!({"type": "integer"}));
         headers.insert("X-As-Of".to_owned(), described);
     }
     headers
