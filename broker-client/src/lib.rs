@@ -1,13 +1,14 @@
 //! What crosses the cluster and what it keeps: publish with history, interest, node registry and
 //! node-to-node messages — in memory for one process, in Redis for many.
 //!
-//! Backends use [`RedisBroker`] (or [`MemoryBroker`] in tests) without a gateway; gateway nodes
+//! Backends use [`realtime::Realtime`], or [`RedisBroker`] (or [`MemoryBroker`] in tests), without a gateway; gateway nodes
 //! use the same values through the [`Broker`] trait. One behaviour suite (`tests/behaviour.rs`)
 //! holds both implementations to the trait's words.
 //!
 //! What this crate must not know: connections' sockets, profiles, codecs, tokens, HTTP.
 
 mod application;
+pub mod asking;
 mod broker;
 mod error;
 mod memory;
@@ -15,6 +16,8 @@ mod node;
 mod notifications;
 mod polls;
 pub mod presence;
+pub mod questions;
+pub mod realtime;
 mod redis;
 mod revocations;
 mod store;

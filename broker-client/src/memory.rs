@@ -53,6 +53,8 @@ pub struct MemoryCluster(Arc<Shared>);
 struct Shared {
     channels: Channels,
     ears: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
+    /// Who is told things by its name alone.
+    backends: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
     registry: Mutex<Registry>,
     presence: Mutex<presence::Presence>,
     /// Held from a change of presence until it is announced.
@@ -93,6 +95,7 @@ impl MemoryCluster {
         Self(Arc::new(Shared {
             channels: Channels::default(),
             ears: RwLock::default(),
+            backends: RwLock::default(),
             registry: Mutex::default(),
             presence: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),
@@ -108,8 +111,23 @@ impl MemoryCluster {
     /// until it is swept.
     #[must_use]
     pub fn join(&self, node: NodeId) -> (MemoryBroker, Events) {
+        self.join_among(&self.0.ears, node)
+    }
+
+    /// Adds a backend: it hears what it is told by name and what it subscribes to, and is not counted
+    /// among the nodes.
+    #[must_use]
+    pub fn join_backend(&self, backend: NodeId) -> (MemoryBroker, Events) {
+        self.join_among(&self.0.backends, backend)
+    }
+
+    fn join_among(
+        &self,
+        ears: &RwLock<BTreeMap<NodeId, Arc<Ear>>>,
+        node: NodeId,
+    ) -> (MemoryBroker, Events) {
         let (ear, events) = Ear::new();
-        let mut ears = self.0.ears.write();
+        let mut ears = ears.write();
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
@@ -308,9 +326,13 @@ impl Broker for MemoryBroker {
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {
         let ears: Vec<Arc<Ear>> = {
-            let ears = self.0.available()?.ears.read();
+            let shared = self.0.available()?;
+            let ears = shared.ears.read();
             match target {
-                Target::Node(node) => ears.get(node).into_iter().cloned().collect(),
+                Target::Node(node) => {
+                    let backend = || shared.backends.read().get(node).cloned();
+                    ears.get(node).cloned().or_else(backend).into_iter().collect()
+                }
                 Target::All => ears.values().cloned().collect(),
             }
         };

@@ -95,6 +95,18 @@ impl RedisBroker {
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
     pub fn connect(settings: RedisSettings, node: NodeId) -> (Self, Events) {
+        Self::connect_as(&settings, node, true)
+    }
+
+    /// The same for an application's backend: it hears what it is told by name and what it subscribes
+    /// to, and is not counted among the nodes that are asked.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
+    pub fn connect_backend(settings: RedisSettings) -> (Self, Events) {
+        Self::connect_as(&settings, NodeId::random(), false)
+    }
+
+    fn connect_as(settings: &RedisSettings, node: NodeId, is_node: bool) -> (Self, Events) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let needs_tls = settings.urls.iter().any(|url| url.starts_with("rediss://"));
         let shared = Arc::new(Shared {
@@ -103,6 +115,7 @@ impl RedisBroker {
             dialer: Arc::new(Dialer::new(&settings.tls, settings.command_timeout, needs_tls)),
             timeout: settings.command_timeout,
             sharded: settings.mode == RedisMode::Cluster,
+            is_node,
             board: Board::new(),
             ears: Ears::new(events),
             counters: Counters::default(),
@@ -110,7 +123,7 @@ impl RedisBroker {
             layout_doubted: Notify::new(),
         });
         let stop = CancellationToken::new();
-        let layout = lay_out(&settings, &shared, &stop).unwrap_or_else(|reason| {
+        let layout = lay_out(settings, &shared, &stop).unwrap_or_else(|reason| {
             shared.board.add(0);
             shared.board.commands(0, Some(&DialError::Refused(reason)));
             Layout::Servers(Vec::new())
@@ -194,7 +207,7 @@ fn lay_out(
         servers.push((name, Link::start(id, source, shared, stop)));
     }
     // What is told to nodes lives where `Layout::common` looks for it.
-    for own in [shared.names.own_channel(), shared.names.all_channel()] {
+    for own in shared.told_on() {
         servers[0].1.hearing.always(own.into(), Wish::Told);
     }
     Ok(Layout::Servers(servers))

@@ -23,8 +23,10 @@ use crate::application::{self, Application};
 use crate::auth::{ApiKeys, TokenVerifier};
 use crate::cluster::{self, Cluster};
 use crate::config::Config;
+use crate::filters::Filters;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
+use crate::interests::{self, News};
 use crate::metrics::Metrics;
 use crate::node::{Banished, Node, PublishLimits, Stores};
 use crate::notifications::{self, Courier};
@@ -148,6 +150,8 @@ impl App {
             name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
             started_at_ms: clock::unix_ms(),
             courier,
+            interest_news: News::default(),
+            filters: Filters::default(),
             notifications: stores.notifications,
             subscriptions: stores.subscriptions,
             heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
@@ -212,6 +216,7 @@ impl App {
         node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(revocations::follow(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(application::run(Arc::clone(&node), node.stop.clone()));
+        node.tasks.spawn(interests::follow(Arc::clone(&node), node.stop.clone()));
         node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
         if let Some(tls) = &node.tls {
             let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod connection;
 pub mod dispatch;
+pub mod filters;
 pub mod heartbeat;
 pub mod hub;
 pub mod ids;

@@ -22,8 +22,10 @@ use crate::application::Application;
 use crate::auth::{ApiKeys, TokenVerifier};
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::filters::Filters;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
+use crate::interests::News;
 use crate::metrics::Metrics;
 use crate::notifications::Courier;
 use crate::policy::Policy;
@@ -56,6 +58,10 @@ pub struct Node {
     pub subscriptions: Arc<dyn SubscriptionStore>,
     /// Carries stored notifications to user channels.
     pub courier: Courier,
+    /// Changed subscriptions that are still to be told.
+    pub interest_news: News,
+    /// Payload filters, equal ones once.
+    pub filters: Filters,
     /// Who on this node hears what.
     pub hub: Hub,
     /// Interest and order.

@@ -20,7 +20,7 @@ use carillon_broker_client::{
     Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Start,
 };
 use carillon_protocol::{ChannelName, Position, Publication};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -60,6 +60,8 @@ struct Inner {
     requests: mpsc::Sender<Request>,
     flights: Flights,
     occupancy: OnceLock<Occupancy>,
+    /// Messages of other nodes may have been lost.
+    missed: Arc<Notify>,
 }
 
 enum Request {
@@ -93,6 +95,7 @@ impl Relay {
             requests,
             flights: Flights::default(),
             occupancy: OnceLock::new(),
+            missed: Arc::default(),
         };
         let relay = Self { inner: Arc::new(inner) };
         tasks.spawn(relay.clone().listen(events, told, stop.clone()));
@@ -103,6 +106,12 @@ impl Relay {
     /// From now on, says who listens where. Once.
     pub fn tell_listeners(&self, occupancy: Occupancy) {
         let _ = self.inner.occupancy.set(occupancy);
+    }
+
+    /// Wakes whoever waits when messages of other nodes may have been lost: after every interruption.
+    #[must_use]
+    pub fn missed(&self) -> Arc<Notify> {
+        Arc::clone(&self.inner.missed)
     }
 
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
@@ -193,11 +202,13 @@ impl Relay {
                             tracing::warn!(
                                 "node messages come faster than they are handled; one was dropped"
                             );
+                            self.inner.missed.notify_one();
                         }
                     }
                     Event::Interrupted => self.inner.interest.mark_interrupted(),
                     // A full request queue already holds work that ends in a look at history.
                     Event::Restored => {
+                        self.inner.missed.notify_one();
                         let _ = self.inner.requests.send(Request::Audit).await;
                     }
                 }

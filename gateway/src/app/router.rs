@@ -93,6 +93,8 @@ fn cors(origins: &[String]) -> CorsLayer {
         "traceparent",
     ];
     let exposed = [
+        "link",
+        "x-as-of",
         "x-request-id",
         "x-total-count",
         "x-ratelimit-limit",

@@ -7,9 +7,7 @@ use carillon_broker_client::RevocationVersions;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
-use super::questions::{
-    Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
-};
+use super::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;
@@ -45,6 +43,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         Question::Revoked(revocation, before, after) => {
             let versions = RevocationVersions { before, after };
             crate::revocations::heard(node, &revocation, versions).into()
+        }
+        Question::OutboxFilled => {
+            node.courier.kick();
+            Value::Null
         }
         Question::Connection(id) => {
             value(&node.hub.find(id.as_str()).map(|connection| view(node, &connection)))

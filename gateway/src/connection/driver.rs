@@ -14,7 +14,7 @@ use std::time::Duration;
 use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
-use carillon_protocol::{ClientMessage, CloseCode, Codec};
+use carillon_protocol::{ClientMessage, CloseCode, Codec, Cursor};
 use tokio::time::Sleep;
 
 use super::Connection;
@@ -50,6 +50,8 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
+    /// Where their channels go on, while some are owed.
+    pub(super) interests_resume: Option<Box<Result<Cursor, ()>>>,
     /// Calls to the application that are under way.
     pub(super) calls: Option<Queue>,
     /// Until when the application allowed what this connection hears, monotonic milliseconds.
@@ -156,6 +158,7 @@ impl Driver {
             retry: None,
             pending_owed: false,
             interests_owed: false,
+            interests_resume: None,
             calls: None,
             grants: Grants::default(),
             socket,

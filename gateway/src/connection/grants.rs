@@ -73,7 +73,7 @@ impl Driver {
             return;
         }
         self.end_refused(over).await;
-        self.sync_interests().await;
+        self.sync_interests(&None).await;
     }
 
     /// Asks about many channels at once, so that what follows one by one finds the answers.

@@ -27,6 +27,9 @@ use crate::socket::Socket;
 const SLICES_MAX: usize = 64;
 /// How many notification ids a connection remembers while pending ones are sent, and after.
 const TOLD_MAX: usize = 10_000;
+/// Channels that an event stream's cursor names. What is joined beyond begins anew on a reconnect: the
+/// cursor is a line of every event, and a header of the next request.
+const CURSOR_CHANNELS_MAX: usize = 128;
 /// How many entity event ids a connection remembers to drop twins (R14).
 const TWINS_MAX: usize = 1024;
 
@@ -263,7 +266,7 @@ impl Outbox {
     /// Sets the position that the next SSE cursor holds for a channel.
     pub fn set_position(&self, channel: &carillon_protocol::ChannelName, position: Position) {
         if let Some(sse) = &mut self.state.lock().sse {
-            sse.cursor.set(channel, position);
+            sse.at(channel, position);
         }
     }
 
@@ -502,6 +505,16 @@ impl Queue {
     }
 }
 
+impl SseState {
+    fn at(&mut self, channel: &carillon_protocol::ChannelName, position: Position) {
+        let cursor = &mut self.cursor;
+        if cursor.positions().len() < CURSOR_CHANNELS_MAX || cursor.get(channel.as_str()).is_some()
+        {
+            cursor.set(channel, position);
+        }
+    }
+}
+
 impl State {
     fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
         self.enqueue_summed(bytes, conflate, Sum::default());
@@ -530,7 +543,7 @@ impl State {
 
     fn advance(&mut self, dispatch: &Dispatch) {
         if let (Some(sse), Some(position)) = (&mut self.sse, dispatch.publication.position) {
-            sse.cursor.set(&dispatch.publication.channel, position);
+            sse.at(&dispatch.publication.channel, position);
         }
     }
 

@@ -263,7 +263,7 @@ impl Driver {
             .map(|(channel, _)| channel.clone())
             .collect();
         self.end_refused(channels).await;
-        self.sync_interests().await;
+        self.sync_interests(&None).await;
     }
 
     /// A call to the application (`channels.md` 6): by webhook, answered later, or queued on the `inbound` stream.

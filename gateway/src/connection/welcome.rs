@@ -39,7 +39,7 @@ impl Driver {
                     .push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
             }
         }
-        self.sync_interests().await;
+        self.sync_interests(&resume).await;
         self.send_pending().await;
         self.connection.outbox.flush();
     }

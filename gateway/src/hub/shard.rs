@@ -20,6 +20,7 @@ use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
 use crate::connection::Connection;
 use crate::connection::outbox::Pushed;
 use crate::dispatch::Dispatch;
+use crate::filters::Verdicts;
 use crate::interests::matching;
 use crate::metrics::Metrics;
 use crate::notifications::{Courier, is_notification};
@@ -347,9 +348,7 @@ fn deliver(
     }
     channel.remember(dispatch);
     let mut deliveries = 0;
-    // A filter shared by many listeners is evaluated once a publication.
-    let mut verdicts: Vec<(*const carillon_protocol::Filter, bool)> = Vec::new();
-    let mut payload = None;
+    let mut verdicts = Verdicts::on(&dispatch.publication.payload);
     let mut conflate_hash = None;
     for (_, (_, subscription)) in &mut channel.subscriptions {
         if let Some(behind) = subscription.behind {
@@ -365,27 +364,11 @@ fn deliver(
         if !subscription.admits(dispatch) {
             continue;
         }
-        let mut asked = subscription.asked;
-        if asked && let Some(filter) = &subscription.filter {
-            let known =
-                verdicts.iter().find(|(known, _)| std::ptr::eq(*known, Arc::as_ptr(filter)));
-            let passes = if let Some((_, passes)) = known {
-                *passes
-            } else {
-                let payload =
-                    payload.get_or_insert_with(|| dispatch.publication.payload.to_value());
-                let passes = filter.matches(payload);
-                verdicts.push((Arc::as_ptr(filter), passes));
-                passes
-            };
-            asked = passes;
-        }
-        let mut ids = Vec::new();
-        if let Some(interests) = &subscription.interests {
-            ids = matching(interests, || {
-                payload.get_or_insert_with(|| dispatch.publication.payload.to_value())
-            });
-        }
+        let asked = subscription.asked
+            && subscription.filter.as_ref().is_none_or(|filter| verdicts.passes(filter));
+        let ids = subscription.interests.as_ref().map_or_else(Vec::new, |interests| {
+            matching(interests, &dispatch.publication.kind, &mut verdicts)
+        });
         if !asked && ids.is_empty() {
             continue;
         }

@@ -242,6 +242,20 @@ pub(super) fn name(text: &str, field: &'static str) -> Result<Box<str>, Refusal>
     Ok(text.into())
 }
 
+/// Reads a whole number that is not negative, in either spelling of JSON: `3000` and `3000.0` are the same.
+pub(super) fn whole<'a, D: serde::Deserializer<'a>>(
+    deserializer: D,
+) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let whole = number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        (float.fract() == 0.0 && (0.0..u64::MAX as f64).contains(&float)).then_some(float as u64)
+    });
+    whole.map(Some).ok_or_else(|| serde::de::Error::custom("must be a whole number from 0"))
+}
+
 /// `INVALID_MESSAGE` about one field.
 #[must_use]
 pub(super) fn wrong(field: &str, what: &str) -> Refusal {

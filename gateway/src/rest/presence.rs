@@ -62,7 +62,7 @@ pub(super) struct MemberBody {
     #[serde(default)]
     pub metadata: Option<serde_json::Value>,
     /// Seconds; until `DELETE` where not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::body::whole")]
     pub ttl: Option<u64>,
 }
 

@@ -36,9 +36,9 @@ const QUESTIONS_AT_ONCE: usize = 64;
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = Batch)]
 pub(super) struct BatchMessages<'a> {
-    /// Up to 1,000, each judged alone.
+    /// Up to 1,000, each as the body of `POST /publish` and judged alone.
     #[serde(borrow)]
-    #[schema(value_type = Vec<PublishBody<'static>>)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub messages: Vec<&'a RawValue>,
 }
 

@@ -1,6 +1,8 @@
 //! REST from outside: one node with the embedded broker, calls through the client port's router.
 
+mod backend;
 mod document;
+mod streams;
 
 use std::sync::Arc;
 

@@ -55,6 +55,11 @@ impl Query {
         Self { pairs: std::iter::once(first).chain(self.pairs.iter().cloned()).collect() }
     }
 
+    /// All names and values, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The first value of a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {

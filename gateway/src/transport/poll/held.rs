@@ -141,8 +141,8 @@ impl Held {
                 labels: Labels::ALL,
                 filter: None,
                 conflate: listened.conflate,
-                asked: true,
-                interests: None,
+                asked: listened.asked,
+                interests: listened.interests.clone(),
             };
             let position = || self.node.relay.position(&listened.channel);
             let key = self.node.hub.subscribe(&listened.channel, subscription, position, |_| {});

@@ -1,8 +1,9 @@
-//! What nodes ask each other, and the shapes of the answers. Plain data.
+//! What nodes and backends ask nodes, and the shapes of the answers. Plain data.
 
-use carillon_broker_client::Revocation;
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::{ConnectionId, UserId};
+
+use crate::Revocation;
 
 /// A message for connections rather than a channel.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -125,6 +126,8 @@ pub enum Question {
     SubscriptionsChanged(UserId),
     /// Tokens were revoked; the version before and after: `u64`, connections closed.
     Revoked(Revocation, u64, u64),
+    /// There is something in the notifications' outbox; no answer.
+    OutboxFilled,
     /// One connection: `Option<ConnectionView>`.
     Connection(ConnectionId),
 }
