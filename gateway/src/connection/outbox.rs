@@ -505,16 +505,6 @@ impl Queue {
     }
 }
 
-impl SseState {
-    fn at(&mut self, channel: &carillon_protocol::ChannelName, position: Position) {
-        let cursor = &mut self.cursor;
-        if cursor.positions().len() < CURSOR_CHANNELS_MAX || cursor.get(channel.as_str()).is_some()
-        {
-            cursor.set(channel, position);
-        }
-    }
-}
-
 impl State {
     fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
         self.enqueue_summed(bytes, conflate, Sum::default());

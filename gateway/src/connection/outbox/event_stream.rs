@@ -20,6 +20,22 @@ pub(super) struct EventStream {
     pub(super) gzip: Option<Sum>,
 }
 
+impl EventStream {
+    /// The next cursor says where a channel stands; channels beyond the bound are not in it.
+    pub(super) fn at(
+        &mut self,
+        channel: &carillon_protocol::ChannelName,
+        position: carillon_protocol::Position,
+    ) {
+        let cursor = &mut self.cursor;
+        if cursor.positions().len() < super::CURSOR_CHANNELS_MAX
+            || cursor.get(channel.as_str()).is_some()
+        {
+            cursor.set(channel, position);
+        }
+    }
+}
+
 impl State {
     /// A text of an event stream that is nobody else's.
     pub(super) fn enqueue_text(&mut self, text: &[u8]) {
