@@ -85,16 +85,16 @@ struct State {
     signalled: bool,
     /// The connection's task, waiting for a signal.
     task: Option<Waker>,
-    /// Who pulls, waiting for something to be queued.
-    reader: Option<Box<Waker>>,
     close: Option<CloseCode>,
     sse: Option<Box<EventStream>>,
-    known: Option<Box<Known>>,
+    rare: Option<Box<Rare>>,
 }
 
-/// What this connection has had, where something may come twice.
+/// What only some connections need.
 #[derive(Debug, Default)]
-struct Known {
+struct Rare {
+    /// Who pulls, waiting for something to be queued.
+    reader: Option<Waker>,
     /// Entity events, newest last, once a connection listens to both of their channels.
     twins: Option<VecDeque<u64>>,
     told: Option<Told>,
@@ -280,7 +280,7 @@ impl Outbox {
     /// From now on live notifications are remembered, until [`Outbox::end_pending`].
     pub fn expect_pending(&self) {
         let told = Told { heard: Some(Vec::new()), sent: Vec::new() };
-        self.state.lock().known.get_or_insert_default().told = Some(told);
+        self.state.lock().rare.get_or_insert_default().told = Some(told);
     }
 
     /// Queues a pending notification, unless it came live already; its live message, should it still
@@ -316,7 +316,7 @@ impl Outbox {
 
     /// Begins to remember entity events so that a twin on the other channel is dropped (R14).
     pub fn watch_twins(&self) {
-        self.state.lock().known.get_or_insert_default().twins.get_or_insert_default();
+        self.state.lock().rare.get_or_insert_default().twins.get_or_insert_default();
     }
 
     /// Writes as much as the socket takes now. Never waits.
@@ -329,7 +329,7 @@ impl Outbox {
         match &self.wire {
             Wire::Pulled => {
                 if !state.queue.is_empty()
-                    && let Some(reader) = state.reader.take()
+                    && let Some(reader) = state.take_reader()
                 {
                     reader.wake();
                 }
@@ -358,7 +358,7 @@ impl Outbox {
             if state.failed || state.ended {
                 return Poll::Ready(None);
             }
-            state.reader = Some(Box::new(cx.waker().clone()));
+            state.rare.get_or_insert_default().reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
         state.dirty = false;
@@ -387,7 +387,7 @@ impl Outbox {
     pub fn fail(&self) {
         let mut state = self.state.lock();
         state.failed = true;
-        if let Some(reader) = state.reader.take() {
+        if let Some(reader) = state.take_reader() {
             reader.wake();
         }
         signal(state);
@@ -432,7 +432,7 @@ impl Outbox {
     pub fn push_sse_end(&self) {
         let mut state = self.state.lock();
         state.ended = true;
-        if let Some(reader) = state.reader.take() {
+        if let Some(reader) = state.take_reader() {
             reader.wake();
         }
         state.enqueue_end();
@@ -538,21 +538,25 @@ impl State {
     }
 
     fn told(&mut self) -> Option<&mut Told> {
-        self.known.as_mut()?.told.as_mut()
+        self.rare.as_mut()?.told.as_mut()
+    }
+
+    fn take_reader(&mut self) -> Option<Waker> {
+        self.rare.as_mut()?.reader.take()
     }
 
     fn forget_told(&mut self) {
-        if let Some(known) = &mut self.known {
-            known.told = None;
-            if known.twins.is_none() {
-                self.known = None;
+        if let Some(rare) = &mut self.rare {
+            rare.told = None;
+            if rare.twins.is_none() && rare.reader.is_none() {
+                self.rare = None;
             }
         }
     }
 
     /// Whether this entity event was heard on its other channel. Remembers it if not.
     fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(twins) = self.known.as_mut().and_then(|known| known.twins.as_mut()) else {
+        let Some(twins) = self.rare.as_mut().and_then(|rare| rare.twins.as_mut()) else {
             return false;
         };
         if !dispatch.publication.kind.starts_with("entity:") {
