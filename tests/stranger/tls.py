@@ -23,7 +23,7 @@ def make_pair(directory, name):
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
          "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-         "-keyout", key, "-out", cert], check=True, capture_output=True)
+         "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", key, "-out", cert], check=True, capture_output=True)
     return cert, key
 
 
@@ -92,6 +92,7 @@ def facts(check, binary):
         check("wss: a stalled reader is refilled, in order, once", stalled, secure)
         check("wss: an operator's disconnect arrives as 4403, then TLS ends cleanly", disconnected, secure)
         check("https: curl hears an event stream at once, polls and publishes", curl, secure)
+        check("https: carillon publish and listen trust the system's authorities", terminal, secure, binary)
         check("TLS speaks HTTP/1.1 by ALPN, from TLS 1.2 on", versions, secure)
         check("TLS: silent and foreign peers are closed, the node lives", hostile, secure)
         check("certificates: changed files are shown, a broken pair is not, nobody is cut", certificates, secure)
@@ -162,6 +163,24 @@ def curl(secure):
     poll = f"{base}/api/v1/realtime/poll?timeout=1&user_id=eve&token={secure.keys.token('eve')}"
     answer = subprocess.run([*common, poll], capture_output=True, text=True, check=True)
     assert "last_poll_id" in answer.stdout, answer.stdout
+
+
+def terminal(secure, binary):
+    env = {**os.environ, "SSL_CERT_FILE": secure.served[0]}
+    url = ["--url", f"https://localhost:{secure.node.port}"]
+    listen = subprocess.Popen([binary, "listen", *url, "--channel", "room:term", "--json", "--token",
+                               secure.keys.token("term")], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        def listens():
+            _, body = secure.call("GET", "/api/realtime/channels/room:term")
+            return body.get("subscribers") == 1
+        wait_until("the terminal listens", listens, 30)
+        subprocess.run([binary, "publish", *url, "--channel", "room:term", "--payload", "over TLS", "--api-key",
+                        secure.keys.api_key], env=env, check=True, capture_output=True, timeout=30)
+        assert json.loads(listen.stdout.readline())["payload"] == "over TLS"
+    finally:
+        listen.kill()
+        listen.wait()
 
 
 def versions(secure):

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use carillon_protocol::codec::gzip::Sum;
-use carillon_protocol::{CloseCode, Cursor, Position};
+use carillon_protocol::{CloseCode, Position};
 use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -122,8 +122,6 @@ struct Item {
     bytes: Bytes,
     /// Hash of channel and conflation key; 0 for messages that are never replaced.
     conflate: u64,
-    /// Of a gzip stream: the sum of what these bytes inflate to, added to the stream's when they leave.
-    sum: Sum,
 }
 
 /// What the connection's task should do next.
@@ -158,7 +156,7 @@ impl Outbox {
     pub fn for_sse(self, chunked: bool, gzip: Option<Sum>) -> Self {
         {
             let mut state = self.state.lock();
-            state.sse = Some(Box::new(EventStream { cursor: Cursor::default(), chunked, gzip }));
+            state.sse = Some(Box::new(EventStream::new(chunked, gzip)));
             state.held = true;
         }
         self
@@ -475,12 +473,11 @@ impl Queue {
         }
     }
 
-    fn pop_front(&mut self) -> Option<Item> {
-        let next = self.others.as_mut().and_then(|others| others.pop_front());
-        if next.is_none() {
+    fn pop_front(&mut self) {
+        self.first = self.others.as_mut().and_then(|others| others.pop_front());
+        if self.first.is_none() {
             self.others = None;
         }
-        std::mem::replace(&mut self.first, next)
     }
 
     fn iter(&self) -> impl Iterator<Item = &Item> {
@@ -512,14 +509,17 @@ impl State {
 
     fn enqueue_summed(&mut self, bytes: Bytes, conflate: u64, sum: Sum) {
         self.queued_bytes += bytes.len();
-        self.queue.push_back(Item { bytes, conflate, sum });
+        self.queue.push_back(Item { bytes, conflate });
+        if let Some(gzip) = self.gzip() {
+            gzip.queued.push_back(sum);
+        }
     }
 
     /// Takes everything queued.
     fn drain(&mut self) -> Vec<Bytes> {
         self.queued_bytes = 0;
         let items: Vec<Item> = self.queue.take().collect();
-        items.iter().for_each(|item| self.left(item));
+        items.iter().for_each(|_| self.left());
         items.into_iter().map(|item| item.bytes).collect()
     }
 
@@ -598,13 +598,19 @@ impl State {
         let keep_front = usize::from(self.front_written > 0);
         let mut index = 0;
         let mut freed = 0;
+        let sums = self.gzip().map(|gzip| std::mem::take(&mut gzip.queued)).unwrap_or_default();
+        let (mut sums, mut kept) = (sums.into_iter(), VecDeque::new());
         self.queue.retain(|item| {
             let keep = index < keep_front || item.conflate != conflate;
             index += 1;
             freed += if keep { 0 } else { item.bytes.len() };
+            kept.extend(sums.next().filter(|_| keep));
             keep
         });
         self.queued_bytes -= freed;
+        if let Some(gzip) = self.gzip() {
+            gzip.queued = kept;
+        }
     }
 
     /// Writes what the socket takes; whether the task must be woken.
@@ -655,9 +661,8 @@ impl State {
                 break;
             }
             left -= front.bytes.len();
-            if let Some(item) = self.queue.pop_front() {
-                self.left(&item);
-            }
+            self.queue.pop_front();
+            self.left();
         }
         self.front_written = left;
     }

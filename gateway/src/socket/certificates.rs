@@ -26,12 +26,12 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read, or is no PEM of its kind.
-    #[error("{path}: {source}")]
+    #[error("{path}: {reason}")]
     File {
         /// Which.
         path: String,
         /// Why.
-        source: rustls_pki_types::pem::Error,
+        reason: rustls_pki_types::pem::Error,
     },
     /// A file without a certificate.
     #[error("{0}: holds no certificate")]
@@ -142,7 +142,7 @@ fn look(files: &config::Tls) -> [Option<Look>; 2] {
 fn pair(files: &config::Tls, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
     let file = |path: &String| {
         let path = path.clone();
-        move |source| TlsError::File { path, source }
+        move |reason| TlsError::File { path, reason }
     };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect)

@@ -1,26 +1,43 @@
 //! How an outbox writes an event stream: cursors, HTTP/1.1 chunks, and gzip out of shared pieces.
 //! Source: `protocol.md` 1 and 6, rulings R22 and R30.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use carillon_protocol::Cursor;
 use carillon_protocol::codec::gzip::{self, Sum};
 
-use super::{Item, State};
+use super::State;
 
 /// Bodies up to this many bytes are copied beside their `id:` line instead of being a slice of their own.
 const SSE_COPY_BYTES_MAX: usize = 4096;
 /// The last chunk of a response.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-#[derive(Debug, Default)]
+/// See the module. Few connections have it, and it is not small.
+#[derive(Debug)]
 pub(super) struct EventStream {
     pub(super) cursor: Cursor,
-    pub(super) chunked: bool,
-    /// Of a gzip stream: the sum of what has left the queue.
-    pub(super) gzip: Option<Sum>,
+    chunked: bool,
+    gzip: Option<Gzip>,
+}
+
+/// What a gzip stream inflates to, so far.
+#[derive(Debug)]
+pub(super) struct Gzip {
+    /// Of what has left the queue.
+    left: Sum,
+    /// Of each item in the queue: conflation may drop some before they leave.
+    pub(super) queued: VecDeque<Sum>,
 }
 
 impl EventStream {
+    /// A stream of HTTP/1.1 chunks where `chunked`, and of gzip where there is a sum of what opened it.
+    pub(super) fn new(chunked: bool, opened: Option<Sum>) -> Self {
+        let gzip = opened.map(|left| Gzip { left, queued: VecDeque::new() });
+        Self { cursor: Cursor::default(), chunked, gzip }
+    }
+
     /// The next cursor says where a channel stands; channels beyond the bound are not in it.
     pub(super) fn at(
         &mut self,
@@ -40,10 +57,8 @@ impl State {
     /// A text of an event stream that is nobody else's.
     pub(super) fn enqueue_text(&mut self, text: &[u8]) {
         let Some(sse) = &self.sse else { return };
-        let (stored, sum) = match sse.gzip {
-            Some(_) => gzip::text(text),
-            None => (text.to_vec(), Sum::default()),
-        };
+        let (stored, sum) =
+            if sse.gzip.is_some() { gzip::text(text) } else { (text.to_vec(), Sum::default()) };
         let bytes = if sse.chunked { chunk(&stored) } else { stored.into() };
         self.enqueue_summed(bytes, 0, sum);
     }
@@ -52,9 +67,8 @@ impl State {
     pub(super) fn enqueue_end(&mut self) {
         let Some(sse) = &self.sse else { return };
         let chunked = sse.chunked;
-        if let Some(left) = sse.gzip {
-            let sum = self.queue.iter().fold(left, |sum, item| sum.then(item.sum));
-            let end = gzip::end(sum);
+        if let Some(Gzip { left, queued }) = &sse.gzip {
+            let end = gzip::end(queued.iter().fold(*left, |sum, next| sum.then(*next)));
             self.enqueue(if chunked { chunk(&end) } else { end.into() }, 0);
         }
         if chunked {
@@ -62,10 +76,16 @@ impl State {
         }
     }
 
-    /// An item has left the queue for its reader.
-    pub(super) fn left(&mut self, item: &Item) {
-        if let Some(EventStream { gzip: Some(sum), .. }) = self.sse.as_deref_mut() {
-            *sum = sum.then(item.sum);
+    pub(super) fn gzip(&mut self) -> Option<&mut Gzip> {
+        self.sse.as_mut()?.gzip.as_mut()
+    }
+
+    /// The first item has left the queue for its reader.
+    pub(super) fn left(&mut self) {
+        if let Some(gzip) = self.gzip()
+            && let Some(sum) = gzip.queued.pop_front()
+        {
+            gzip.left = gzip.left.then(sum);
         }
     }
 

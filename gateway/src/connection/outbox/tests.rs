@@ -64,3 +64,37 @@ fn many_conflation_keys_are_bounded_too() {
         .collect();
     assert_eq!(pushed.iter().filter(|pushed| **pushed == Pushed::Full).count(), 7);
 }
+
+#[test]
+fn a_changed_bound_holds_from_now_on() {
+    let outbox = Outbox::new(Wire::Pulled, 1_000).for_sse(true, None);
+    assert_eq!(outbox.push(&dispatch(0, 8_000), DRESS, 0), Pushed::First);
+    assert_eq!(outbox.push(&dispatch(1, 8_000), DRESS, 0), Pushed::Full);
+    outbox.bound(20_000);
+    assert_eq!(outbox.push(&dispatch(1, 8_000), DRESS, 0), Pushed::Queued);
+    assert_eq!(outbox.push(&dispatch(2, 8_000), DRESS, 0), Pushed::Full);
+}
+
+#[test]
+fn a_gzip_stream_ends_with_the_sum_of_what_was_sent() {
+    use std::io::Read;
+
+    let dress = Dress { compressed: true, ..DRESS };
+    let (opening, sum) = carillon_protocol::codec::gzip::open(b"retry: 1\n\n");
+    let outbox = Outbox::new(Wire::Pulled, 20_000).for_sse(false, Some(sum));
+    let mut stream = opening;
+    outbox.push(&dispatch(0, 100), dress, 7);
+    stream.extend(outbox.take().concat());
+    for number in 1..200 {
+        // The queue is full now and then, and what is older is dropped.
+        outbox.push(&dispatch(number, 100), dress, 7);
+    }
+    outbox.push_sse_text(b": ping\n\n");
+    outbox.push_sse_end();
+    stream.extend(outbox.take().concat());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&stream[..]).read_to_string(&mut text).expect("a right sum");
+    assert!(text.starts_with("retry: 1\n\nevent: message\n") && text.ends_with(": ping\n\n"));
+    let events = text.matches("event: message").count();
+    assert!(events < 200 && text.contains("\"199:x"), "{events} events");
+}
