@@ -58,6 +58,8 @@ struct Status {
 pub(super) struct Held {
     holds: HashMap<(ConnectionId, ChannelName), Member>,
     chosen: HashMap<UserId, UserStatus>,
+    /// The node has tended before.
+    tended: bool,
 }
 
 impl Entry {
@@ -493,7 +495,10 @@ impl PresenceStore for MemoryBroker {
             presence.forget_old(now);
             (known, swept, dead)
         };
-        if !known {
+        // A node that tends for the first time has lost nothing: restoring in silence would swallow the arrival of who came
+        // a moment ago.
+        let tended = std::mem::replace(&mut node.presence.lock().tended, true);
+        if !known && tended {
             node.restore_application(swept);
             node.restore_presence(swept).await?;
         }

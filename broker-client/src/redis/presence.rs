@@ -356,10 +356,13 @@ impl Inner {
         if known == 0 || self.application_doubted(connects) {
             self.restore_application(swept == 1, connects).await?;
         }
-        if known == 0 || self.held.written_at.load(Ordering::Relaxed) != connects {
+        let written_at = self.held.written_at.load(Ordering::Relaxed);
+        // A node that tends for the first time has lost nothing: restoring in silence would swallow the arrival of who
+        // came a moment ago.
+        if written_at != 0 && (known == 0 || written_at != connects) {
             self.restore_presence(swept == 1).await?;
-            self.held.written_at.store(connects, Ordering::Relaxed);
         }
+        self.held.written_at.store(connects, Ordering::Relaxed);
         for node in dead {
             tracing::info!(%node, "taking back a dead node's presence");
             self.sweep_presence(&node).await?;

@@ -135,10 +135,7 @@ async fn deliver(
     let mut pause = PAUSE;
     for attempt in 1.. {
         let body = message.json.clone().into();
-        let error = match webhook.post(&id, body, webhook.timeout).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
-        };
+        let Err(error) = webhook.post(&id, body, webhook.timeout).await else { return Ok(()) };
         if attempt >= attempts_max {
             return Err(format!("{attempt} attempts; the last: {error}"));
         }

@@ -64,7 +64,7 @@ fn time(text: Option<&str>, field: &str) -> Result<Option<jiff::Timestamp>, Refu
 impl RevokeBody {
     fn revocation(&self, now_ms: i64) -> Result<Revocation, Refusal> {
         let until = time(self.until.as_deref(), "until")?;
-        let until_ms = until.map_or(now_ms + LIFETIME_DEFAULT_MS, |until| until.as_millisecond());
+        let until_ms = until.map_or(now_ms + LIFETIME_DEFAULT_MS, jiff::Timestamp::as_millisecond);
         if until_ms - now_ms > REVOCATION_LIFETIME_MAX.as_millis() as i64 {
             return Err(wrong("until", "must be within 366 days"));
         }
@@ -81,7 +81,7 @@ impl RevokeBody {
                 user: parameter::user(user)?,
                 // `iat` has whole seconds: a token of this very second is meant too.
                 issued_before: issued_before
-                    .map_or(now_ms.div_euclid(1_000) + 1, |time| time.as_second()),
+                    .map_or(now_ms.div_euclid(1_000) + 1, jiff::Timestamp::as_second),
             },
             (Some(_), Some(_)) => return Err(wrong("user_id", "and jti exclude each other")),
             (None, None) => return Err(wrong("jti", "or user_id is required")),
