@@ -89,6 +89,8 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     let begun = Instant::now();
     fill(address, &api_key, options)?;
     let created = options.notifications as f64 / begun.elapsed().as_secs_f64();
+    // The node ends connections that say nothing for long.
+    http = Http::connect(address, &api_key)?;
     await_carried(&mut http, options)?;
     eprintln!("{} notifications are stored and carried", options.notifications);
     let after = used_memory(redis_address)?;
