@@ -2,8 +2,8 @@
 //! Source: `protocol.md` 1 and 6, rulings R22 and R30.
 
 use bytes::Bytes;
-use carillon_protocol::Cursor;
 use carillon_protocol::codec::gzip::{self, Sum};
+use carillon_protocol::{ChannelName, Cursor, Position};
 
 use super::{Item, State};
 
@@ -12,12 +12,27 @@ const SSE_COPY_BYTES_MAX: usize = 4096;
 /// The last chunk of a response.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
+/// Channels that a cursor names. What is joined beyond begins anew on a reconnect: the cursor is a line of every event, and a
+/// header of the next request.
+const CURSOR_CHANNELS_MAX: usize = 128;
+
 #[derive(Debug, Default)]
 pub(super) struct EventStream {
     pub(super) cursor: Cursor,
     pub(super) chunked: bool,
     /// Of a gzip stream: the sum of what has left the queue.
     pub(super) gzip: Option<Sum>,
+}
+
+impl EventStream {
+    /// The stream has got that far on a channel.
+    pub(super) fn at(&mut self, channel: &ChannelName, position: Position) {
+        let cursor = &mut self.cursor;
+        if cursor.positions().len() < CURSOR_CHANNELS_MAX || cursor.get(channel.as_str()).is_some()
+        {
+            cursor.set(channel, position);
+        }
+    }
 }
 
 impl State {
