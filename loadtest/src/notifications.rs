@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Connections that create at the same time.
 const CREATORS: usize = 4;
+/// Longest wait until the node has reached Redis.
+const READY_MAX: Duration = Duration::from_secs(20);
 /// Longest wait until everything stored was carried to the user channels.
 const CARRIED_MAX: Duration = Duration::from_secs(600);
 
@@ -82,6 +84,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         bail!("{error}: {}", std::fs::read_to_string(&log).unwrap_or_default());
     }
     let mut http = Http::connect(address, &api_key)?;
+    await_redis(&mut http)?;
 
     let empty = measure(&mut http, options, "empty")?;
     eprintln!("the empty store is measured");
@@ -89,6 +92,8 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     let begun = Instant::now();
     fill(address, &api_key, options)?;
     let created = options.notifications as f64 / begun.elapsed().as_secs_f64();
+    // The node ends connections that say nothing for long.
+    http = Http::connect(address, &api_key)?;
     await_carried(&mut http, options)?;
     eprintln!("{} notifications are stored and carried", options.notifications);
     let after = used_memory(redis_address)?;
@@ -119,6 +124,16 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         each(after.saturating_sub(before)),
         each(stored.saturating_sub(before)),
     );
+    Ok(())
+}
+
+/// The node answers before it has reached Redis.
+fn await_redis(http: &mut Http) -> Result<()> {
+    let end = Instant::now() + READY_MAX;
+    while let Err(error) = http.ask("GET", "/notifications/unread-count/nobody", None) {
+        ensure!(Instant::now() < end, "not ready within {READY_MAX:?}: {error}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     Ok(())
 }
 

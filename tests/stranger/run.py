@@ -25,8 +25,6 @@ import slow
 import subscriptions
 import tls
 
-sys.path.insert(0, os.path.join(HERE, "..", "documents"))
-import uno  # noqa: E402
 
 def browser(facts, cluster):
     """npm `ws` and an EventSource in Chromium; the script prints the same kind of lines."""
@@ -71,7 +69,7 @@ OWN = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default=",".join([*SHARED, "uno", *OWN]))
+    parser.add_argument("--only", default=",".join([*SHARED, *OWN]))
     args = parser.parse_args()
     binary, only, facts = os.path.abspath(args.binary), args.only.split(","), Facts()
     if any(name in only for name in SHARED):
@@ -79,10 +77,6 @@ def main():
             for name in SHARED:
                 if name in only:
                     SHARED[name](facts.check, cluster)
-    if "uno" in only:
-        # A heartbeat that a test can wait for.
-        with Cluster(binary, extra_toml='[heartbeat]\ninterval = "2s"\n') as cluster:
-            uno.facts(facts.check, cluster)
     for name in OWN:
         if name in only:
             OWN[name](facts.check, binary)

@@ -27,9 +27,6 @@ use crate::socket::Socket;
 const SLICES_MAX: usize = 64;
 /// How many notification ids a connection remembers while pending ones are sent, and after.
 const TOLD_MAX: usize = 10_000;
-/// Channels that an event stream's cursor names. What is joined beyond begins anew on a reconnect: the
-/// cursor is a line of every event, and a header of the next request.
-const CURSOR_CHANNELS_MAX: usize = 128;
 /// How many entity event ids a connection remembers to drop twins (R14).
 const TWINS_MAX: usize = 1024;
 

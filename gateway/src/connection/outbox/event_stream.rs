@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use carillon_protocol::Cursor;
 use carillon_protocol::codec::gzip::{self, Sum};
+use carillon_protocol::{ChannelName, Cursor, Position};
 
 use super::State;
 
@@ -13,6 +13,10 @@ use super::State;
 const SSE_COPY_BYTES_MAX: usize = 4096;
 /// The last chunk of a response.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Channels that a cursor names. What is joined beyond begins anew on a reconnect: the cursor is a line of every event, and a
+/// header of the next request.
+const CURSOR_CHANNELS_MAX: usize = 128;
 
 /// See the module. Few connections have it, and it is not small.
 #[derive(Debug)]
@@ -38,15 +42,10 @@ impl EventStream {
         Self { cursor: Cursor::default(), chunked, gzip }
     }
 
-    /// The next cursor says where a channel stands; channels beyond the bound are not in it.
-    pub(super) fn at(
-        &mut self,
-        channel: &carillon_protocol::ChannelName,
-        position: carillon_protocol::Position,
-    ) {
+    /// The stream has got that far on a channel.
+    pub(super) fn at(&mut self, channel: &ChannelName, position: Position) {
         let cursor = &mut self.cursor;
-        if cursor.positions().len() < super::CURSOR_CHANNELS_MAX
-            || cursor.get(channel.as_str()).is_some()
+        if cursor.positions().len() < CURSOR_CHANNELS_MAX || cursor.get(channel.as_str()).is_some()
         {
             cursor.set(channel, position);
         }

@@ -47,6 +47,10 @@ pub(super) fn add(document: &mut Value) {
         {"properties": {"action": {"enum": ["created", "updated"]}, "data": {"not": {"type": "null"}}}, "required": ["data"]},
         {"properties": {"action": {"enum": ["deleted"]}}},
     ]);
+    schemas["RevokeTokens"]["oneOf"] = json!([
+        {"required": ["jti"], "properties": {"jti": {"type": "string"}, "user_id": {"type": "null"}, "issued_before": {"type": "null"}}},
+        {"required": ["user_id"], "properties": {"user_id": {"type": "string"}, "jti": {"type": "null"}}},
+    ]);
     let both = |one: &str, other: &str| json!({"not": {"required": [one, other], "properties": {one: {"type": "string"}, other: {"type": "string"}}}});
     schemas["NewEvent"]["allOf"] = json!([
         both("channel", "user_id"),
@@ -146,6 +150,10 @@ fn of_fields() -> Vec<(&'static str, &'static str, Value)> {
             "status",
             json!({"enum": ["active", "paused", "expired", "cancelled"]}),
         ),
+        ("RevokeTokens", "jti", json!({"minLength": 1})),
+        ("RevokeTokens", "user_id", id.clone()),
+        ("RevokeTokens", "issued_before", time.clone()),
+        ("RevokeTokens", "until", time.clone()),
         ("Notification", "status", json!({"enum": ["pending", "delivered", "read", "expired"]})),
         ("Notification", "priority", json!({"enum": ["low", "normal", "high", "urgent"]})),
         ("Notification", "type", json!({"pattern": WORD})),

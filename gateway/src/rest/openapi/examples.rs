@@ -94,7 +94,7 @@ fn all() -> Vec<(&'static str, Value, Value)> {
     let body_of_event = new_event.clone();
     new_event["id"] = json!("0193cd6e-0d3c-7b3e-9e0a-5d2f6a1c7b44");
     let connection = json!({"id": "0a1b2c3d4e5f-0123456789abcdef", "user_id": "user-456", "transport": "websocket", "profile": "uno",
-        "node": "node-1", "connected_at": "2025-04-16T10:30:00.000Z", "channels": ["notifications", "room:42"]});
+        "node": "node-1", "connected_at": "2025-04-16T10:30:00.000Z", "remote": "203.0.113.7", "channels": ["notifications", "room:42"]});
     let member = json!({"id": "user-456", "name": "Jane", "lastSeen": 1_744_799_400_000_i64, "metadata": {"cursor": 17}});
     let view = json!({"user_id": "user-456", "status": "online", "last_seen": "2025-04-16T10:30:00.000Z", "connections": 2});
     let envelope = json!({"id": "0193cd6e-0d3c-7b3e-9e0a-5d2f6a1c7b44", "type": "message", "channel": "room:42", "payload": "Hello!",
@@ -169,6 +169,11 @@ fn all() -> Vec<(&'static str, Value, Value)> {
                 "messages_in": 12_000, "messages_out": 900_000, "draining": false}],
             "totals": {"nodes": 1, "connections": 1204, "connections_by_transport": {"websocket": 900, "sse": 300, "poll": 4}, "messages_in": 12_000, "messages_out": 900_000},
             "redis": {"state": "up"}}),
+        ),
+        (
+            "post /tokens/revoke",
+            json!({"user_id": "user-456"}),
+            json!({"until": "2125-05-16T10:30:00Z", "issued_before": "2125-04-16T10:30:00Z", "disconnected": 2}),
         ),
         ("post /notifications", new_notification(), notification(json!([]))),
         ("get /notifications", none.clone(), json!([notification(json!([]))])),
