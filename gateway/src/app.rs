@@ -108,64 +108,14 @@ impl App {
         events: Events,
         stores: Stores,
     ) -> Result<Self, StartError> {
-        let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
         if config.server.tls.is_some() {
             return Err(StartError::Setting(
                 "server.tls: end TLS at the balancer; this version does not".to_owned(),
             ));
         }
-        let policy = Policy::new(&config).map_err(|error| setting(&error))?;
-        let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
-        let api_keys = ApiKeys::new(&config.auth.api_keys);
-        let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
-        let client = listen(config.server.listen)?;
-        let operator = listen(config.operator.listen)?;
-        let metrics = Metrics::new();
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let courier = Courier::default();
-        let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
-        let (relay, told) = Relay::start(
-            Arc::clone(&broker),
-            events,
-            hub.clone(),
-            Arc::clone(&metrics),
-            &tasks,
-            &stop,
-        );
-        let node = Node {
-            name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
-            started_at_ms: clock::unix_ms(),
-            courier,
-            notifications: stores.notifications,
-            subscriptions: stores.subscriptions,
-            heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
-            presence: Presence::new(
-                Arc::clone(&broker),
-                config.presence.timeout,
-                config.presence.offline_delay,
-                &tasks,
-                &stop,
-            ),
-            cluster: Cluster::new(Arc::clone(&broker)),
-            policy: ArcSwap::from_pointee(policy),
-            verifier: ArcSwap::from_pointee(verifier),
-            api_keys: ArcSwap::from_pointee(api_keys),
-            routes: ArcSwap::from_pointee(routes),
-            publish_limits: PublishLimits::default(),
-            banished: Banished::default(),
-            draining: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            config: Arc::new(config),
-            id,
-            broker,
-            hub,
-            relay,
-            metrics,
-            tasks,
-            stop,
-        };
-        Ok(Self { node: Arc::new(node), told, client, operator })
+        let (client, operator) = (listen(config.server.listen)?, listen(config.operator.listen)?);
+        let (node, told) = assemble(config, id, broker, events, stores)?;
+        Ok(Self { node, told, client, operator })
     }
 
     /// Where clients connect.
@@ -191,12 +141,7 @@ impl App {
         let Self { node, told, client, operator } = self;
         let accepting = CancellationToken::new();
         let serving = node.stop.child_token();
-        node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
-        node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
-        node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
-        node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
+        work(&node, told);
         let routes = router::client(&node);
         node.tasks.spawn(transport::accept::accept(
             Arc::clone(&node),
@@ -222,6 +167,74 @@ impl App {
         accepting.cancel();
         drain::end(&node, &hurry).await;
     }
+}
+
+/// Builds a node without sockets; the tasks that hear the broker start. [`work`] starts the others.
+///
+/// # Errors
+/// Keys, routes and namespaces that cannot be used.
+pub fn assemble(
+    config: Config,
+    id: NodeId,
+    broker: Arc<dyn Broker>,
+    events: Events,
+    stores: Stores,
+) -> Result<(Arc<Node>, Told), StartError> {
+    let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
+    let policy = Policy::new(&config).map_err(|error| setting(&error))?;
+    let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
+    let api_keys = ApiKeys::new(&config.auth.api_keys);
+    let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
+    let metrics = Metrics::new();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let courier = Courier::default();
+    let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
+    let (relay, told) =
+        Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);
+    let node = Node {
+        name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
+        started_at_ms: clock::unix_ms(),
+        courier,
+        notifications: stores.notifications,
+        subscriptions: stores.subscriptions,
+        heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
+        presence: Presence::new(
+            Arc::clone(&broker),
+            config.presence.timeout,
+            config.presence.offline_delay,
+            &tasks,
+            &stop,
+        ),
+        cluster: Cluster::new(Arc::clone(&broker)),
+        policy: ArcSwap::from_pointee(policy),
+        verifier: ArcSwap::from_pointee(verifier),
+        api_keys: ArcSwap::from_pointee(api_keys),
+        routes: ArcSwap::from_pointee(routes),
+        publish_limits: PublishLimits::default(),
+        banished: Banished::default(),
+        draining: AtomicBool::new(false),
+        closing: AtomicBool::new(false),
+        config: Arc::new(config),
+        id,
+        broker,
+        hub,
+        relay,
+        metrics,
+        tasks,
+        stop,
+    };
+    Ok((Arc::new(node), told))
+}
+
+/// Starts the tasks that make a node work, sockets apart: lease, answers, pings, presence, outbox, keys.
+pub fn work(node: &Arc<Node>, told: Told) {
+    node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
+    node.tasks.spawn(cluster::answer(Arc::clone(node), told, node.stop.clone()));
+    node.tasks.spawn(cluster::beat(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
+    node.tasks.spawn(notifications::carry(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(keep_keys_fresh(Arc::clone(node)));
 }
 
 /// Refreshes a configured JWK set; follows the verifier when a reload replaces it.

@@ -8,6 +8,7 @@ mod interests;
 mod notifications;
 pub mod outbox;
 pub mod requests;
+pub mod socket;
 pub mod welcome;
 
 use std::sync::Arc;

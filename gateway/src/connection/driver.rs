@@ -14,11 +14,11 @@ use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
 use carillon_protocol::{ClientMessage, CloseCode, Codec};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::Connection;
 use super::requests::Subscriptions;
+use super::socket::Socket;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
@@ -46,7 +46,7 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
-    socket: Option<Arc<TcpStream>>,
+    socket: Option<Socket>,
     session: Session,
     _admitted: Admitted,
 }
@@ -74,7 +74,7 @@ impl Driver {
         connection: Arc<Connection>,
         claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Socket>,
     ) -> Self {
         let driver = Self::brief(node, connection, claims, admitted, socket);
         let heartbeat = &driver.node.heartbeat;
@@ -93,7 +93,7 @@ impl Driver {
         connection: Arc<Connection>,
         mut claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Arc<TcpStream>>,
+        socket: Option<Socket>,
     ) -> Self {
         if let Some(claims) = claims.as_mut().filter(|_| node.config.authorize.webhook.is_none()) {
             // Only an authorisation webhook asks for the token's other claims; they cost an idle
@@ -190,7 +190,7 @@ impl Driver {
                 biased;
                 () = &mut gone => break Ending::Peer,
                 () = self.connection.outbox.woken() => {}
-                () = writable(socket.as_deref()), if signals.blocked => self.connection.outbox.flush(),
+                () = writable(socket.as_ref()), if signals.blocked => self.connection.outbox.flush(),
                 () = due(&mut self.retry), if self.retry.is_some() => {
                     self.retry = None;
                     self.connection.outbox.mark_behind();
@@ -201,7 +201,7 @@ impl Driver {
     }
 
     /// Reads what the socket has, and performs it.
-    async fn read(&mut self, socket: &TcpStream, assembler: &mut Assembler) -> Option<Ending> {
+    async fn read(&mut self, socket: &Socket, assembler: &mut Assembler) -> Option<Ending> {
         let mut happenings = Vec::new();
         let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
             Ok(0) => Some(Err(Ending::Peer)),
@@ -350,7 +350,7 @@ impl Driver {
 
     /// Waits until the outbox has room for a page of history. `false` when the connection ends.
     pub(super) async fn drained(&mut self) -> bool {
-        let socket = self.socket.as_deref();
+        let socket = self.socket.as_ref();
         loop {
             self.connection.outbox.flush();
             if self.connection.outbox.is_closing() {
@@ -377,7 +377,7 @@ impl Driver {
     /// Says goodbye where that is due, and takes everything back.
     async fn end(mut self, ending: Ending) {
         let socket = self.socket.clone();
-        let socket = socket.as_deref();
+        let socket = socket.as_ref();
         let connection = Arc::clone(&self.connection);
         let outbox = &connection.outbox;
         if let Ending::Said(code) = ending {
@@ -407,7 +407,7 @@ impl Driver {
         }
         outbox.fail();
         if let Some(socket) = socket {
-            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+            let _ = socket.shutdown(std::net::Shutdown::Both);
         }
         tracing::debug!(connection = %connection.id, reason, "connection ended");
     }
@@ -430,14 +430,14 @@ pub fn disconnect(code: CloseCode) -> ServerMessage {
     ServerMessage::new("disconnect", &payload)
 }
 
-async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
+async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
     while outbox.queued_bytes() > 0 && !outbox.signals().failed {
         if socket.writable().await.is_err() {
             return;
         }
         outbox.flush();
     }
-    let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
     let mut rest = [0; 512];
     while socket.readable().await.is_ok() {
         match socket.try_read(&mut rest) {
@@ -448,7 +448,7 @@ async fn linger(outbox: &super::outbox::Outbox, socket: &TcpStream) {
     }
 }
 
-async fn writable(socket: Option<&TcpStream>) {
+async fn writable(socket: Option<&Socket>) {
     match socket {
         Some(socket) => {
             // An error shows in the flush that follows.

@@ -7,15 +7,14 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use carillon_protocol::{CloseCode, Cursor, Position};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::socket::Socket;
 use crate::dispatch::{Dispatch, Dress, Medium};
 
 /// Most slices in one vectored write.
@@ -31,7 +30,7 @@ const TWINS_MAX: usize = 1024;
 #[derive(Debug)]
 pub enum Wire {
     /// Straight to a socket, from any thread.
-    Socket(Arc<TcpStream>),
+    Socket(Socket),
     /// The connection's task takes them (TLS, long poll).
     Pulled,
 }
@@ -525,7 +524,7 @@ impl State {
     }
 
     /// Writes what the socket takes; `Some(true)` when the task must be woken.
-    fn write_to(&mut self, socket: &TcpStream) -> Option<bool> {
+    fn write_to(&mut self, socket: &Socket) -> Option<bool> {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;

@@ -1,13 +1,14 @@
 //! The table of channels that the node hears: how many listen, and the last position handed over.
 //! Plain state behind short locks; never awaits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use carillon_broker_client::BrokerError;
 use carillon_protocol::{ChannelName, Position, Publication};
 use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::ChannelTraits;
 

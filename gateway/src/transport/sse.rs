@@ -22,6 +22,7 @@ use super::client_io::{Gate, Peer};
 use super::handshake::{Handshake, Query};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::socket::Socket;
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::Node;
@@ -57,7 +58,7 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     }
     let admitted = node.admit(user.as_ref()).await?;
     let peer = request.extensions.get::<Peer>().cloned();
-    let socket = peer.as_ref().and_then(|peer| peer.socket.clone());
+    let socket = peer.as_ref().and_then(|peer| peer.socket.clone()).map(Socket::Tcp);
     let wire = socket.clone().map_or(Wire::Pulled, Wire::Socket);
     // hyper frames an HTTP/1.1 response of unknown length as chunks; what is written past it must be framed too.
     let chunked = socket.is_some() && request.version == Version::HTTP_11;

@@ -19,6 +19,7 @@ use super::client_io::ClientIo;
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::socket::Socket;
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::{Admitted, Node};
@@ -78,10 +79,14 @@ async fn accept(
     Ok(response)
 }
 
-struct Opening {
-    handshake: Handshake,
-    admitted: Admitted,
-    dress: Dress,
+/// A handshake that was accepted, and the connection's place.
+pub struct Opening {
+    /// Who, and what for.
+    pub handshake: Handshake,
+    /// Where it is counted.
+    pub admitted: Admitted,
+    /// How its messages are written.
+    pub dress: Dress,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -101,9 +106,15 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
+    begin(node, Socket::Tcp(socket), early, opening).await;
+}
+
+/// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
+/// `early` are bytes that came with the handshake.
+pub async fn begin(node: Arc<Node>, socket: Socket, early: Vec<u8>, opening: Opening) {
     let Opening { handshake, admitted, dress } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
-    let outbox = Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.limits.queue_bytes);
+    let outbox = Outbox::new(Wire::Socket(socket.clone()), node.config.limits.queue_bytes);
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
     let mut driver =
