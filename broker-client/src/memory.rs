@@ -11,6 +11,7 @@
 mod channels;
 mod counters;
 mod ear;
+mod line;
 mod log;
 mod polls;
 mod presence;
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 use self::channels::{Attempt, Channels};
 use self::counters::{Inbound, Windows};
 use self::ear::{Ear, Kept};
+use self::line::{Line, Lines};
 use self::polls::Polls;
 use self::registry::Registry;
 use crate::polls::{NewPollPage, PollPage, PollState, PollStore};
@@ -58,7 +60,7 @@ struct Shared {
     windows: Mutex<Windows>,
     inbound: Mutex<Inbound>,
     polls: Mutex<Polls>,
-    health: watch::Sender<Health>,
+    lines: Lines,
 }
 
 /// One node's handle. Cheap to clone.
@@ -69,8 +71,11 @@ struct Node {
     id: NodeId,
     cluster: MemoryCluster,
     ear: Arc<Ear>,
+    line: Arc<Line>,
     /// What this node registered, to restore it after the cluster lost it (R43).
     registered: Mutex<HashMap<ConnectionId, UserId>>,
+    /// What must not stay registered, and could not be taken back yet.
+    owed: Mutex<HashMap<ConnectionId, UserId>>,
     /// The same for presence.
     presence: Mutex<presence::Held>,
 }
@@ -94,7 +99,7 @@ impl MemoryCluster {
             windows: Mutex::default(),
             inbound: Mutex::default(),
             polls: Mutex::default(),
-            health: watch::Sender::new(Health::Up),
+            lines: Lines::default(),
         }))
     }
 
@@ -107,17 +112,17 @@ impl MemoryCluster {
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
-        let (registered, presence) = (Mutex::default(), Mutex::default());
-        (
-            MemoryBroker(Arc::new(Node {
-                id: node,
-                cluster: self.clone(),
-                ear,
-                registered,
-                presence,
-            })),
-            events,
-        )
+        let line = self.0.lines.join(&node);
+        let node = Node {
+            id: node,
+            cluster: self.clone(),
+            ear,
+            line,
+            registered: Mutex::default(),
+            owed: Mutex::default(),
+            presence: Mutex::default(),
+        };
+        (MemoryBroker(Arc::new(node)), events)
     }
 
     /// Fault: events to this node are dropped until [`MemoryCluster::restore`]. Its commands work.
@@ -137,13 +142,12 @@ impl MemoryCluster {
     /// Fault: while `false`, health is down and every command answers
     /// [`BrokerError::Unavailable`]. Interest stays, and nothing is said on the event queues.
     pub fn set_available(&self, available: bool) {
-        let health =
-            if available { Health::Up } else { Health::Down("simulated outage".to_owned()) };
-        self.0.health.send_if_modified(|present| {
-            let modified = *present != health;
-            *present = health;
-            modified
-        });
+        self.0.lines.set_outage(!available);
+    }
+
+    /// Fault: while `false`, every command of this node answers [`BrokerError::Unavailable`], and its health is down.
+    pub fn set_reachable(&self, node: &NodeId, reachable: bool) {
+        self.0.lines.set_cut(node, !reachable);
     }
 
     /// Fault: all history, receipts, leases, registrations, windows and inbound entries are gone;
@@ -159,7 +163,8 @@ impl MemoryCluster {
     }
 
     /// Fault: the channel's history ends at `keep_offset`, in the same epoch, as after the promotion
-    /// of a replica that had not seen the rest. The next publication reuses the offset with another tag.
+    /// of a replica that had not seen the rest; receipts of the rest are gone too. The next publication reuses
+    /// the offset with another tag.
     pub fn fork(&self, channel: &ChannelName, keep_offset: u64) {
         self.0.channels.fork(channel, keep_offset);
     }
@@ -173,12 +178,8 @@ impl MemoryCluster {
 
 impl Node {
     fn available(&self) -> Result<&Shared, BrokerError> {
-        let shared = &*self.cluster.0;
-        match &*shared.health.borrow() {
-            Health::Up => Ok(shared),
-            Health::Starting => Err(BrokerError::unavailable("starting")),
-            Health::Down(reason) => Err(BrokerError::unavailable(reason)),
-        }
+        self.line.check()?;
+        Ok(&*self.cluster.0)
     }
 
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
@@ -263,6 +264,7 @@ impl Broker for MemoryBroker {
         let mut registry = shared.registry.lock();
         let admission = registry.register(&self.0.id, record, limit, Instant::now());
         if admission == Admission::Admitted {
+            self.0.owed.lock().remove(&record.id);
             self.0.registered.lock().insert(record.id.clone(), record.user.clone());
         }
         Ok(admission)
@@ -271,8 +273,12 @@ impl Broker for MemoryBroker {
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
-        self.0.available()?.registry.lock().deregister(record);
-        Ok(())
+        let removed =
+            self.0.available().map(|shared| shared.registry.lock().deregister(record));
+        if removed.is_err() {
+            self.0.owed.lock().insert(record.id.clone(), record.user.clone());
+        }
+        removed
     }
 
     async fn connections_of(&self, user: &UserId) -> Result<Vec<ConnectionId>, BrokerError> {
@@ -284,6 +290,9 @@ impl Broker for MemoryBroker {
         self.0.ear.settle();
         let now = Instant::now();
         let mut registry = shared.registry.lock();
+        for (id, user) in self.0.owed.lock().drain() {
+            registry.deregister(&ConnectionRecord { id, user });
+        }
         let (living, lease_is_new) = registry.beat(record, now);
         if lease_is_new {
             for (id, user) in self.0.registered.lock().iter() {
@@ -331,7 +340,7 @@ impl Broker for MemoryBroker {
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.0.cluster.0.health.subscribe()
+        self.0.line.watch()
     }
 }
 

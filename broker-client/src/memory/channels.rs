@@ -148,6 +148,7 @@ impl Channels {
         if let Some(log) = shard.channels.get_mut(channel).and_then(|state| state.log.as_mut()) {
             log.fork(keep_offset);
         }
+        shard.receipts.forget_after(channel, keep_offset);
     }
 
     /// Forgets all history and receipts; who hears what stays.
@@ -268,6 +269,16 @@ impl Receipts {
     fn keep(&mut self, key: Arc<ReceiptKey>, receipt: Receipt, now: Instant) {
         self.expiring.push_back((now + IDEMPOTENCY_WINDOW, key.clone()));
         self.first.insert(key, receipt);
+    }
+
+    /// Receipts are written in one step with what they are for, and lost with it.
+    fn forget_after(&mut self, channel: &ChannelName, keep_offset: u64) {
+        let is_lost = |receipt: &Receipt| {
+            receipt.position.is_some_and(|position| position.offset > keep_offset)
+        };
+        self.first.retain(|key, receipt| key.channel != *channel || !is_lost(receipt));
+        let first = &self.first;
+        self.expiring.retain(|(_, key)| first.contains_key(key));
     }
 
     fn expire(&mut self, now: Instant) {
