@@ -251,6 +251,13 @@ impl Broker for MemoryBroker {
         Ok(self.0.available()?.channels.history(channel, query))
     }
 
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
+        let shared = self.0.available()?;
+        let lost =
+            known.iter().map(|(channel, position)| shared.channels.fence(channel, *position));
+        Ok(lost.collect())
+    }
+
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
         Ok(self.0.available()?.channels.clear(channel))
     }
@@ -273,8 +280,7 @@ impl Broker for MemoryBroker {
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
-        let removed =
-            self.0.available().map(|shared| shared.registry.lock().deregister(record));
+        let removed = self.0.available().map(|shared| shared.registry.lock().deregister(record));
         if removed.is_err() {
             self.0.owed.lock().insert(record.id.clone(), record.user.clone());
         }

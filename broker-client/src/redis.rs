@@ -242,6 +242,10 @@ impl Broker for RedisBroker {
         history::history(&self.inner.layout, &self.inner.shared.names, channel, query).await
     }
 
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
+        history::fence(&self.inner.layout, &self.inner.shared.names, known).await
+    }
+
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
         history::clear(&self.inner.layout, &self.inner.shared.names, channel).await
     }

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
-use crate::node::{Banished, Node, PublishLimits, Stores};
+use crate::node::{Banished, Node, PublishLimits, Stores, Unregistered};
 use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
@@ -213,6 +213,7 @@ pub fn assemble(
         routes: ArcSwap::from_pointee(routes),
         publish_limits: PublishLimits::default(),
         banished: Banished::default(),
+        unregistered: Unregistered::default(),
         draining: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         config: Arc::new(config),

@@ -9,15 +9,17 @@
 //!
 //! It must not know: connections, frames, profiles.
 
+mod evidence;
 mod interest;
 mod repair;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_broker_client::{
-    Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Start,
+    Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Receipt, Start,
 };
 use carillon_protocol::{ChannelName, Position, Publication};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::dispatch::Dispatch;
 use crate::hub::{Hub, Notice};
 use crate::metrics::Metrics;
+use evidence::Evidence;
 use interest::{Admitted, Interest, Wanted};
 use repair::Flights;
 pub use repair::{Bridge, PAGE};
@@ -58,6 +61,9 @@ struct Inner {
     interest: Interest,
     requests: mpsc::Sender<Request>,
     flights: Flights,
+    evidence: Evidence,
+    /// What was acknowledged must be held against history before anything else is believed.
+    doubted: AtomicBool,
 }
 
 enum Request {
@@ -90,6 +96,8 @@ impl Relay {
             interest: Interest::default(),
             requests,
             flights: Flights::default(),
+            evidence: Evidence::default(),
+            doubted: AtomicBool::new(false),
         };
         let relay = Self { inner: Arc::new(inner) };
         tasks.spawn(relay.clone().listen(events, told, stop.clone()));
@@ -118,6 +126,13 @@ impl Relay {
         waiter.await.unwrap_or_else(|_: oneshot::error::RecvError| {
             Err(BrokerError::unavailable("the node is stopping"))
         })
+    }
+
+    /// A publish of this node was acknowledged.
+    pub fn acknowledged(&self, channel: &ChannelName, receipt: &Receipt) {
+        if let Some(position) = receipt.position.filter(|_| !receipt.duplicate) {
+            self.inner.evidence.note(channel, position);
+        }
     }
 
     /// Takes a listener back.
@@ -171,6 +186,12 @@ impl Relay {
                             );
                         }
                     }
+                    Event::Renewed(channel) => {
+                        // Where the queue is full, the tick finds it among the damaged.
+                        if self.inner.interest.doubt(&channel) {
+                            let _ = self.inner.requests.try_send(Request::Repair(channel));
+                        }
+                    }
                     Event::Interrupted => self.inner.interest.mark_interrupted(),
                     // A full request queue already holds work that ends in a look at history.
                     Event::Restored => {
@@ -218,6 +239,10 @@ impl Relay {
                 received = requests.recv_many(&mut batch, 1024) => if received == 0 { return },
                 _ = tick.tick() => {
                     self.close_idle().await;
+                    self.inner.evidence.forget_old();
+                    if self.inner.doubted.load(Ordering::Relaxed) {
+                        self.audit().await;
+                    }
                     let waiting = self.inner.interest.unopened();
                     if !waiting.is_empty() {
                         self.open(waiting).await;

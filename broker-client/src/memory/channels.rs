@@ -140,7 +140,20 @@ impl Channels {
         let now = Instant::now();
         let mut shard = self.shard(channel, now);
         let state = shard.channels.entry(channel.clone()).or_default();
-        state.log.insert(Log::begin(now)).top(now)
+        let top = state.log.insert(Log::begin(now)).top(now);
+        state.announce_renewal(channel);
+        top
+    }
+
+    /// Whether history lost the position; the channel has begun a new epoch then.
+    pub(super) fn fence(&self, channel: &ChannelName, position: Position) -> bool {
+        let mut shard = self.shard(channel, Instant::now());
+        let Some(state) = shard.channels.get_mut(channel) else { return false };
+        let lost = state.log.as_mut().is_some_and(|log| log.fence(position));
+        if lost {
+            state.announce_renewal(channel);
+        }
+        lost
     }
 
     pub(super) fn fork(&self, channel: &ChannelName, keep_offset: u64) {
@@ -187,6 +200,13 @@ impl Channel {
     fn log(&mut self, now: Instant) -> &mut Log {
         self.log.take_if(|log| log.is_over(now));
         self.log.get_or_insert_with(|| Log::begin(now))
+    }
+
+    /// Nobody waits for a full queue here: its node audits anyway.
+    fn announce_renewal(&self, channel: &ChannelName) {
+        for ear in &self.listeners {
+            ear.deliver_or_miss(|| Event::Renewed(channel.clone()));
+        }
     }
 
     fn publish(&mut self, attempt: &mut Attempt, now: Instant) -> Result<Receipt, Arc<Ear>> {

@@ -288,6 +288,9 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
+        if !self.subscriptions_owed.is_empty() {
+            self.subscribe_owed().await;
+        }
         if self.connection.take_interests_changed() || self.interests_owed {
             self.sync_interests().await;
         }

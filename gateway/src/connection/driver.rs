@@ -19,6 +19,7 @@ use tokio::time::Sleep;
 use super::Connection;
 use super::requests::Subscriptions;
 use super::socket::Socket;
+use super::welcome::Resume;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
@@ -46,6 +47,8 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
+    /// Channels of the query that could not be subscribed to while the broker was away, and where they resume.
+    pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
     socket: Option<Socket>,
     session: Session,
     _admitted: Admitted,
@@ -115,6 +118,7 @@ impl Driver {
             retry: None,
             pending_owed: false,
             interests_owed: false,
+            subscriptions_owed: Vec::new(),
             socket,
             _admitted: admitted,
         }

@@ -115,7 +115,11 @@ impl Node {
     pub async fn publish(&self, outgoing: Outgoing) -> Result<Receipt, Refusal> {
         let request = self.prepare(outgoing)?;
         self.metrics.published(1);
-        self.broker.publish(request).await.map_err(|error| self.broker_refusal(&error))
+        let channel = request.publication.channel.clone();
+        let receipt =
+            self.broker.publish(request).await.map_err(|error| self.broker_refusal(&error))?;
+        self.relay.acknowledged(&channel, &receipt);
+        Ok(receipt)
     }
 
     /// Publishes many, pipelined; results in order.
@@ -128,8 +132,16 @@ impl Node {
         let refusals: Vec<Option<Refusal>> =
             prepared.iter().map(|prepared| prepared.as_ref().err().cloned()).collect();
         let requests: Vec<Publish> = prepared.into_iter().filter_map(Result::ok).collect();
+        let channels: Vec<ChannelName> =
+            requests.iter().map(|request| request.publication.channel.clone()).collect();
         self.metrics.published(requests.len() as u64);
-        let mut results = self.broker.publish_batch(requests).await.into_iter();
+        let results = self.broker.publish_batch(requests).await;
+        for (channel, receipt) in channels.iter().zip(&results) {
+            if let Ok(receipt) = receipt {
+                self.relay.acknowledged(channel, receipt);
+            }
+        }
+        let mut results = results.into_iter();
         refusals
             .into_iter()
             .map(|refusal| match refusal {

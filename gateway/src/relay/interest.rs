@@ -118,6 +118,8 @@ impl Interest {
             entry.listeners = entry.listeners.saturating_sub(1);
             if entry.listeners == 0 {
                 entry.idle_since = Some(Instant::now());
+                // Who was told went away with it; a later listener begins with its own look at history.
+                entry.told_unavailable = false;
             }
         }
     }
@@ -173,6 +175,17 @@ impl Interest {
         {
             entry.phase = Phase::Open;
         }
+    }
+
+    /// One channel must be looked at before it goes on. `false` when it is not heard, or being looked at.
+    pub(super) fn doubt(&self, channel: &ChannelName) -> bool {
+        let mut shard = self.shard(channel).lock();
+        let open = shard
+            .get_mut(channel)
+            .filter(|entry| entry.phase == Phase::Open && entry.position.is_some());
+        let Some(entry) = open else { return false };
+        entry.phase = Phase::Repairing { heard_offset: 0 };
+        true
     }
 
     /// Deliveries may be missing: every channel with history must be looked at before it goes on.

@@ -57,7 +57,7 @@ pub(crate) fn judge(records: &[Record], rest: &Rest, rules: &Rules) -> Vec<Fault
 /// A message that storage took.
 struct Kept<'a> {
     id: &'a str,
-    offset: Option<u64>,
+    offset: u64,
     before: Option<&'a str>,
     at: usize,
 }
@@ -75,11 +75,44 @@ struct Ear {
     last_fleeting: Option<usize>,
 }
 
+impl Ear {
+    /// What is wrong with hearing this message now, if anything.
+    fn next(&mut self, place: &Place, before: Option<&str>) -> Option<Kind> {
+        let is_new = self.heard.insert(place.tag.clone());
+        let here = self.here.as_ref()?;
+        if place.epoch != here.epoch {
+            Some(Kind::Forked)
+        } else if place.offset <= here.offset {
+            Some(if is_new { Kind::Reordered } else { Kind::Duplicated })
+        } else if place.offset > here.offset + 1 {
+            Some(Kind::Lost)
+        } else {
+            (before != Some(&*here.tag)).then_some(Kind::Forked)
+        }
+    }
+
+    /// The same without history: each time that storage took it is heard once at most, and in order.
+    fn next_fleeting(&mut self, id: &str, taken_at: Option<&Vec<usize>>) -> Option<Kind> {
+        let is_new = self.heard.insert(id.to_owned());
+        let Some(taken_at) = taken_at else { return Some(Kind::Phantom) };
+        let next = taken_at.iter().find(|at| self.last_fleeting.is_none_or(|last| **at > last));
+        match next {
+            Some(next) => {
+                self.last_fleeting = Some(*next);
+                None
+            }
+            None => Some(if is_new { Kind::Reordered } else { Kind::Duplicated }),
+        }
+    }
+}
+
 struct Judge<'a> {
     records: &'a [Record],
     rules: &'a Rules,
-    /// Messages with history by channel and tag, others by channel and id.
+    /// Messages with history by channel and tag.
     kept: HashMap<(&'a str, &'a str), Kept<'a>>,
+    /// When storage took the others, by channel and id: again after it lost their receipts.
+    fleeting: HashMap<(&'a str, &'a str), Vec<usize>>,
     ears: BTreeMap<(usize, String), Ear>,
     /// The newest offset of each channel, as far as the records were read.
     tops: HashMap<&'a str, u64>,
@@ -92,17 +125,22 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(records: &'a [Record], rules: &'a Rules) -> Self {
         let mut kept = HashMap::new();
+        let mut fleeting: HashMap<_, Vec<usize>> = HashMap::new();
         for (at, record) in records.iter().enumerate() {
-            if let Record::Appended { channel, id, place, before } = record {
-                let key = place.as_ref().map_or(id.as_str(), |place| &place.tag);
-                let offset = place.as_ref().map(|place| place.offset);
-                kept.insert((&**channel, key), Kept { id, offset, before: before.as_deref(), at });
+            let Record::Appended { channel, id, place, before } = record else { continue };
+            match place {
+                Some(place) => {
+                    let (offset, before) = (place.offset, before.as_deref());
+                    kept.insert((&**channel, &*place.tag), Kept { id, offset, before, at });
+                }
+                None => fleeting.entry((&**channel, &**id)).or_default().push(at),
             }
         }
         Self {
             records,
             rules,
             kept,
+            fleeting,
             ears: BTreeMap::new(),
             tops: HashMap::new(),
             damaged: HashSet::new(),
@@ -186,45 +224,36 @@ impl<'a> Judge<'a> {
     }
 
     fn acknowledged(&mut self, channel: &str, id: &str, place: Option<&Place>) {
-        let key = place.map_or(id, |place| &place.tag);
-        let known = self.kept.get(&(channel, key));
-        if known.is_none_or(|kept| kept.id != id) {
+        let known = match place {
+            Some(place) => self.kept.get(&(channel, &*place.tag)).is_some_and(|kept| kept.id == id),
+            None => self.fleeting.contains_key(&(channel, id)),
+        };
+        if !known {
             self.fault(Kind::Phantom, format!("{id} on {channel} was acknowledged at {place:?}"));
         }
     }
 
     fn delivered(&mut self, client: usize, channel: &str, id: &str, place: Option<&Place>) {
-        let who = format!("client {client} on {channel}: {id} at {place:?}");
-        let key = place.map_or(id, |place| &place.tag);
-        let known = self.kept.get(&(channel, key)).filter(|kept| kept.id == id);
-        let Some((offset, before, taken_at)) =
-            known.map(|kept| (kept.offset, kept.before, kept.at))
-        else {
-            return self.fault(Kind::Phantom, who);
-        };
+        let (kept, fleeting) = (&self.kept, &self.fleeting);
         let ear = self.ears.entry((client, channel.to_owned())).or_default();
-        let is_new = ear.heard.insert(key.to_owned());
-        let fault = match (place, &ear.here) {
-            _ if !ear.active => Some(Kind::Uninvited),
-            (None, _) if !is_new => Some(Kind::Duplicated),
-            (None, _) => {
-                (ear.last_fleeting.replace(taken_at) > Some(taken_at)).then_some(Kind::Reordered)
-            }
-            (Some(place), _) if offset != Some(place.offset) => Some(Kind::Phantom),
-            (Some(_), None) => None,
-            (Some(place), Some(here)) if place.epoch != here.epoch => Some(Kind::Forked),
-            (Some(place), Some(here)) if place.offset <= here.offset => {
-                Some(if is_new { Kind::Reordered } else { Kind::Duplicated })
-            }
-            (Some(place), Some(here)) if place.offset > here.offset + 1 => Some(Kind::Lost),
-            (Some(_), Some(here)) => (before != Some(&*here.tag)).then_some(Kind::Forked),
-        };
         let before = ear.here.clone();
+        let fault = match place {
+            _ if !ear.active => Some(Kind::Uninvited),
+            Some(place) => match kept.get(&(channel, &*place.tag)) {
+                Some(kept) if kept.id == id && kept.offset == place.offset => {
+                    ear.next(place, kept.before)
+                }
+                _ => Some(Kind::Phantom),
+            },
+            None => ear.next_fleeting(id, fleeting.get(&(channel, id))),
+        };
         if place.is_some() {
             ear.here = place.cloned();
         }
         if let Some(kind) = fault {
-            self.fault(kind, format!("{who}, after {before:?}"));
+            let detail =
+                format!("client {client} on {channel}: {id} at {place:?}, after {before:?}");
+            self.fault(kind, detail);
         }
     }
 

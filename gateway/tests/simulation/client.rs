@@ -58,8 +58,15 @@ pub(crate) struct Character {
 }
 
 enum Asked {
-    Publish { id: String, channel: String, size: usize },
-    Subscribe { channel: String, since: Option<Place> },
+    Publish {
+        id: String,
+        channel: String,
+        size: usize,
+    },
+    Subscribe {
+        channel: String,
+        since: Option<Place>,
+    },
     /// Unsubscribe, or subscribe to what is subscribed.
     Change(String),
     Join,

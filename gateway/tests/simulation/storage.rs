@@ -250,6 +250,11 @@ impl Broker for Line {
         self.call(move |storage| async move { storage.broker.history(&channel, query).await }).await
     }
 
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
+        let known = known.to_vec();
+        self.call(move |storage| async move { storage.broker.fence(&known).await }).await
+    }
+
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
         let channel = channel.clone();
         self.call(move |storage| async move { storage.broker.clear_history(&channel).await }).await
