@@ -249,6 +249,10 @@ pub trait Broker: crate::PresenceStore + PollStore + Send + Sync + 'static {
     /// Counts one call under `key` in a fixed window that begins with the first call.
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError>;
 
+    /// Grows whenever commands may have found another server, or another life of it. What was acknowledged before
+    /// is worth a [`Broker::fence`] then.
+    fn generation(&self) -> u64;
+
     /// This node.
     fn node(&self) -> &NodeId;
 

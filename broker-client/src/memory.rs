@@ -341,6 +341,10 @@ impl Broker for MemoryBroker {
         Ok(self.0.available()?.windows.lock().count(key, window, Instant::now()))
     }
 
+    fn generation(&self) -> u64 {
+        self.0.line.generation()
+    }
+
     fn node(&self) -> &NodeId {
         &self.0.id
     }

@@ -314,6 +314,10 @@ impl Broker for RedisBroker {
         Ok(RateCount { count, reset_in: Duration::from_millis(u64::try_from(left).unwrap_or(0)) })
     }
 
+    fn generation(&self) -> u64 {
+        self.inner.shared.counters.command_connects.load(Ordering::Relaxed)
+    }
+
     fn node(&self) -> &NodeId {
         &self.inner.shared.node
     }

@@ -187,10 +187,11 @@ async fn publish_to(
     node.metrics.published(asked as u64);
     let channels: Vec<ChannelName> =
         requests.iter().map(|request| request.publication.channel.clone()).collect();
+    let generation = node.broker.generation();
     let results = node.broker.publish_batch(requests).await;
     for (channel, receipt) in channels.iter().zip(&results) {
         if let Ok(receipt) = receipt {
-            node.relay.acknowledged(channel, receipt);
+            node.relay.acknowledged(channel, receipt, generation);
         }
     }
     let served = results
@@ -264,8 +265,9 @@ pub async fn tell_devices(node: &Node, user: &UserId, mark: &Mark, exclude: Excl
     let Some(request) = to_user(node, user, mark.kind, payload, exclude) else { return };
     node.metrics.published(1);
     let channel = request.publication.channel.clone();
+    let generation = node.broker.generation();
     match node.broker.publish(request).await {
-        Ok(receipt) => node.relay.acknowledged(&channel, &receipt),
+        Ok(receipt) => node.relay.acknowledged(&channel, &receipt, generation),
         Err(error) => tracing::debug!(%error, "a user's devices were not told what was read"),
     }
 }

@@ -128,10 +128,10 @@ impl Relay {
         })
     }
 
-    /// A publish of this node was acknowledged.
-    pub fn acknowledged(&self, channel: &ChannelName, receipt: &Receipt) {
+    /// A publish of this node was acknowledged. `generation` is the broker's from before it was sent.
+    pub fn acknowledged(&self, channel: &ChannelName, receipt: &Receipt, generation: u64) {
         if let Some(position) = receipt.position.filter(|_| !receipt.duplicate) {
-            self.inner.evidence.note(channel, position);
+            self.inner.evidence.note(channel, position, generation);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether a node's commands reach the cluster: not during an outage, nor while the node is cut off.
 //! It knows no command.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use crate::{BrokerError, Health, NodeId};
 pub(super) struct Line {
     node: NodeId,
     health: watch::Sender<Health>,
+    generation: AtomicU64,
     cut: Mutex<bool>,
 }
 
@@ -32,7 +34,8 @@ impl Lines {
     pub(super) fn join(&self, node: &NodeId) -> Arc<Line> {
         let mut state = self.state.lock();
         let health = watch::Sender::new(Health::Up);
-        let line = Arc::new(Line { node: node.clone(), health, cut: Mutex::new(false) });
+        let (generation, cut) = (AtomicU64::new(0), Mutex::new(false));
+        let line = Arc::new(Line { node: node.clone(), health, generation, cut });
         line.tell(state.outage);
         state.lines.retain(|line| line.strong_count() > 0);
         state.lines.push(Arc::downgrade(&line));
@@ -63,9 +66,16 @@ impl Line {
         };
         self.health.send_if_modified(|present| {
             let modified = *present != health;
+            if modified && health == Health::Up {
+                self.generation.fetch_add(1, Ordering::Relaxed);
+            }
             *present = health;
             modified
         });
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Health> {

@@ -116,9 +116,10 @@ impl Node {
         let request = self.prepare(outgoing)?;
         self.metrics.published(1);
         let channel = request.publication.channel.clone();
+        let generation = self.broker.generation();
         let receipt =
             self.broker.publish(request).await.map_err(|error| self.broker_refusal(&error))?;
-        self.relay.acknowledged(&channel, &receipt);
+        self.relay.acknowledged(&channel, &receipt, generation);
         Ok(receipt)
     }
 
@@ -135,10 +136,11 @@ impl Node {
         let channels: Vec<ChannelName> =
             requests.iter().map(|request| request.publication.channel.clone()).collect();
         self.metrics.published(requests.len() as u64);
+        let generation = self.broker.generation();
         let results = self.broker.publish_batch(requests).await;
         for (channel, receipt) in channels.iter().zip(&results) {
             if let Ok(receipt) = receipt {
-                self.relay.acknowledged(channel, receipt);
+                self.relay.acknowledged(channel, receipt, generation);
             }
         }
         let mut results = results.into_iter();

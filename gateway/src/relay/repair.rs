@@ -110,6 +110,7 @@ impl Relay {
             for ((channel, position), _) in known.iter().zip(lost).filter(|(_, lost)| *lost) {
                 tracing::warn!(%channel, offset = position.offset, "history lost what it had acknowledged");
             }
+            self.inner.evidence.settled(known);
         }
         Ok(())
     }

@@ -71,6 +71,7 @@ struct Ear {
     /// When the server last named a beginning.
     began_at: usize,
     heard: HashSet<String>,
+    heard_fleeting: HashSet<String>,
     /// The last message without history: when storage took it.
     last_fleeting: Option<usize>,
 }
@@ -93,7 +94,7 @@ impl Ear {
 
     /// The same without history: each time that storage took it is heard once at most, and in order.
     fn next_fleeting(&mut self, id: &str, taken_at: Option<&Vec<usize>>) -> Option<Kind> {
-        let is_new = self.heard.insert(id.to_owned());
+        let is_new = self.heard_fleeting.insert(id.to_owned());
         let Some(taken_at) = taken_at else { return Some(Kind::Phantom) };
         let next = taken_at.iter().find(|at| self.last_fleeting.is_none_or(|last| **at > last));
         match next {
@@ -207,6 +208,9 @@ impl<'a> Judge<'a> {
     fn begin(&mut self, at: usize, client: usize, channel: &str, place: Option<Place>) {
         let ear = self.ear(client, channel);
         (ear.active, ear.here, ear.began_at) = (true, place, at);
+        // Without a position nobody can know that a node which lags tells what another one told before: only
+        // within one subscription does everything come once.
+        (ear.last_fleeting, ear.heard_fleeting) = (None, HashSet::new());
     }
 
     /// A client must start over: something must have been lost to it.

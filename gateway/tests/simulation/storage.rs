@@ -303,6 +303,10 @@ impl Broker for Line {
         self.call(move |storage| async move { storage.broker.count(&key, window).await }).await
     }
 
+    fn generation(&self) -> u64 {
+        self.0.broker.generation()
+    }
+
     fn node(&self) -> &NodeId {
         self.0.broker.node()
     }
@@ -348,7 +352,9 @@ impl PresenceStore for Line {
     ) -> Result<Joined, BrokerError> {
         let (resource, connection, member) = (resource.clone(), connection.clone(), member.clone());
         self.call(move |storage| async move {
-            storage.broker.join_resource(&resource, &connection, &member).await
+            let joined = storage.broker.join_resource(&resource, &connection, &member).await;
+            storage.log.note(format!("{} joins {resource} by {connection}: {joined:?}", member.id));
+            joined
         })
         .await
     }
@@ -362,7 +368,10 @@ impl PresenceStore for Line {
     ) -> Result<bool, BrokerError> {
         let (resource, connection, user) = (resource.clone(), connection.clone(), user.clone());
         self.call(move |storage| async move {
-            storage.broker.leave_resource(&resource, &connection, &user, last_seen_ms).await
+            let left =
+                storage.broker.leave_resource(&resource, &connection, &user, last_seen_ms).await;
+            storage.log.note(format!("{user} leaves {resource} by {connection}: {left:?}"));
+            left
         })
         .await
     }
