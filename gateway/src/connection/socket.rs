@@ -5,7 +5,7 @@
 //! connection's task waits. It must not know: frames, sessions, who says what.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::net::Shutdown;
 use std::sync::Arc;
 
@@ -167,10 +167,7 @@ impl PipeEnd {
         if flow.bytes.is_empty() {
             return if flow.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
         }
-        let count = buffer.len().min(flow.bytes.len());
-        for (place, byte) in buffer.iter_mut().zip(flow.bytes.drain(..count)) {
-            *place = byte;
-        }
+        let count = flow.bytes.read(buffer)?;
         drop(flow);
         self.incoming.left.notify_one();
         Ok(count)

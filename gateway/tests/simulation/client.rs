@@ -209,8 +209,8 @@ impl Client {
 
     fn thinks(&mut self) -> Duration {
         Duration::from_millis(match self.mood() {
-            Mood::Storm => self.rng.random_range(20..700),
-            Mood::Calm | Mood::LastWords => self.rng.random_range(300..900),
+            Mood::Storm => self.rng.random_range(20..600),
+            Mood::Calm | Mood::LastWords => self.rng.random_range(500..1_000),
         })
     }
 
@@ -264,7 +264,16 @@ impl Client {
             }
             18..=27 => {
                 let joined = self.facts.lock().joined;
-                self.join_or_leave(session, !joined);
+                if self.joins_or_leaves() {
+                    return Act::Went;
+                }
+                if joined && self.rng.random_bool(0.3) {
+                    // Joining again changes nothing, whether or not it succeeds.
+                    let message = json!({"type": "presence:join", "channel": LOBBY});
+                    self.ask(session, message, Asked::Other);
+                } else {
+                    self.join_or_leave(session, !joined);
+                }
             }
             28..=35 => self.ask(session, json!({"type": "ping"}), Asked::Other),
             36..=39 => {
@@ -286,10 +295,7 @@ impl Client {
             return;
         }
         let (joined, joins) = (self.facts.lock().joined, self.character.joins);
-        let under_way = |client: &Self| {
-            client.asked.values().any(|(_, asked)| matches!(asked, Asked::Join | Asked::Leave))
-        };
-        if joined != joins && !under_way(self) {
+        if joined != joins && !self.joins_or_leaves() {
             return self.join_or_leave(session, joins);
         }
         if self.mood() == Mood::LastWords
@@ -316,6 +322,10 @@ impl Client {
     fn any_wanted(&mut self) -> String {
         let index = self.rng.random_range(0..self.character.wants.len());
         self.character.wants[index].clone()
+    }
+
+    fn joins_or_leaves(&self) -> bool {
+        self.asked.values().any(|(_, asked)| matches!(asked, Asked::Join | Asked::Leave))
     }
 
     fn join_or_leave(&mut self, session: &mut Session, joins: bool) {
@@ -358,7 +368,7 @@ impl Client {
         {
             return self.publish(session, id, channel, size);
         }
-        for _ in 0..self.rng.random_range(1..=4) {
+        for _ in 0..self.rng.random_range(1..=2) {
             self.numbers += 1;
             let id = format!("{}-{}", self.character.number, self.numbers);
             let (channel, size) = (self.any_wanted(), self.rng.random_range(0..900));

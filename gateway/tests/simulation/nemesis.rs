@@ -17,6 +17,7 @@ pub(crate) struct Nemesis {
     stage: Stage,
     log: Log,
     rng: StdRng,
+    leases_lost: bool,
     /// Looks at storage without being a node.
     witness: MemoryBroker,
 }
@@ -50,11 +51,12 @@ const EVILS: &[(Evil, u32)] = &[
 impl Nemesis {
     pub(crate) fn new(stage: &Stage, log: &Log, rng: StdRng) -> Self {
         let (witness, _deaf) = stage.cluster().join(NodeId::random());
-        Self { stage: stage.clone(), log: log.clone(), rng, witness }
+        Self { stage: stage.clone(), log: log.clone(), rng, leases_lost: false, witness }
     }
 
     /// Does evil for about `time`, then mends everything.
-    pub(crate) async fn rage(&mut self, evils: usize, time: Duration) {
+    /// `true` when presence and counts are only right again after a lease ran out.
+    pub(crate) async fn rage(&mut self, evils: usize, time: Duration) -> bool {
         let share = time / u32::try_from(evils.max(1)).expect("a few");
         for _ in 0..evils {
             let pause = share.mul_f64(self.rng.random_range(0.2..1.0));
@@ -62,6 +64,7 @@ impl Nemesis {
             self.strike().await;
         }
         self.mend();
+        self.leases_lost
     }
 
     fn mend(&self) {
@@ -100,17 +103,17 @@ impl Nemesis {
             Evil::Deaf => {
                 let early = self.rng.random();
                 self.stage.deafen(host, early);
-                self.a_while(50, 6_000).await;
+                self.a_while(50, 3_000).await;
                 self.stage.undeafen(host);
             }
             Evil::Cut => {
                 self.stage.cut(host, true);
-                self.a_while(50, 6_000).await;
+                self.a_while(50, 3_000).await;
                 self.stage.cut(host, false);
             }
             Evil::Stall => {
                 self.stage.stall(true);
-                self.a_while(100, 4_000).await;
+                self.a_while(100, 3_000).await;
                 self.stage.stall(false);
             }
             Evil::Outage => self.outage(|_| {}).await,
@@ -123,16 +126,21 @@ impl Nemesis {
             }
             Evil::Promotion => self.outage(Self::promote).await,
             Evil::Kill => {
+                self.leases_lost = true;
                 self.stage.kill(host);
-                self.a_while(200, 5_000).await;
+                self.a_while(200, 3_000).await;
                 self.stage.boot(host);
             }
             Evil::Pause => {
+                // Sometimes for longer than its lease lives.
+                let longest_ms = if self.rng.random_bool(0.2) { 20_000 } else { 3_000 };
+                self.leases_lost = true;
                 self.stage.pause(host, true);
-                self.a_while(200, 20_000).await;
+                self.a_while(200, longest_ms).await;
                 self.stage.pause(host, false);
             }
             Evil::Leave => {
+                self.leases_lost = true;
                 self.stage.leave(host).await;
                 self.a_while(100, 2_000).await;
                 self.stage.boot(host);
@@ -153,7 +161,7 @@ impl Nemesis {
         self.a_while(0, 800).await;
         self.stage.cluster().set_available(false);
         if self.rng.random_bool(0.7) {
-            self.a_while(50, 4_000).await;
+            self.a_while(50, 3_000).await;
         }
         changed(self);
         self.stage.cluster().set_available(true);
