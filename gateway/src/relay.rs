@@ -106,8 +106,8 @@ impl Relay {
     }
 
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
-    /// as one listener until [`Relay::leave`]: after an `Err` the channel opens by itself when the broker is back,
-    /// and its listeners are then told `resync`.
+    /// as one listener until [`Relay::leave`]: after an `Err` the channel opens by itself when the broker is back.
+    /// Who stays says so with [`Relay::expect_resync`].
     pub async fn join(
         &self,
         channel: &ChannelName,
@@ -126,6 +126,11 @@ impl Relay {
         waiter.await.unwrap_or_else(|_: oneshot::error::RecvError| {
             Err(BrokerError::unavailable("the node is stopping"))
         })
+    }
+
+    /// A listener whose join failed stays; it is told `resync` when the channel opens.
+    pub fn expect_resync(&self, channel: &ChannelName) {
+        self.inner.interest.expect_resync(channel);
     }
 
     /// A publish of this node was acknowledged. `generation` is the broker's from before it was sent.

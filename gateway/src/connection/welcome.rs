@@ -45,6 +45,7 @@ impl Driver {
         if let Err(error) = self.node.relay.join(&stream, traits).await {
             // The stream opens when the broker is back, and the client is told `resync` then (R42).
             tracing::debug!(%error, "a connection begins without its stream's position");
+            self.node.relay.expect_resync(&stream);
         }
         self.connection.outbox.expect_pending();
         let named = Named {

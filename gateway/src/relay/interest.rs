@@ -51,7 +51,7 @@ struct Entry {
     position: Option<Position>,
     idle_since: Option<Instant>,
     waiters: Vec<oneshot::Sender<Result<(), BrokerError>>>,
-    /// A waiter was told that the broker is away: tell `resync` when it is back.
+    /// A listener stays although the broker is away: tell `resync` when it is back.
     told_unavailable: bool,
 }
 
@@ -279,8 +279,16 @@ impl Interest {
         waiting
     }
 
-    /// The broker answered: wakes who waits. Returns channels whose listeners had been told that the
-    /// broker is away, with their position now.
+    /// A listener whose join failed stays and wants to be told when the channel opens. One that has opened
+    /// meanwhile is a position to begin at.
+    pub(super) fn expect_resync(&self, channel: &ChannelName) {
+        if let Some(entry) = self.shard(channel).lock().get_mut(channel) {
+            entry.told_unavailable |= entry.phase == Phase::Closed;
+        }
+    }
+
+    /// The broker answered: wakes who waits. Returns channels with listeners that stayed while the broker was
+    /// away, and their position now.
     pub(super) fn opened(
         &self,
         channels: &[ChannelName],
@@ -301,10 +309,7 @@ impl Interest {
                     }
                     Ok(())
                 }
-                Err(error) => {
-                    entry.told_unavailable = true;
-                    Err(error.clone())
-                }
+                Err(error) => Err(error.clone()),
             };
             for waiter in entry.waiters.drain(..) {
                 // A waiter may have gone away; its listener count is taken back by its owner.
