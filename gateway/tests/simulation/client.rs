@@ -527,7 +527,7 @@ enum Act {
 }
 
 /// A position, where the document has one.
-fn place(document: &Value) -> Option<Place> {
+pub(crate) fn place(document: &Value) -> Option<Place> {
     Some(Place {
         epoch: document["epoch"].as_str()?.to_owned(),
         offset: document["offset"].as_u64()?,

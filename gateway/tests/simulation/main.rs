@@ -11,7 +11,13 @@ mod checker;
 mod client;
 mod log;
 mod nemesis;
+#[path = "../../../broker-client/tests/redis/process.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod process;
+mod promotion;
 mod records;
+#[cfg(test)]
+mod regressions;
 mod run;
 mod session;
 mod stage;

@@ -46,7 +46,7 @@ pub(crate) fn rules() -> Rules {
     Rules { history_size: sizes.map(|(channel, size)| (channel.to_owned(), size)).into() }
 }
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     let mut config = Config::development(&[
         ("heartbeat.interval", "10s"),
         ("presence.timeout", "20s"),
@@ -265,6 +265,13 @@ impl Stage {
         life.node.tasks.spawn(accept(node, server, hello));
         Some(Reached { socket: client, life: life.number, paused: life.paused.subscribe() })
     }
+}
+
+/// Opens a connection to a node that is no part of a stage.
+pub(crate) fn reach(node: &Arc<Node>, hello: Hello, kernel_bytes: usize) -> Reached {
+    let (client, server) = pipe(kernel_bytes);
+    node.tasks.spawn(accept(Arc::clone(node), Arc::new(server), hello));
+    Reached { socket: client, life: 0, paused: watch::Sender::new(false).subscribe() }
 }
 
 /// What the transports do with an accepted handshake, without hyper in front.
