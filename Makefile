@@ -28,6 +28,7 @@ bench: build ## measure against the floor and the naive server (BENCH="--quick",
 	@deploy/dev/prepare redis-server
 	cargo build --release --locked -p carillon-loadtest
 	$(TARGET)/release/loadtest bench --carillon $(CARILLON) $(BENCH)
+	$(TARGET)/release/loadtest notifications --carillon $(CARILLON)
 
 lint: ## formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check

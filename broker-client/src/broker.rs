@@ -165,10 +165,10 @@ pub enum Admission {
     },
 }
 
-/// An entry of the `inbound` stream, for the application's backends.
+/// A client's message for the `inbound` stream ([`crate::InboundMessage`] once it is there).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboundEntry {
-    /// Message type, or the lifecycle event.
+    /// Message type.
     pub kind: String,
     /// Fields as JSON text: `{user_id, connection_id, channel, payload, …}`.
     pub json: String,
@@ -185,7 +185,15 @@ pub struct RateCount {
 
 /// See the module. Implementations are cheap handles.
 #[async_trait]
-pub trait Broker: crate::PresenceStore + PollStore + Send + Sync + 'static {
+pub trait Broker:
+    crate::PresenceStore
+    + PollStore
+    + crate::ApplicationStore
+    + crate::RevocationStore
+    + Send
+    + Sync
+    + 'static
+{
     /// Publishes one message. Two calls one after the other keep their order.
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError>;
 

@@ -1,12 +1,14 @@
 //! What crosses the cluster and what it keeps: publish with history, interest, node registry and
 //! node-to-node messages — in memory for one process, in Redis for many.
 //!
-//! Backends use [`RedisBroker`] (or [`MemoryBroker`] in tests) without a gateway; gateway nodes
+//! Backends use [`realtime::Realtime`], or [`RedisBroker`] (or [`MemoryBroker`] in tests), without a gateway; gateway nodes
 //! use the same values through the [`Broker`] trait. One behaviour suite (`tests/behaviour.rs`)
 //! holds both implementations to the trait's words.
 //!
 //! What this crate must not know: connections' sockets, profiles, codecs, tokens, HTTP.
 
+mod application;
+pub mod asking;
 mod broker;
 mod error;
 mod memory;
@@ -14,10 +16,17 @@ mod node;
 mod notifications;
 mod polls;
 pub mod presence;
+pub mod questions;
+pub mod realtime;
 mod redis;
+mod revocations;
 mod store;
 mod subscriptions;
 
+pub use application::{
+    ApplicationStore, DEAD_LETTERS_MAX, EventKind, EventKinds, Happening, INBOUND_MAX,
+    InboundConsumer, InboundFrom, InboundMessage, InboundRead,
+};
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
     HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
@@ -37,6 +46,10 @@ pub use polls::{
 };
 pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};
+pub use revocations::{
+    REVOCATION_LIFETIME_MAX, Revocation, RevocationStore, RevocationVersions, Revocations,
+    RevokedTokens,
+};
 pub use store::{
     Clock, Invalid, InvalidMoment, Moment, NotificationId, Page, RedisCommands, ScriptCall,
     StoreError, SubscriptionId,

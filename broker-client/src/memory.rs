@@ -8,6 +8,7 @@
 //!
 //! What it must not know: Redis, sockets, what a payload says.
 
+mod application;
 mod channels;
 mod counters;
 mod ear;
@@ -16,6 +17,7 @@ mod log;
 mod polls;
 mod presence;
 mod registry;
+mod revocations;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +34,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::channels::{Attempt, Channels};
-use self::counters::{Inbound, Windows};
+use self::counters::Windows;
 use self::ear::{Ear, Kept};
 use self::line::{Line, Lines};
 use self::polls::Polls;
@@ -53,12 +55,15 @@ pub struct MemoryCluster(Arc<Shared>);
 struct Shared {
     channels: Channels,
     ears: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
+    /// Who is told things by its name alone.
+    backends: RwLock<BTreeMap<NodeId, Arc<Ear>>>,
     registry: Mutex<Registry>,
     presence: Mutex<presence::Presence>,
     /// Held from a change of presence until it is announced.
     announcing: tokio::sync::Mutex<()>,
     windows: Mutex<Windows>,
-    inbound: Mutex<Inbound>,
+    application: Mutex<application::Application>,
+    revoked: Mutex<revocations::Revoked>,
     polls: Mutex<Polls>,
     lines: Lines,
 }
@@ -78,6 +83,8 @@ struct Node {
     owed: Mutex<HashMap<ConnectionId, UserId>>,
     /// The same for presence.
     presence: Mutex<presence::Held>,
+    /// The same for what it reported.
+    reported: Mutex<application::Reported>,
 }
 
 impl Default for MemoryCluster {
@@ -93,11 +100,13 @@ impl MemoryCluster {
         Self(Arc::new(Shared {
             channels: Channels::default(),
             ears: RwLock::default(),
+            backends: RwLock::default(),
             registry: Mutex::default(),
             presence: Mutex::default(),
             announcing: tokio::sync::Mutex::default(),
             windows: Mutex::default(),
-            inbound: Mutex::default(),
+            application: Mutex::default(),
+            revoked: Mutex::default(),
             polls: Mutex::default(),
             lines: Lines::default(),
         }))
@@ -107,8 +116,23 @@ impl MemoryCluster {
     /// until it is swept.
     #[must_use]
     pub fn join(&self, node: NodeId) -> (MemoryBroker, Events) {
+        self.join_among(&self.0.ears, node)
+    }
+
+    /// Adds a backend: it hears what it is told by name and what it subscribes to, and is not counted
+    /// among the nodes.
+    #[must_use]
+    pub fn join_backend(&self, backend: NodeId) -> (MemoryBroker, Events) {
+        self.join_among(&self.0.backends, backend)
+    }
+
+    fn join_among(
+        &self,
+        ears: &RwLock<BTreeMap<NodeId, Arc<Ear>>>,
+        node: NodeId,
+    ) -> (MemoryBroker, Events) {
         let (ear, events) = Ear::new();
-        let mut ears = self.0.ears.write();
+        let mut ears = ears.write();
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
@@ -121,6 +145,7 @@ impl MemoryCluster {
             registered: Mutex::default(),
             owed: Mutex::default(),
             presence: Mutex::default(),
+            reported: Mutex::default(),
         };
         (MemoryBroker(Arc::new(node)), events)
     }
@@ -158,7 +183,8 @@ impl MemoryCluster {
         *self.0.registry.lock() = Registry::default();
         *self.0.presence.lock() = presence::Presence::default();
         *self.0.windows.lock() = Windows::default();
-        *self.0.inbound.lock() = Inbound::default();
+        self.0.application.lock().lose();
+        *self.0.revoked.lock() = revocations::Revoked::default();
         *self.0.polls.lock() = Polls::default();
     }
 
@@ -169,10 +195,10 @@ impl MemoryCluster {
         self.0.channels.fork(channel, keep_offset);
     }
 
-    /// The newest entries of the `inbound` stream with their ids, oldest first.
+    /// The newest messages of the `inbound` stream with their ids, oldest first; no events.
     #[must_use]
     pub fn inbound(&self) -> Vec<(String, InboundEntry)> {
-        self.0.inbound.lock().entries()
+        self.0.application.lock().messages()
     }
 }
 
@@ -318,9 +344,13 @@ impl Broker for MemoryBroker {
 
     async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {
         let ears: Vec<Arc<Ear>> = {
-            let ears = self.0.available()?.ears.read();
+            let shared = self.0.available()?;
+            let ears = shared.ears.read();
             match target {
-                Target::Node(node) => ears.get(node).into_iter().cloned().collect(),
+                Target::Node(node) => {
+                    let backend = || shared.backends.read().get(node).cloned();
+                    ears.get(node).cloned().or_else(backend).into_iter().collect()
+                }
                 Target::All => ears.values().cloned().collect(),
             }
         };
@@ -334,7 +364,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        Ok(self.0.available()?.inbound.lock().append(entry.clone(), unix_ms()))
+        Ok(self.0.available()?.application.lock().append_message(entry))
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {

@@ -87,6 +87,49 @@ pub struct NotificationQuery {
     pub page: Page,
 }
 
+impl NotificationQuery {
+    /// All, the first page.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only those with this status for this user.
+    #[must_use]
+    pub fn status(mut self, status: NotificationStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Only those of this type.
+    #[must_use]
+    pub fn of_type(mut self, kind: NotificationType) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Only those of this priority.
+    #[must_use]
+    pub fn priority(mut self, priority: NotificationPriority) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// Only those that count as unread.
+    #[must_use]
+    pub fn unread(mut self) -> Self {
+        self.unread = true;
+        self
+    }
+
+    /// This page, as of the moment of another where it is to fit that.
+    #[must_use]
+    pub fn page(mut self, page: Page, as_of: Option<i64>) -> Self {
+        (self.page, self.as_of) = (page, as_of);
+        self
+    }
+}
+
 /// One page, newest first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotificationPage {

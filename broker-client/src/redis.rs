@@ -5,6 +5,7 @@
 //! What must not be known here: connections of clients, profiles, tokens, HTTP.
 
 mod answer;
+mod application;
 mod cluster;
 mod dial;
 mod endpoint;
@@ -20,6 +21,7 @@ mod presence;
 mod publishing;
 mod registry;
 mod resp;
+mod revocations;
 mod scripts;
 mod sentinel;
 mod settings;
@@ -48,7 +50,7 @@ use health::{Board, Ears};
 use hearing::Wish;
 use layout::Layout;
 use link::{Counters, Link, Shared};
-use names::{ALL, INBOUND, Names};
+use names::{ALL, Names};
 use registry::Registry;
 use sentinel::Source;
 
@@ -57,8 +59,6 @@ pub use settings::{RedisMode, RedisSettings, RedisTls};
 
 /// Events that wait for the node; then this side stops reading from Redis.
 const EVENTS_MAX: usize = 8192;
-/// Entries of the `inbound` stream, roughly.
-const INBOUND_MAX: u32 = 100_000;
 
 /// One node's handle. Cheap to clone; the connections end with [`RedisBroker::close`], or when the last handle is
 /// dropped.
@@ -72,6 +72,7 @@ struct Inner {
     layout: Layout,
     registry: Registry,
     held: presence::Held,
+    reported: application::Reported,
     stop: CancellationToken,
 }
 
@@ -94,6 +95,18 @@ impl RedisBroker {
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
     pub fn connect(settings: RedisSettings, node: NodeId) -> (Self, Events) {
+        Self::connect_as(&settings, node, true)
+    }
+
+    /// The same for an application's backend: it hears what it is told by name and what it subscribes
+    /// to, and is not counted among the nodes that are asked.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "settings are made for one broker")]
+    pub fn connect_backend(settings: RedisSettings) -> (Self, Events) {
+        Self::connect_as(&settings, NodeId::random(), false)
+    }
+
+    fn connect_as(settings: &RedisSettings, node: NodeId, is_node: bool) -> (Self, Events) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let needs_tls = settings.urls.iter().any(|url| url.starts_with("rediss://"));
         let shared = Arc::new(Shared {
@@ -102,6 +115,7 @@ impl RedisBroker {
             dialer: Arc::new(Dialer::new(&settings.tls, settings.command_timeout, needs_tls)),
             timeout: settings.command_timeout,
             sharded: settings.mode == RedisMode::Cluster,
+            is_node,
             board: Board::new(),
             ears: Ears::new(events),
             counters: Counters::default(),
@@ -109,7 +123,7 @@ impl RedisBroker {
             layout_doubted: Notify::new(),
         });
         let stop = CancellationToken::new();
-        let layout = lay_out(&settings, &shared, &stop).unwrap_or_else(|reason| {
+        let layout = lay_out(settings, &shared, &stop).unwrap_or_else(|reason| {
             shared.board.add(0);
             shared.board.commands(0, Some(&DialError::Refused(reason)));
             Layout::Servers(Vec::new())
@@ -119,6 +133,7 @@ impl RedisBroker {
             layout,
             registry: Registry::new(node),
             held: presence::Held::default(),
+            reported: application::Reported::default(),
             stop,
         };
         (Self { inner: Arc::new(inner) }, receiver)
@@ -192,7 +207,7 @@ fn lay_out(
         servers.push((name, Link::start(id, source, shared, stop)));
     }
     // What is told to nodes lives where `Layout::common` looks for it.
-    for own in [shared.names.own_channel(), shared.names.all_channel()] {
+    for own in shared.told_on() {
         servers[0].1.hearing.always(own.into(), Wish::Told);
     }
     Ok(Layout::Servers(servers))
@@ -294,15 +309,7 @@ impl Broker for RedisBroker {
     }
 
     async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        let mut command = ::redis::cmd("XADD");
-        command
-            .arg(self.inner.shared.names.inbound())
-            .arg("MAXLEN")
-            .arg("~")
-            .arg(INBOUND_MAX)
-            .arg("*");
-        command.arg("type").arg(&entry.kind).arg("data").arg(&entry.json);
-        answer::read(self.inner.layout.run(&self.inner.layout.common(INBOUND), &command).await?)
+        self.inner.append_message(entry).await
     }
 
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {

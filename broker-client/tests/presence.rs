@@ -30,6 +30,7 @@ macro_rules! every_fact {
             a_quick_reconnect_is_no_flicker
             users_of_a_dead_node_go_offline_once
             a_status_stays_as_chosen_and_changes_are_coalesced
+            a_change_that_waits_for_its_turn_is_announced_though_the_node_is_new
             a_user_never_seen_is_offline
             many_users_leave_in_any_order
             announcements_replay_to_the_list_under_churn

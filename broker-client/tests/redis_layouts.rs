@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_broker_client::{
-    Broker, ConnectionRecord, Event, Health, RedisMode, RedisSettings, Target,
+    ApplicationStore, Broker, ConnectionRecord, Event, EventKind, Happening, Health, InboundFrom,
+    InboundRead, Member, PresenceStore, RedisMode, RedisSettings, Revocation, RevocationStore,
+    RevokedTokens, Target,
 };
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
 use tokio::time::Instant;
@@ -64,7 +66,54 @@ async fn everything_works(with: &RedisSettings) {
     assert_eq!(one.broker.tell(&Target::All, Bytes::from_static(b"all")).await, Ok(2));
     two.hears(&Event::Told(Bytes::from_static(b"you"))).await;
     two.hears(&Event::Told(Bytes::from_static(b"all"))).await;
+    the_application_is_told(&two).await;
     two.broker.retire().await.expect("retired");
+}
+
+/// Events of changes on whichever server, the stream, leases and revocations.
+async fn the_application_is_told(node: &Node) {
+    let broker = &node.broker;
+    broker.tell_events(EventKind::ALL.iter().copied().collect());
+    let connection = ConnectionId::new("c3").expect("an id");
+    let about = "{}".to_owned();
+    let opened = Happening::Opened { connection: connection.clone(), about: about.clone() };
+    let report = [opened, Happening::Occupied(channel("room:1"))];
+    broker.report(&report).await.expect("reported");
+    let (room, user) = (channel("presence:room:1"), UserId::new("b{o}b").expect("a user"));
+    let member = Member { id: user.clone(), name: None, last_seen_ms: 1, metadata: None };
+    broker.join_resource(&room, &connection, &member).await.expect("joined");
+    broker.user_seen(&user, None).await.expect("seen");
+    broker.leave_resource(&room, &connection, &user, 2).await.expect("left");
+    let report = [Happening::Closed { connection, about }, Happening::Vacated(channel("room:1"))];
+    broker.report(&report).await.expect("reported");
+    let read = InboundRead {
+        group: "g".to_owned(),
+        consumer: "c".to_owned(),
+        limit: 100,
+        from: InboundFrom::New,
+    };
+    let events = broker.read_inbound(&read).await.expect("read");
+    let told: Vec<_> = events.iter().map(|event| (event.sequence, event.kind.as_str())).collect();
+    let expected = [
+        "connection_opened",
+        "channel_occupied",
+        "presence_join",
+        "user_online",
+        "presence_leave",
+        "connection_closed",
+        "channel_vacated",
+    ];
+    let expected: Vec<_> = (1..).map(Some).zip(expected).collect();
+    assert_eq!(told, expected);
+    broker.bury_inbound("g", &events[0], "no").await.expect("buried");
+    assert_eq!(broker.dead_letters(10).await.expect("read").len(), 1);
+    let own = InboundRead { from: InboundFrom::Own("0".to_owned()), ..read };
+    assert_eq!(broker.read_inbound(&own).await.expect("read").len(), events.len() - 1);
+    assert_eq!(broker.hold_lease("l", PATIENCE).await, Ok(true));
+    let tokens = RevokedTokens::Id("jti".to_owned());
+    let revocation = Revocation { tokens, until_ms: i64::MAX / 1_000_000 };
+    broker.revoke(&revocation).await.expect("revoked");
+    assert_eq!(broker.revocations().await.expect("read").all, [revocation]);
 }
 
 /// Hears until this publication.

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::auth::hash_key;
 use crate::config::Config;
+use crate::socket::Tls;
 use settings::{ServeArgs, SourceArgs};
 
 /// A horizontally scaled realtime gateway: WebSocket, SSE, long poll and REST over Redis.
@@ -86,6 +87,7 @@ impl Cli {
             Command::Serve(args) => serve::run(args).await,
             Command::CheckConfig(args) => {
                 let config = Config::load(args.sources())?;
+                config.server.tls.as_ref().map(Tls::new).transpose()?;
                 let mode = if config.dev { "development" } else { "production" };
                 print(&format!(
                     "The configuration is good ({mode} mode, {} namespaces).",

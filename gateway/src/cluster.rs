@@ -1,21 +1,15 @@
-//! Node to node: questions that one node asks another or all, and the answers; the lease that says
-//! which nodes are alive. What is asked is performed in `cluster/answers.rs`.
-//!
-//! Answers are awaited for a bounded time; a node that does not answer is left out.
+//! Node to node: answering what other nodes and backends ask (`broker-client/src/asking.rs` has the
+//! letters), and the lease that says which nodes are alive. What is asked is performed in
+//! `cluster/answers.rs`.
 
 mod answers;
-mod questions;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use carillon_broker_client::{Broker, BrokerError, NodeId, NodeRecord, Target};
-use foldhash::HashMap;
-use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use carillon_broker_client::asking::{Asker, Letter};
+use carillon_broker_client::{Broker, BrokerError, NodeRecord, Target};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -23,52 +17,31 @@ use crate::connection::Transport;
 use crate::node::Node;
 use crate::relay::Told;
 
-pub use questions::{
+pub use carillon_broker_client::questions::{
     Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
 };
 
-/// How long answers are awaited.
-const PATIENCE: Duration = Duration::from_millis(800);
 /// How often the lease is refreshed.
 const BEAT: Duration = Duration::from_secs(1);
-
-#[derive(serde::Serialize, serde::Deserialize)]
-enum Letter {
-    Ask { from: NodeId, number: u64, question: Question },
-    Tell { question: Question },
-    Answer { number: u64, answer: serde_json::Value },
-}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    broker: Arc<dyn Broker>,
-    next: AtomicU64,
-    waiting: Mutex<HashMap<u64, mpsc::Sender<serde_json::Value>>>,
-    nodes: ArcSwap<Vec<NodeRecord>>,
+    asker: Asker,
+    nodes: Arc<ArcSwap<Vec<NodeRecord>>>,
 }
 
 impl Cluster {
     /// A handle; [`answer`] and [`beat`] make it work.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>) -> Self {
-        let inner = Inner {
-            broker,
-            next: AtomicU64::new(1),
-            waiting: Mutex::default(),
-            nodes: ArcSwap::default(),
-        };
-        Self { inner: Arc::new(inner) }
+        Self { asker: Asker::new(broker), nodes: Arc::default() }
     }
 
     /// The nodes alive at the last beat.
     #[must_use]
     pub fn nodes(&self) -> Arc<Vec<NodeRecord>> {
-        self.inner.nodes.load_full()
+        self.nodes.load_full()
     }
 
     /// Asks one node or all, and collects the answers that come in time.
@@ -80,21 +53,7 @@ impl Cluster {
         target: &Target,
         question: Question,
     ) -> Result<Vec<A>, BrokerError> {
-        let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, mut receiver) = mpsc::channel(256);
-        self.inner.waiting.lock().insert(number, sender);
-        let _forget = Forget { inner: &self.inner, number };
-        let letter = Letter::Ask { from: self.inner.broker.node().clone(), number, question };
-        let asked = self.inner.broker.tell(target, post(&letter)).await? as usize;
-        let mut answers = Vec::new();
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while answers.len() < asked {
-            match tokio::time::timeout_at(deadline, receiver.recv()).await {
-                Ok(Some(answer)) => answers.push(serde_json::from_value(answer).ok()),
-                Ok(None) | Err(_) => break,
-            }
-        }
-        Ok(answers.into_iter().flatten().collect())
+        self.asker.ask(target, question).await
     }
 
     /// Tells all nodes something that needs no answer.
@@ -102,23 +61,8 @@ impl Cluster {
     /// # Errors
     /// When the broker is unavailable.
     pub async fn tell_all(&self, question: Question) -> Result<(), BrokerError> {
-        self.inner.broker.tell(&Target::All, post(&Letter::Tell { question })).await.map(|_| ())
+        self.asker.tell_all(question).await
     }
-}
-
-struct Forget<'a> {
-    inner: &'a Inner,
-    number: u64,
-}
-
-impl Drop for Forget<'_> {
-    fn drop(&mut self) {
-        self.inner.waiting.lock().remove(&self.number);
-    }
-}
-
-fn post(letter: &Letter) -> Bytes {
-    serde_json::to_vec(letter).expect("letters are plain data").into()
 }
 
 /// Answers what other nodes ask, until `stop`.
@@ -129,23 +73,17 @@ pub async fn answer(node: Arc<Node>, mut told: Told, stop: CancellationToken) {
             () = stop.cancelled() => None,
         };
         let Some(bytes) = bytes else { return };
-        match serde_json::from_slice::<Letter>(&bytes) {
+        match Letter::read(&bytes) {
             Ok(Letter::Ask { from, number, question }) => {
-                let answer = answers::perform(&node, question);
-                let letter = post(&Letter::Answer { number, answer });
-                if let Err(error) = node.broker.tell(&Target::Node(from), letter).await {
+                let answer = Letter::Answer { number, answer: answers::perform(&node, question) };
+                if let Err(error) = node.broker.tell(&Target::Node(from), answer.post()).await {
                     tracing::debug!(%error, "an answer could not be sent");
                 }
             }
             Ok(Letter::Tell { question }) => {
                 answers::perform(&node, question);
             }
-            Ok(Letter::Answer { number, answer }) => {
-                if let Some(waiting) = node.cluster.inner.waiting.lock().get(&number) {
-                    // A full queue means that nobody reads: the asker gave up.
-                    let _ = waiting.try_send(answer);
-                }
-            }
+            Ok(Letter::Answer { number, answer }) => node.cluster.asker.answered(number, answer),
             Err(error) => tracing::warn!(%error, "a node message cannot be read"),
         }
     }
@@ -165,7 +103,7 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
         }
         match node.broker.beat(&record(&node)).await {
             Ok(nodes) => {
-                node.cluster.inner.nodes.store(Arc::new(nodes));
+                node.cluster.nodes.store(Arc::new(nodes));
                 node.register_late().await;
             }
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),

@@ -19,9 +19,9 @@ pub use namespaces::{History, NamespaceSettings, Rule, shipped};
 pub use reader::{Mistake, Mistakes};
 pub use secret::Secret;
 pub use settings::{
-    ApiKey, Auth, Authorize, Config, Console, Cors, Drain, Events, Heartbeat, Inbound, Jwt, JwtKey,
-    Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis, RedisFiles,
-    Server, Tls, Webhook,
+    ApiKey, Auth, Authorize, Compression, Config, Console, Cors, Drain, Events, Heartbeat, Inbound,
+    Jwt, JwtKey, Limits, Log, LogFormat, Metrics, Mode, Node, Operator, Otel, Presence, Redis,
+    RedisFiles, Server, Tls, Webhook,
 };
 pub use sources::{DEFAULT_FILE, ENVIRONMENT_PREFIX, Sources};
 pub use units::{Network, format_duration, parse_duration, parse_size};
@@ -81,7 +81,7 @@ fn random_secret() -> Secret {
 /// A configuration read again, and what of it only a restart can change.
 #[derive(Clone, Debug)]
 pub struct Reloaded {
-    /// New keys, namespaces, limits and log level; everything else as it was.
+    /// New keys, namespaces, routes, limits and log level; everything else as it was.
     pub config: Config,
     /// Sections that changed and stay as they were until a restart.
     pub needs_restart: Vec<&'static str>,
@@ -106,7 +106,7 @@ impl Config {
         Self::load(Sources { flags, ..Sources::default() })
     }
 
-    /// Reads the same sources again (SIGHUP): keys, namespaces, limits and log level change, the rest stays.
+    /// Reads the same sources again (SIGHUP): keys, namespaces, routes, limits and log level change, the rest stays.
     ///
     /// # Errors
     /// Every mistake; the present configuration stays good.
@@ -119,9 +119,10 @@ impl Config {
                 $(if fresh.$section != self.$section { needs_restart.push(stringify!($section)); })*
             };
         }
-        fixed!(dev routes server operator node redis cors heartbeat presence drain inbound authorize
-            events otel console metrics);
+        fixed!(dev server operator node redis cors heartbeat presence drain inbound authorize
+            events compression otel console metrics);
         config.auth = fresh.auth;
+        config.routes = fresh.routes;
         config.namespaces = fresh.namespaces;
         config.limits = fresh.limits;
         config.log.level = fresh.log.level;

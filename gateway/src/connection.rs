@@ -4,15 +4,17 @@
 
 pub mod catch_up;
 pub mod driver;
+mod grants;
 mod interests;
 mod notifications;
 pub mod outbox;
 pub mod requests;
-pub mod socket;
+pub mod subscriptions;
 pub mod welcome;
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::{ConnectionId, UserId};
@@ -20,6 +22,9 @@ use carillon_protocol::{ConnectionId, UserId};
 use crate::clock;
 use crate::dispatch::{Dress, encode};
 use outbox::Outbox;
+
+/// A token without `iat`.
+const NO_TIME: i64 = i64::MIN;
 
 /// Transport of a connection, as lists and metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +63,8 @@ pub struct Connection {
     pub transport: Transport,
     /// How its messages are written.
     pub dress: Dress,
+    /// Who is at the other end, where that is known.
+    pub remote: Option<IpAddr>,
     /// Unix milliseconds.
     pub connected_at_ms: i64,
     /// What waits for its socket.
@@ -66,7 +73,13 @@ pub struct Connection {
     heard_at_ms: AtomicU64,
     /// When a message of its own last came, monotonic milliseconds: pongs are the library's, not the user's.
     spoke_at_ms: AtomicU64,
-    token_generation: AtomicU64,
+    token_generation: AtomicU32,
+    /// See [`crate::revocations::token_mark`]; 0 for none.
+    token_mark: AtomicU64,
+    /// Unix seconds; [`NO_TIME`] for a token that does not say.
+    token_issued_at: AtomicI64,
+    /// What the application allowed for a time may be over.
+    grants_doubted: AtomicBool,
     /// The user's persistent subscriptions changed.
     interests_changed: AtomicBool,
 }
@@ -79,6 +92,7 @@ impl Connection {
         user: Option<UserId>,
         transport: Transport,
         dress: Dress,
+        remote: Option<IpAddr>,
         outbox: Outbox,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -86,11 +100,15 @@ impl Connection {
             user,
             transport,
             dress,
+            remote,
             connected_at_ms: clock::unix_ms(),
             outbox,
             heard_at_ms: AtomicU64::new(clock::monotonic_ms()),
             spoke_at_ms: AtomicU64::new(clock::monotonic_ms()),
-            token_generation: AtomicU64::new(0),
+            token_generation: AtomicU32::new(0),
+            token_mark: AtomicU64::new(0),
+            token_issued_at: AtomicI64::new(NO_TIME),
+            grants_doubted: AtomicBool::new(false),
             interests_changed: AtomicBool::new(false),
         })
     }
@@ -136,15 +154,41 @@ impl Connection {
         self.interests_changed.swap(false, Ordering::AcqRel)
     }
 
+    /// What the application allowed for a time may be over: the connection's task asks again soon.
+    pub fn doubt_grants(&self) {
+        self.grants_doubted.store(true, Ordering::Release);
+        self.outbox.mark_behind();
+    }
+
+    /// Whether that was said since this was asked last.
+    #[must_use]
+    pub fn take_grants_doubted(&self) -> bool {
+        self.grants_doubted.swap(false, Ordering::AcqRel)
+    }
+
+    /// Notes the token, so that it can be found when it is revoked.
+    pub fn set_token(&self, id: Option<&str>, issued_at: Option<i64>) {
+        let mark = id.map_or(0, crate::revocations::token_mark);
+        self.token_mark.store(mark, Ordering::Relaxed);
+        self.token_issued_at.store(issued_at.unwrap_or(NO_TIME), Ordering::Relaxed);
+    }
+
+    /// The token's mark (0 without an id) and when it was issued, Unix seconds.
+    #[must_use]
+    pub fn token(&self) -> (u64, Option<i64>) {
+        let issued_at = self.token_issued_at.load(Ordering::Relaxed);
+        (self.token_mark.load(Ordering::Relaxed), Some(issued_at).filter(|at| *at != NO_TIME))
+    }
+
     /// How often its token was replaced.
     #[must_use]
-    pub fn token_generation(&self) -> u64 {
+    pub fn token_generation(&self) -> u32 {
         self.token_generation.load(Ordering::Relaxed)
     }
 
     /// Its token was replaced: former expiries no longer count. Returns the new generation.
-    pub fn renew_token(&self) -> u64 {
-        self.token_generation.fetch_add(1, Ordering::Relaxed) + 1
+    pub fn renew_token(&self) -> u32 {
+        self.token_generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
     /// When the peer was last heard, monotonic milliseconds.

@@ -1,13 +1,13 @@
 //! A publication on its way to sockets, with the frames that its listeners share.
 //!
-//! Each combination of codec and profile is encoded at most once, by the first listener that needs
-//! it; all others clone a reference to the same bytes. Knows nothing of who listens.
+//! Each combination of codec and profile is encoded, and compressed, at most once, by the first listener that
+//! needs it; all others clone a reference to the same bytes. Knows nothing of who listens.
 
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use carillon_protocol::codec::{write_json, write_msgpack, write_sse_body};
-use carillon_protocol::websocket::{Opcode, frame};
+use carillon_protocol::codec::{gzip, write_json, write_msgpack, write_sse_body};
+use carillon_protocol::websocket::{Opcode, message_frame};
 use carillon_protocol::{ChannelName, Codec, Envelope, Profile, Publication};
 
 /// How a connection's messages are written.
@@ -28,6 +28,8 @@ pub struct Dress {
     pub medium: Medium,
     /// For whom they are dressed.
     pub profile: Profile,
+    /// permessage-deflate, or a gzip event stream. A long poll's answer is compressed as a whole.
+    pub compressed: bool,
 }
 
 /// The user stream's label for its notifications (R7).
@@ -38,7 +40,7 @@ pub const NOTIFICATIONS: &str = "notifications";
 pub struct Dispatch {
     /// The message.
     pub publication: Publication,
-    frames: [OnceLock<Bytes>; 9],
+    frames: [OnceLock<Bytes>; 16],
 }
 
 impl Dispatch {
@@ -64,7 +66,8 @@ impl Dispatch {
         }
     }
 
-    /// The bytes for a dress: a whole frame, or for SSE the event without its `id:` line.
+    /// The bytes for a dress: a whole frame, or for SSE the event without its `id:` line (compressed: as
+    /// [`gzip::event`] takes it).
     #[must_use]
     pub fn frame(&self, dress: Dress) -> &Bytes {
         self.frames[variant(dress)]
@@ -89,12 +92,13 @@ pub fn is_user_stream(channel: &ChannelName) -> bool {
 /// written and, on SSE, in whether the envelope is there.
 const fn variant(dress: Dress) -> usize {
     let integer_time = dress.profile.integer_time() as usize;
+    let compressed = if dress.compressed { 7 } else { 0 };
     match dress.medium {
-        Medium::WebSocket(Codec::Json | Codec::Ndjson) => integer_time,
-        Medium::WebSocket(Codec::MessagePack) => 2 + integer_time,
-        Medium::Sse if dress.profile.sse_payload_only() => 4,
-        Medium::Sse => 5 + integer_time,
-        Medium::Poll => 7 + integer_time,
+        Medium::WebSocket(Codec::Json | Codec::Ndjson) => compressed + integer_time,
+        Medium::WebSocket(Codec::MessagePack) => compressed + 2 + integer_time,
+        Medium::Sse if dress.profile.sse_payload_only() => compressed + 4,
+        Medium::Sse => compressed + 5 + integer_time,
+        Medium::Poll => 14 + integer_time,
     }
 }
 
@@ -105,19 +109,69 @@ pub fn encode(envelope: &Envelope<'_>, dress: Dress) -> Bytes {
     match dress.medium {
         Medium::WebSocket(Codec::MessagePack) => {
             write_msgpack(envelope, dress.profile, &mut document);
-            frame(Opcode::Binary, &document)
+            message_frame(Opcode::Binary, &document, dress.compressed)
         }
         Medium::WebSocket(Codec::Json | Codec::Ndjson) => {
             write_json(envelope, dress.profile, &mut document);
-            frame(Opcode::Text, &document)
+            message_frame(Opcode::Text, &document, dress.compressed)
         }
         Medium::Sse => {
             write_sse_body(envelope, dress.profile, &mut document);
-            document.into()
+            if dress.compressed { gzip::shared_body(&document) } else { document.into() }
         }
         Medium::Poll => {
             write_json(envelope, dress.profile, &mut document);
             document.into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_protocol::publication::Exclude;
+    use carillon_protocol::{MessageId, Payload};
+
+    use super::*;
+
+    #[test]
+    fn every_dress_is_encoded_once_and_shared() {
+        let publication = Publication {
+            channel: ChannelName::new("room:1").expect("a channel"),
+            position: None,
+            previous_tag: None,
+            id: MessageId::new("m1").expect("an id"),
+            kind: "message".into(),
+            timestamp_ms: 0,
+            user_id: None,
+            meta: None,
+            exclude: Exclude::default(),
+            traceparent: None,
+            payload: Payload::of(&"x".repeat(1_000)),
+        };
+        let dispatch = Dispatch::new(publication);
+        let media = [
+            Medium::WebSocket(Codec::Json),
+            Medium::WebSocket(Codec::MessagePack),
+            Medium::Sse,
+            Medium::Poll,
+        ];
+        let mut distinct = std::collections::BTreeSet::new();
+        for medium in media {
+            for profile in [Profile::Social, Profile::Uno, Profile::Dnr] {
+                for compressed in [false, true] {
+                    let dress = Dress { medium, profile, compressed };
+                    let frame = dispatch.frame(dress);
+                    assert_eq!(frame.as_ptr(), dispatch.frame(dress).as_ptr(), "{dress:?}");
+                    assert_eq!(*frame, encode(&dispatch.publication.envelope("room:1"), dress));
+                    assert_eq!(
+                        compressed && medium != Medium::Poll,
+                        frame.len() < 1_000,
+                        "{dress:?}"
+                    );
+                    distinct.insert(frame.as_ptr());
+                }
+            }
+        }
+        assert_eq!(distinct.len(), 16);
     }
 }

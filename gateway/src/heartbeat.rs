@@ -21,7 +21,8 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 enum Due {
     Ping(Weak<Connection>),
-    Expiry(Weak<Connection>, u64),
+    Expiry(Weak<Connection>, u32),
+    Grant(Weak<Connection>),
 }
 
 /// See the module. Cheap to clone.
@@ -57,12 +58,21 @@ impl Heartbeat {
 
     /// Closes the connection with 4401 at `expires_at_s` (Unix seconds), unless its token was replaced by then
     /// (`generation` counts the connection's tokens).
-    pub fn expire(&self, connection: &Arc<Connection>, expires_at_s: i64, generation: u64) {
+    pub fn expire(&self, connection: &Arc<Connection>, expires_at_s: i64, generation: u32) {
         let in_ms =
             (expires_at_s.saturating_mul(1_000)).saturating_sub(clock::unix_ms()).max(0) as u64;
         self.arm(
             clock::monotonic_ms().saturating_add(in_ms),
             Due::Expiry(Arc::downgrade(connection), generation),
+        );
+    }
+
+    /// Has the connection ask again, after `wait`, whether it still may what the application allowed for a time.
+    pub fn ask_again(&self, connection: &Arc<Connection>, wait: Duration) {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.arm(
+            clock::monotonic_ms().saturating_add(wait_ms),
+            Due::Grant(Arc::downgrade(connection)),
         );
     }
 
@@ -90,6 +100,11 @@ impl Heartbeat {
             for due in due.into_values().flatten() {
                 match due {
                     Due::Ping(connection) => self.ping(&connection, now, &ping),
+                    Due::Grant(connection) => {
+                        if let Some(connection) = connection.upgrade() {
+                            connection.doubt_grants();
+                        }
+                    }
                     Due::Expiry(connection, generation) => {
                         if let Some(connection) = connection.upgrade()
                             && connection.token_generation() == generation
@@ -122,7 +137,6 @@ impl Heartbeat {
             Transport::Poll => {}
         }
         connection.outbox.flush();
-        connection.outbox.shrink();
         // Look again when silence would be over its bound, if that is before the next ping.
         let silent_at = connection.heard_at_ms() + self.timeout_ms;
         let judged =

@@ -38,6 +38,16 @@ pub enum Notice {
     Resync(ChannelName, &'static str, Option<Position>),
 }
 
+impl Notice {
+    /// When a publication was made, Unix milliseconds.
+    fn made_at_ms(&self) -> Option<i64> {
+        match self {
+            Self::Dispatch(dispatch) => Some(dispatch.publication.timestamp_ms),
+            Self::Resync(..) => None,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Hub {
@@ -75,16 +85,34 @@ impl Hub {
         &self.shards[hash as usize % self.shards.len()]
     }
 
-    /// Takes notices in order. Waits while a shard is behind.
-    pub async fn notify(&self, notices: Vec<Notice>) {
+    /// Takes notices in order. Waits while a shard is behind. `true`: the caller owes [`Hub::write_some`].
+    pub async fn notify(&self, notices: Vec<Notice>) -> bool {
         if self.ingress.is_empty() {
-            self.shards[0].handle(&notices);
-            return;
+            self.shards[0].queue(&notices);
+            return true;
         }
         let notices: Arc<[Notice]> = notices.into();
         for sender in self.ingress.iter() {
             // A closed ingress means that the node is stopping.
             let _ = sender.send(Arc::clone(&notices)).await;
+        }
+        false
+    }
+
+    /// Writes a stretch of what a hub without tasks of its own has queued; whether more waits.
+    #[must_use]
+    pub fn write_some(&self) -> bool {
+        self.ingress.is_empty() && self.shards[0].write_some()
+    }
+
+    /// Takes notices and sees them written.
+    pub async fn settle(&self, notices: Vec<Notice>) {
+        let mut owed = self.notify(notices).await;
+        while owed {
+            owed = self.write_some();
+            if owed {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -314,19 +342,29 @@ async fn drive(
     mut ingress: mpsc::Receiver<Arc<[Notice]>>,
     stop: CancellationToken,
 ) {
-    let mut batches = Vec::with_capacity(8);
+    let mut batches = Vec::with_capacity(INGRESS_BATCHES_MAX);
+    let mut owed = false;
     loop {
-        let received = tokio::select! {
-            received = ingress.recv_many(&mut batches, 8) => received,
-            () = stop.cancelled() => 0,
-        };
-        if received == 0 {
-            return;
+        if owed {
+            // Whatever arrived meanwhile is queued before the next stretch is written.
+            while batches.len() < INGRESS_BATCHES_MAX
+                && let Ok(batch) = ingress.try_recv()
+            {
+                batches.push(batch);
+            }
+        } else {
+            let received = tokio::select! {
+                received = ingress.recv_many(&mut batches, INGRESS_BATCHES_MAX) => received,
+                () = stop.cancelled() => 0,
+            };
+            if received == 0 {
+                return;
+            }
         }
-        // One lock and one flush for everything that waits: several messages to one connection
-        // leave in one write.
-        let notices: Vec<Notice> = batches.drain(..).flat_map(|batch| batch.to_vec()).collect();
-        shard.handle(&notices);
+        for batch in batches.drain(..) {
+            shard.queue(&batch);
+        }
+        owed = shard.write_some();
         tokio::task::yield_now().await;
     }
 }

@@ -19,8 +19,4 @@ pub fn connection_id(node: &NodeId) -> ConnectionId {
 }
 
 /// The node of a connection id; `None` when the text is none of ours.
-#[must_use]
-pub fn node_of(connection: &ConnectionId) -> Option<NodeId> {
-    let (node, rest) = connection.as_str().split_once('-')?;
-    (rest.len() == 16).then(|| NodeId::parse(node)).flatten()
-}
+pub use carillon_broker_client::asking::node_of;

@@ -10,7 +10,6 @@ use prometheus::{
 
 use crate::clock;
 use crate::connection::Transport;
-use crate::hub::Notice;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,12 +31,27 @@ pub struct Metrics {
     resyncs: IntCounter,
     recovered: IntCounterVec,
     broker_unavailable: IntCounter,
+    webhook_calls: IntCounterVec,
+    dead_letters: IntCounter,
+    events_lost: IntCounter,
     broker_up: IntGauge,
     subscriptions: IntGauge,
     channels: IntGauge,
     queue_bytes: IntGauge,
     started: Gauge,
+    named: IntGaugeVec,
+    named_opened: IntCounterVec,
     live: [AtomicU64; 3],
+}
+
+/// A WebSocket counted under a name; no more when this is dropped.
+#[derive(Debug)]
+pub struct Named(IntGauge);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Metrics {
@@ -109,11 +123,36 @@ impl Metrics {
                 "broker_unavailable_total",
                 "Calls refused because Redis was out of reach",
             ),
+            webhook_calls: counters(
+                "webhook_calls_total",
+                "Calls to the application, by webhook and outcome",
+                &["webhook", "outcome"],
+            ),
+            dead_letters: counter(
+                "dead_letters_total",
+                "Entries of the inbound stream that were given up",
+            ),
+            events_lost: counter(
+                "lifecycle_events_lost_total",
+                "Lifecycle events that were not reported: the queue was full",
+            ),
             broker_up: gauge("broker_up", "Whether Redis can be used"),
             subscriptions: gauge("subscriptions", "Live subscriptions"),
             channels: gauge("channels", "Channels that this node hears"),
             queue_bytes: gauge("queue_bytes", "Bytes waiting for sockets"),
             started: register(r, Gauge::new("start_time_seconds", "Unix time of the start")),
+            named: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("websocket_connections", "Live WebSockets at /ws/{name}"),
+                    &["name"],
+                ),
+            ),
+            named_opened: counters(
+                "websocket_connections_opened_total",
+                "WebSockets opened at /ws/{name}",
+                &["name"],
+            ),
             live: Default::default(),
             registry: registry.clone(),
         };
@@ -150,6 +189,15 @@ impl Metrics {
         self.closed.with_label_values(&[reason]).inc();
     }
 
+    /// A WebSocket is live at `/ws/{name}`. `name` must come from a closed set (R19).
+    #[must_use]
+    pub fn named(&self, name: &str) -> Named {
+        self.named_opened.with_label_values(&[name]).inc();
+        let live = self.named.with_label_values(&[name]);
+        live.inc();
+        Named(live)
+    }
+
     /// A client was not let in. `reason` must come from a closed set.
     pub fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
@@ -183,16 +231,17 @@ impl Metrics {
         self.published.inc_by(publications);
     }
 
-    /// A batch of publications reached its listeners.
-    pub fn delivered(&self, deliveries: u64, notices: &[Notice]) {
+    /// A batch of publications was queued for its listeners.
+    pub fn delivered(&self, deliveries: u64) {
         self.messages_out.inc_by(deliveries);
         self.fan_out.observe(deliveries as f64);
+    }
+
+    /// Publications made at these Unix milliseconds were written to the last of their listeners.
+    pub fn reached_sockets(&self, made_at_ms: &[i64]) {
         let now = clock::unix_ms();
-        for notice in notices {
-            if let Notice::Dispatch(dispatch) = notice {
-                let seconds = (now - dispatch.publication.timestamp_ms).max(0) as f64 / 1_000.0;
-                self.publish_to_socket.observe(seconds);
-            }
+        for made_at in made_at_ms {
+            self.publish_to_socket.observe((now - made_at).max(0) as f64 / 1_000.0);
         }
     }
 
@@ -229,6 +278,21 @@ impl Metrics {
     /// A call was refused because Redis was out of reach.
     pub fn broker_unavailable(&self) {
         self.broker_unavailable.inc();
+    }
+
+    /// The application was called. Both come from closed sets.
+    pub fn webhook_called(&self, webhook: &str, outcome: &str) {
+        self.webhook_calls.with_label_values(&[webhook, outcome]).inc();
+    }
+
+    /// An entry of the stream was given up.
+    pub fn dead_letter(&self) {
+        self.dead_letters.inc();
+    }
+
+    /// A lifecycle event was not reported.
+    pub fn event_lost(&self) {
+        self.events_lost.inc();
     }
 
     /// Values that are looked at rather than counted.

@@ -5,6 +5,7 @@
 
 mod admission;
 mod banished;
+mod permission;
 mod publish;
 mod stores;
 
@@ -17,16 +18,21 @@ use carillon_protocol::session::Routes;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::application::Application;
 use crate::auth::{ApiKeys, TokenVerifier};
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::filters::Filters;
 use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
+use crate::interests::News;
 use crate::metrics::Metrics;
 use crate::notifications::Courier;
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::relay::Relay;
+use crate::revocations::Revoked;
+use crate::socket::Tls;
 
 pub use admission::{Admitted, Unregistered};
 pub use banished::Banished;
@@ -42,8 +48,8 @@ pub struct Node {
     pub name: String,
     /// Unix milliseconds.
     pub started_at_ms: i64,
-    /// Settings as started with.
-    pub config: Arc<Config>,
+    /// Settings; a reload replaces keys, namespaces, routes, limits and log level, and nothing else.
+    pub config: ArcSwap<Config>,
     /// History, registry, node-to-node.
     pub broker: Arc<dyn Broker>,
     /// Stored notifications.
@@ -52,6 +58,10 @@ pub struct Node {
     pub subscriptions: Arc<dyn SubscriptionStore>,
     /// Carries stored notifications to user channels.
     pub courier: Courier,
+    /// Changed subscriptions that are still to be told.
+    pub interest_news: News,
+    /// Payload filters, equal ones once.
+    pub filters: Filters,
     /// Who on this node hears what.
     pub hub: Hub,
     /// Interest and order.
@@ -62,6 +72,10 @@ pub struct Node {
     pub verifier: ArcSwap<TokenVerifier>,
     /// Backends' keys; replaced on reload.
     pub api_keys: ArcSwap<ApiKeys>,
+    /// Tokens that are refused before they expire.
+    pub revoked: Revoked,
+    /// What is said between the node and the application's backends.
+    pub application: Application,
     /// Re-typing table; replaced on reload.
     pub routes: ArcSwap<Routes>,
     /// Pings, silence and token expiry.
@@ -70,6 +84,8 @@ pub struct Node {
     pub presence: Presence,
     /// The other nodes.
     pub cluster: Cluster,
+    /// TLS of the client port; `None` where it is ended elsewhere.
+    pub tls: Option<Tls>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Publish rates of channels.

@@ -29,7 +29,7 @@ pub enum OutboundError {
     /// No answer within the time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// No connection, a broken one, or an answer over [`ANSWER_BYTES_MAX`].
+    /// No connection, a broken one, or an answer over its bound.
     #[error("{0}")]
     Failed(String),
 }
@@ -67,10 +67,23 @@ impl Outbound {
         request: Request<Full<Bytes>>,
         timeout: Duration,
     ) -> Result<Response<Bytes>, OutboundError> {
+        self.send_for(request, timeout, ANSWER_BYTES_MAX).await
+    }
+
+    /// The same for an answer of at most `answer_bytes_max`.
+    ///
+    /// # Errors
+    /// As [`Outbound::send`].
+    pub async fn send_for(
+        &self,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+        answer_bytes_max: usize,
+    ) -> Result<Response<Bytes>, OutboundError> {
         let exchange = async {
             let answer = self.client.request(request).await.map_err(|error| failed(&error))?;
             let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = Limited::new(body, answer_bytes_max).collect().await;
             let body = body.map_err(|error| OutboundError::Failed(error.to_string()))?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };

@@ -13,8 +13,8 @@ mod evidence;
 mod interest;
 mod repair;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,10 +22,11 @@ use carillon_broker_client::{
     Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Receipt, Start,
 };
 use carillon_protocol::{ChannelName, Position, Publication};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::application::Occupancy;
 use crate::dispatch::Dispatch;
 use crate::hub::{Hub, Notice};
 use crate::metrics::Metrics;
@@ -64,6 +65,9 @@ struct Inner {
     evidence: Evidence,
     /// What was acknowledged must be held against history before anything else is believed.
     doubted: AtomicBool,
+    occupancy: OnceLock<Occupancy>,
+    /// Messages of other nodes may have been lost.
+    missed: Arc<Notify>,
 }
 
 enum Request {
@@ -98,11 +102,24 @@ impl Relay {
             flights: Flights::default(),
             evidence: Evidence::default(),
             doubted: AtomicBool::new(false),
+            occupancy: OnceLock::new(),
+            missed: Arc::default(),
         };
         let relay = Self { inner: Arc::new(inner) };
         tasks.spawn(relay.clone().listen(events, told, stop.clone()));
         tasks.spawn(relay.clone().keep_interest(receiver, stop.clone()));
         (relay, heard)
+    }
+
+    /// From now on, says who listens where. Once.
+    pub fn tell_listeners(&self, occupancy: Occupancy) {
+        let _ = self.inner.occupancy.set(occupancy);
+    }
+
+    /// Wakes whoever waits when messages of other nodes may have been lost: after every interruption.
+    #[must_use]
+    pub fn missed(&self) -> Arc<Notify> {
+        Arc::clone(&self.inner.missed)
     }
 
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
@@ -113,6 +130,9 @@ impl Relay {
         channel: &ChannelName,
         traits: ChannelTraits,
     ) -> Result<(), BrokerError> {
+        if let Some(occupancy) = self.inner.occupancy.get() {
+            occupancy.joined(channel);
+        }
         let waiter = match self.inner.interest.join(channel, traits) {
             Wanted::Open => return Ok(()),
             Wanted::Wait(waiter) => waiter,
@@ -143,6 +163,9 @@ impl Relay {
     /// Takes a listener back.
     pub fn leave(&self, channel: &ChannelName) {
         self.inner.interest.leave(channel);
+        if let Some(occupancy) = self.inner.occupancy.get() {
+            occupancy.left(channel);
+        }
     }
 
     /// The last position handed to the hub; `None` without history or when not open.
@@ -172,13 +195,23 @@ impl Relay {
     /// Hands the broker's events to the hub, in order.
     async fn listen(self, mut events: Events, told: mpsc::Sender<Bytes>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(EVENTS_MAX);
+        // Something is queued that is not written yet.
+        let mut owed = false;
         loop {
-            let received = tokio::select! {
-                received = events.recv_many(&mut batch, EVENTS_MAX) => received,
-                () = stop.cancelled() => 0,
-            };
-            if received == 0 {
-                return;
+            if owed {
+                while batch.len() < EVENTS_MAX
+                    && let Ok(event) = events.try_recv()
+                {
+                    batch.push(event);
+                }
+            } else {
+                let received = tokio::select! {
+                    received = events.recv_many(&mut batch, EVENTS_MAX) => received,
+                    () = stop.cancelled() => 0,
+                };
+                if received == 0 {
+                    return;
+                }
             }
             let mut notices = Vec::with_capacity(batch.len());
             for event in batch.drain(..) {
@@ -189,6 +222,7 @@ impl Relay {
                             tracing::warn!(
                                 "node messages come faster than they are handled; one was dropped"
                             );
+                            self.inner.missed.notify_one();
                         }
                     }
                     Event::Renewed(channel) => {
@@ -200,15 +234,20 @@ impl Relay {
                     Event::Interrupted => self.inner.interest.mark_interrupted(),
                     // A full request queue already holds work that ends in a look at history.
                     Event::Restored => {
+                        self.inner.missed.notify_one();
                         let _ = self.inner.requests.send(Request::Audit).await;
                     }
                 }
             }
             if !notices.is_empty() {
-                self.inner.hub.notify(notices).await;
-                // Saturated, one batch after the other would starve everybody else on this core.
-                tokio::task::yield_now().await;
+                owed |= self.inner.hub.notify(notices).await;
             }
+            if owed {
+                owed = self.inner.hub.write_some();
+            }
+            // Saturated, one batch after the other would starve everybody else on this core; and what they
+            // publish meanwhile leaves together with what still waits.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -287,7 +326,7 @@ impl Relay {
             .map(|(channel, position)| Notice::Resync(channel, "unavailable", position))
             .collect();
         if !notices.is_empty() {
-            self.inner.hub.notify(notices).await;
+            self.inner.hub.settle(notices).await;
         }
     }
 

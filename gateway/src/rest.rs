@@ -17,11 +17,13 @@ mod presence;
 mod publish;
 mod stats;
 mod subscriptions;
+mod tokens;
 mod users;
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, patch, post, put};
 
 use crate::node::Node;
@@ -36,11 +38,15 @@ pub const BASE: &str = "/api/realtime";
 /// The routes, without fallbacks: whoever merges them with other routes answers unknown paths and methods,
 /// and puts [`with_request_id`] around all.
 pub fn router(node: Arc<Node>) -> Router {
-    let calls = Router::new()
+    let publishing = Router::new()
         .route("/publish", post(publish::publish))
         .route("/publish/batch", post(publish::batch))
-        .route("/broadcast", post(connections::broadcast))
         .route("/users/{user_id}/messages", post(users::message))
+        .route("/entities/{entity}/{id}/events", post(entities::publish))
+        .route_layer(from_fn_with_state(Arc::clone(&node), publish::rated));
+    let calls = Router::new()
+        .merge(publishing)
+        .route("/broadcast", post(connections::broadcast))
         .route("/users/{user_id}/connections", delete(users::disconnect))
         .route("/connections", get(connections::list))
         .route(
@@ -48,7 +54,6 @@ pub fn router(node: Arc<Node>) -> Router {
             get(connections::show).delete(connections::disconnect),
         )
         .route("/connections/{connection_id}/messages", post(connections::message))
-        .route("/entities/{entity}/{id}/events", post(entities::publish))
         .route("/events", post(events::create))
         .route("/events/broadcast", post(events::broadcast))
         .route("/channels", get(channels::list))
@@ -75,6 +80,7 @@ pub fn router(node: Arc<Node>) -> Router {
             get(subscriptions::show).patch(subscriptions::update).delete(subscriptions::delete),
         )
         .route("/subscriptions/{subscription_id}/status", patch(subscriptions::set_status))
+        .route("/tokens/revoke", post(tokens::revoke))
         .route("/stats", get(stats::show))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page));

@@ -5,5 +5,6 @@ pub mod accept;
 pub mod client_io;
 pub mod handshake;
 pub mod poll;
+pub mod proxy;
 pub mod sse;
 pub mod websocket;

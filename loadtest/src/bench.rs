@@ -214,7 +214,8 @@ fn measure(options: &Options, row: &Row, server: &str) -> Result<Report> {
     serde_json::from_slice(&output.stdout).context("the driver's JSON")
 }
 
-fn start_redis(core: usize, address: SocketAddr, scratch: &Scratch) -> Result<Server> {
+/// A Redis without persistence, answering.
+pub(crate) fn start_redis(core: usize, address: SocketAddr, scratch: &Scratch) -> Result<Server> {
     let port = address.port().to_string();
     let args = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     let args: Vec<String> = args.map(ToOwned::to_owned).into();
@@ -224,7 +225,8 @@ fn start_redis(core: usize, address: SocketAddr, scratch: &Scratch) -> Result<Se
     Ok(redis)
 }
 
-fn configuration(
+/// A node's settings.
+pub(crate) fn configuration(
     address: SocketAddr,
     redis: Option<SocketAddr>,
     jwt_secret: &str,

@@ -4,8 +4,10 @@
 
 mod bench;
 mod floor;
+mod http;
 mod mark;
 mod naive;
+mod notifications;
 mod process;
 mod publisher;
 mod report;
@@ -44,6 +46,8 @@ enum Command {
     Run(run::Options),
     /// Every row of the table on every server, medians against the floor
     Bench(bench::Options),
+    /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each
+    Notifications(notifications::Options),
 }
 
 fn main() -> Result<()> {
@@ -51,6 +55,7 @@ fn main() -> Result<()> {
         Command::Floor { listen } => floor::serve(listen),
         Command::Naive { listen } => naive::serve(listen),
         Command::Bench(options) => bench::bench(&options),
+        Command::Notifications(options) => notifications::bench(&options),
         Command::Run(options) => {
             let report = run::run(&options)?;
             if !options.json {

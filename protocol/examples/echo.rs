@@ -1,11 +1,13 @@
-//! An echo server on the protocol's own framing, for the Autobahn fuzzing client (`tests/autobahn`).
+//! An echo server on the protocol's own framing, with permessage-deflate where it is asked for, for the Autobahn fuzzing client (`tests/autobahn`).
 //! Blocking and a thread a connection: it measures nothing.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use base64::Engine;
-use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
+use carillon_protocol::websocket::{
+    Assembler, Incoming, Opcode, close_frame, frame, message_frame, negotiate,
+};
 use sha1::{Digest, Sha1};
 
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -24,8 +26,8 @@ fn main() -> std::io::Result<()> {
 }
 
 fn serve(mut socket: TcpStream) -> std::io::Result<()> {
-    let mut early = handshake(&mut socket)?;
-    let mut assembler = Assembler::new(MESSAGE_BYTES_MAX);
+    let (mut early, deflate) = handshake(&mut socket)?;
+    let mut assembler = Assembler::new(MESSAGE_BYTES_MAX).with_deflate(deflate);
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = if early.is_empty() { socket.read(&mut buffer)? } else { 0 };
@@ -38,9 +40,12 @@ fn serve(mut socket: TcpStream) -> std::io::Result<()> {
         let fed = assembler.feed(bytes, &mut |incoming| {
             match incoming {
                 Incoming::Text(text) => {
-                    answer.extend_from_slice(&frame(Opcode::Text, text.as_bytes()));
+                    let frame = message_frame(Opcode::Text, text.as_bytes(), deflate);
+                    answer.extend_from_slice(&frame);
                 }
-                Incoming::Binary(bytes) => answer.extend_from_slice(&frame(Opcode::Binary, bytes)),
+                Incoming::Binary(bytes) => {
+                    answer.extend_from_slice(&message_frame(Opcode::Binary, bytes, deflate));
+                }
                 Incoming::Ping(bytes) => answer.extend_from_slice(&frame(Opcode::Pong, bytes)),
                 Incoming::Pong => {}
                 Incoming::Close(code) => {
@@ -62,8 +67,8 @@ fn serve(mut socket: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Answers the opening handshake; bytes that came behind it.
-fn handshake(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+/// Answers the opening handshake; bytes that came behind it, and whether messages may be compressed.
+fn handshake(socket: &mut TcpStream) -> std::io::Result<(Vec<u8>, bool)> {
     let mut request = Vec::new();
     let mut chunk = [0; 4096];
     let end = loop {
@@ -77,17 +82,22 @@ fn handshake(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
         request.extend_from_slice(&chunk[..read]);
     };
     let head = String::from_utf8_lossy(&request[..end]).into_owned();
-    let key = head
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))
-        .map(|(_, value)| value.trim().to_owned())
+    let values = |wanted: &'static str| {
+        head.lines()
+            .filter_map(|line| line.split_once(':'))
+            .filter(move |(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value.trim())
+    };
+    let key = values("sec-websocket-key").next().unwrap_or_default();
+    let extension = negotiate(values("sec-websocket-extensions"));
+    let extensions = extension
+        .map(|extension| format!("Sec-WebSocket-Extensions: {extension}\r\n"))
         .unwrap_or_default();
     let digest = Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
     let accept = base64::engine::general_purpose::STANDARD.encode(digest);
     write!(
         socket,
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n{extensions}\r\n"
     )?;
-    Ok(request.split_off(end))
+    Ok((request.split_off(end), extension.is_some()))
 }

@@ -1,5 +1,6 @@
 //! Codecs: how an envelope becomes bytes, chosen by WebSocket subprotocol. `protocol.md` 1–2.
 
+pub mod gzip;
 mod json;
 mod msgpack;
 mod sse;

@@ -81,6 +81,7 @@ close_codes! {
     TooLarge 1009 "message too big" false;
     Draining 1012 "node is draining" true;
     TokenExpired 4401 "token expired" true;
+    TokenRevoked 4401 "token revoked" true;
     Disconnected 4403 "disconnected by an operator" false;
     HeartbeatTimeout 4408 "heartbeat timeout" true;
     SlowConsumer 4410 "slow consumer" true;
@@ -96,6 +97,7 @@ impl CloseCode {
             self,
             CloseCode::Draining
                 | CloseCode::TokenExpired
+                | CloseCode::TokenRevoked
                 | CloseCode::Disconnected
                 | CloseCode::HeartbeatTimeout
                 | CloseCode::SlowConsumer

@@ -18,6 +18,7 @@ pub mod client_message;
 pub mod codec;
 pub mod codes;
 pub mod cursor;
+pub mod deflate;
 pub mod envelope;
 pub mod filter;
 pub mod ids;

@@ -149,6 +149,11 @@ impl Session {
         self.heard_at_ms = now_ms;
     }
 
+    /// The rate was changed by an operator; 0 admits everything.
+    pub fn handle_limit(&mut self, now_ms: u64, messages_per_second: u32) {
+        self.rate.adjust(messages_per_second, now_ms);
+    }
+
     /// When silence ends the session, if nothing is heard before; `None` when switched off.
     #[must_use]
     pub fn silence_deadline_ms(&self) -> Option<u64> {
@@ -291,10 +296,11 @@ fn meaning(
                 Meaning::Request(Request::Publish(route.apply(message, body.value(), sender)?))
             } else if let Some(channel) = &message.channel {
                 let channel = channel_name(channel)?;
+                let payload = routes.signed(kind, &channel, &message.payload, user);
                 Meaning::Request(Request::Publish(ClientPublish {
                     channel,
                     kind: message.kind.clone(),
-                    payload: message.payload.clone(),
+                    payload: payload.unwrap_or_else(|| message.payload.clone()),
                     id: message.id.clone(),
                     relay: false,
                     history: true,

@@ -1,9 +1,11 @@
 //! RFC 6455 framing without IO: reading frames in place out of a shared read buffer, assembling
-//! fragments, and writing server frames. Keeps no buffer while no message is incomplete.
+//! fragments, and writing server frames; permessage-deflate where it was negotiated. Keeps no buffer while no
+//! message is incomplete.
 //!
 //! It must not know: sockets, sessions, what a message says.
 
 mod assembler;
+mod deflate;
 mod header;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,10 @@ use bytes::Bytes;
 use crate::CloseCode;
 
 pub use assembler::Assembler;
+pub use deflate::{message_frame, negotiate};
+
+/// The reserved bit that permessage-deflate gives a meaning: the message is compressed.
+const RSV1: u8 = 0x40;
 
 /// What came out of the bytes fed in.
 #[derive(Debug, PartialEq)]
@@ -74,7 +80,12 @@ impl Opcode {
 
 /// Appends a server frame's header (FIN set, not masked) for a payload of `payload_bytes`.
 pub fn push_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
-    let first = 0x80 | opcode.bits();
+    push_first(out, opcode.bits(), payload_bytes);
+}
+
+/// The same for an opcode with reserved bits.
+fn push_first(out: &mut Vec<u8>, bits: u8, payload_bytes: usize) {
+    let first = 0x80 | bits;
     if payload_bytes < 126 {
         out.extend_from_slice(&[first, payload_bytes as u8]);
     } else if let Ok(short) = u16::try_from(payload_bytes) {

@@ -26,18 +26,20 @@ PATIENCE_SECONDS = 15
 
 
 class Cluster:
-    """Nodes over one Redis (or none yet); everything ends with the `with` block."""
+    """Nodes over one Redis (or none yet), or one node with the embedded broker; all ends with the `with` block."""
 
-    def __init__(self, binary, nodes=3, redis=True, extra_toml=""):
+    def __init__(self, binary, nodes=3, redis=True, extra_toml="", embedded=False):
+        nodes, redis = (1, False) if embedded else (nodes, redis)
         self.directory = tempfile.mkdtemp(prefix="carillon-stranger-")
         self.keys = Secrets()
         self.redis = Redis(self.directory)
         self.nodes = [
-            Node(binary, self.directory, f"node-{i + 1}", self.keys, self.redis.url,
-                 extra_toml=extra_toml)
+            Node(binary, self.directory, f"node-{i + 1}", self.keys,
+                 None if embedded else self.redis.url, extra_toml=extra_toml)
             for i in range(nodes)
         ]
         self.start_redis = redis
+        self.wait_ready = redis or embedded
 
     def __enter__(self):
         try:
@@ -45,7 +47,7 @@ class Cluster:
                 self.begin_redis()
             for node in self.nodes:
                 node.start()
-            if self.start_redis:
+            if self.wait_ready:
                 for node in self.nodes:
                     wait_until(f"{node.name} ready", node.ready, 30, node)
         except BaseException:
@@ -77,12 +79,12 @@ class Cluster:
         assert answer.status == 200, f"publish on {node.name}: {answer}"
         return answer.json
 
-    def ws(self, node, user, *channels, codec=None, path="/ws", since=None):
-        listener = WsListener(node, self.token(user), channels, codec, path, since)
+    def ws(self, node, user, *channels, codec=None, path="/ws", since=None, **query):
+        listener = WsListener(node, self.token(user), channels, codec, path, since, query)
         return listener.wait_live(channels)
 
-    def sse(self, node, user, *channels, last_event_id=None, path="/api/realtime/events"):
-        listener = SseListener(node, self.token(user), channels, last_event_id, path)
+    def sse(self, node, user, *channels, last_event_id=None, path="/api/realtime/events", **query):
+        listener = SseListener(node, self.token(user), channels, last_event_id, path, query)
         return listener.wait_live(channels)
 
 
@@ -188,10 +190,11 @@ class Listener:
 class WsListener(Listener):
     """A WebSocket client by the `websockets` library, JSON or MessagePack."""
 
-    def __init__(self, node, token, channels=(), codec=None, path="/ws", since=None):
+    def __init__(self, node, token, channels=(), codec=None, path="/ws", since=None, more=None):
         super().__init__()
         self.binary = codec == "carillon.msgpack"
-        query = [("token", token)] + [("channel", c) for c in channels]
+        query = [("token", token)] if token else []
+        query += [("channel", c) for c in channels] + [*(more or {}).items()]
         query += [("since", since)] if since else []
         self.socket = connect(
             f"{node.ws}{path}?{urllib.parse.urlencode(query)}",
@@ -228,11 +231,13 @@ class WsListener(Listener):
 class SseListener(Listener):
     """An SSE client on a bare socket, as `curl -N` would be; the profile puts the envelope in data."""
 
-    def __init__(self, node, token, channels=(), last_event_id=None, path="/api/realtime/events"):
+    def __init__(self, node, token, channels=(), last_event_id=None, path="/api/realtime/events",
+                 more=None):
         super().__init__()
         self.last_id = None
         query = urllib.parse.urlencode(
-            [("token", token), ("profile", "social")] + [("channel", c) for c in channels])
+            [("token", token), *{"profile": "social", **(more or {})}.items()]
+            + [("channel", c) for c in channels])
         self.connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=60)
         headers = {"Accept": "text/event-stream"}
         if last_event_id:

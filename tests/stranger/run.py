@@ -8,13 +8,25 @@ import sys
 
 from harness import HERE, Cluster, Facts
 
+import application
+import compression
+import connections
+import creation
 import delivery
 import limits
 import malformed
+import notifications
+import openapi
 import outage
+import proxies
 import recovery
+import reload
 import slow
+import subscriptions
+import tls
 
+sys.path.insert(0, os.path.join(HERE, "..", "documents"))
+import uno  # noqa: E402
 
 def browser(facts, cluster):
     """npm `ws` and an EventSource in Chromium; the script prints the same kind of lines."""
@@ -32,27 +44,48 @@ def browser(facts, cluster):
         print(f"FAIL browser.mjs ended with {done.returncode}: {done.stderr[-2000:]}", flush=True)
 
 
+# Batteries that share three nodes, and those that start what they need.
+SHARED = {
+    "notifications": notifications.facts,
+    "subscriptions": subscriptions.facts,
+    "connections": connections.facts,
+    "delivery": delivery.facts,
+    "malformed": malformed.facts,
+    "browser": lambda check, cluster: browser(check.__self__, cluster),
+    "limits": limits.facts,
+    "slow": slow.facts,
+    "recovery": recovery.facts,
+}
+OWN = {
+    "openapi": openapi.facts,
+    "creation": creation.facts,
+    "outage": outage.facts,
+    "application": application.facts,
+    "reload": reload.facts,
+    "tls": tls.facts,
+    "proxies": proxies.facts,
+    "compression": compression.facts,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default="delivery,malformed,browser,limits,slow,recovery,outage")
+    parser.add_argument("--only", default=",".join([*SHARED, "uno", *OWN]))
     args = parser.parse_args()
-    only, facts = args.only.split(","), Facts()
-    with Cluster(os.path.abspath(args.binary)) as cluster:
-        if "delivery" in only:
-            delivery.facts(facts.check, cluster)
-        if "malformed" in only:
-            malformed.facts(facts.check, cluster)
-        if "browser" in only:
-            browser(facts, cluster)
-        if "limits" in only:
-            limits.facts(facts.check, cluster)
-        if "slow" in only:
-            slow.facts(facts.check, cluster)
-        if "recovery" in only:
-            recovery.facts(facts.check, cluster)
-    if "outage" in only:
-        outage.facts(facts.check, os.path.abspath(args.binary))
+    binary, only, facts = os.path.abspath(args.binary), args.only.split(","), Facts()
+    if any(name in only for name in SHARED):
+        with Cluster(binary) as cluster:
+            for name in SHARED:
+                if name in only:
+                    SHARED[name](facts.check, cluster)
+    if "uno" in only:
+        # A heartbeat that a test can wait for.
+        with Cluster(binary, extra_toml='[heartbeat]\ninterval = "2s"\n') as cluster:
+            uno.facts(facts.check, cluster)
+    for name in OWN:
+        if name in only:
+            OWN[name](facts.check, binary)
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

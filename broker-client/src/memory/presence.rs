@@ -12,9 +12,11 @@ use tokio::time::Instant;
 
 use super::registry::LEASE;
 use super::{MemoryBroker, Node};
+use crate::application;
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
 use crate::{
-    BrokerError, Joined, Member, NodeId, PresenceStore, Publish, UserPresence, UserStatus,
+    BrokerError, EventKind, Joined, Member, NodeId, PresenceStore, Publish, UserPresence,
+    UserStatus,
 };
 
 /// Who holds a user at a resource.
@@ -232,6 +234,13 @@ impl Node {
         member: &Member,
         except: Option<&ConnectionId>,
     ) -> Result<(), BrokerError> {
+        let event = if kind == "presence:join" {
+            EventKind::PresenceJoin
+        } else {
+            EventKind::PresenceLeave
+        };
+        let json = serde_json::to_string(member).unwrap_or_else(|_| "null".to_owned());
+        self.tell(event, &application::member_data(resource, &json));
         self.announce(presence::member_announcement(kind, resource, member, except)).await
     }
 
@@ -242,9 +251,18 @@ impl Node {
     async fn settle(&self, user: &UserId, seen: bool) -> Result<(), BrokerError> {
         let now = Instant::now();
         let here = seen || self.is_connected(user, now);
-        let change = self.cluster.0.presence.lock().settle(user, here, now);
+        let (before, change) = {
+            let mut presence = self.cluster.0.presence.lock();
+            let before = presence.users.get(user).and_then(|status| status.announced);
+            (before.unwrap_or(UserStatus::Offline), presence.settle(user, here, now))
+        };
         if let Some((status, last_seen_ms)) = change {
             let payload = presence::status_payload(user, status, last_seen_ms);
+            if status == UserStatus::Offline {
+                self.tell(EventKind::UserOffline, &payload);
+            } else if before == UserStatus::Offline {
+                self.tell(EventKind::UserOnline, &payload);
+            }
             for channel in presence::status_channels(user) {
                 self.announce(presence::announcement("presence", channel, user, payload.clone()))
                     .await?;
@@ -313,7 +331,10 @@ impl Node {
         let _one_at_a_time = self.cluster.0.announcing.lock().await;
         *self.presence.lock() = Held::default();
         self.cluster.0.presence.lock().leases.remove(&self.id);
-        self.sweep_presence(&self.id).await
+        self.sweep_presence(&self.id).await?;
+        *self.reported.lock() = super::application::Reported::default();
+        self.cluster.0.application.lock().sweep(&self.id);
+        Ok(())
     }
 }
 
@@ -473,10 +494,12 @@ impl PresenceStore for MemoryBroker {
             (known, swept, dead)
         };
         if !known {
+            node.restore_application(swept);
             node.restore_presence(swept).await?;
         }
         for id in dead {
             node.sweep_presence(&id).await?;
+            shared.application.lock().sweep(&id);
         }
         let due = shared.presence.lock().due(now);
         for user in due {

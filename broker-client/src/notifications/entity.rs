@@ -6,6 +6,7 @@ use carillon_protocol::UserId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::NewNotification;
 use crate::store::{Invalid, Moment, NotificationId};
 
 /// What a notification is about: a lower-case word.
@@ -150,6 +151,29 @@ pub struct NotificationAction {
 }
 
 /// A stored notification. Serializes as the document's answers, which hold no `expires_at`.
+///
+/// ```
+/// use carillon_broker_client::{
+///     Clock, NewNotification, Notification, NotificationId, NotificationStatus, NotificationType,
+/// };
+/// use carillon_protocol::UserId;
+///
+/// let now = Clock::system().now();
+/// let reader = UserId::new("user-456")?;
+/// let new = NewNotification::new("New message", "From Jane", [reader.clone()])
+///     .kind(NotificationType::MESSAGE)
+///     .sender(UserId::new("user-789")?);
+/// let mut notification = Notification::new(NotificationId::new("notification-123")?, new, now);
+/// assert_eq!(notification.status, NotificationStatus::Pending);
+///
+/// notification.mark_as_delivered(now);
+/// assert_eq!(notification.status, NotificationStatus::Delivered);
+/// assert!(notification.mark_as_read(&reader, now));
+/// assert!(notification.is_read_by(&reader));
+/// assert_eq!(notification.status, NotificationStatus::Read);
+/// assert!(!notification.is_expired(now));
+/// # Ok::<(), carillon_protocol::ids::InvalidId>(())
+/// ```
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Notification {
     /// Its id.
@@ -189,6 +213,31 @@ pub struct Notification {
 }
 
 impl Notification {
+    /// One that nobody has yet. What is stored gets its id from the store.
+    #[must_use]
+    pub fn new(id: NotificationId, new: NewNotification, now: Moment) -> Self {
+        let mut notification = Self {
+            id,
+            title: new.title,
+            message: new.message,
+            kind: new.kind,
+            priority: new.priority,
+            status: NotificationStatus::Pending,
+            recipients: new.recipients,
+            sender_id: new.sender_id,
+            created_at: now,
+            delivered_at: None,
+            read_by: Vec::new(),
+            actions: new.actions,
+            resource_type: new.resource_type,
+            resource_id: new.resource_id,
+            metadata: new.metadata,
+            expires_at: new.expires_at,
+        };
+        notification.refresh_status(now);
+        notification
+    }
+
     /// A recipient has it; the first time counts.
     pub fn mark_as_delivered(&mut self, now: Moment) {
         self.delivered_at.get_or_insert(now);

@@ -31,8 +31,11 @@ local function purge(box, now)
   until #gone < CHUNK
 end
 
-local function keep(box, keep_until)
-  for _, key in pairs(box) do redis.call('PEXPIREAT', key, keep_until) end
+-- The inbox goes by itself with the last of its entries.
+local function keep(box)
+  local last = redis.call('ZREVRANGE', box.purge, 0, 0, 'WITHSCORES')[2]
+  if not last then return end
+  for _, key in pairs(box) do redis.call('PEXPIREAT', key, last) end
 end
 
 -- Adds an entry once, however often it is asked.
@@ -51,13 +54,12 @@ local function add(box, n)
   if over > 0 then
     drop(box, redis.call('ZRANGE', box.order, 0, math.min(over, CHUNK) - 1))
   end
-  keep(box, n.keep_until)
+  keep(box)
 end
 
 -- The entry as ARGV[first …] describes it.
 local function described(first)
   return {id = ARGV[first], now = tonumber(ARGV[first + 1]), created = tonumber(ARGV[first + 2]),
           unread_until = tonumber(ARGV[first + 3]), purge_at = tonumber(ARGV[first + 4]),
-          keep_until = tonumber(ARGV[first + 5]), entries_max = tonumber(ARGV[first + 6]),
-          meta = ARGV[first + 7]}
+          entries_max = tonumber(ARGV[first + 5]), meta = ARGV[first + 6]}
 end

@@ -3,7 +3,7 @@
 use carillon_protocol::UserId;
 use serde::{Deserialize, Serialize};
 
-use super::{NewNotification, Notification, NotificationLimits, NotificationStatus};
+use super::{NewNotification, Notification, NotificationLimits};
 use crate::store::{Moment, NotificationId};
 
 /// The part that never changes.
@@ -69,24 +69,9 @@ impl Record {
     pub(super) fn into_notification(mut self, now: Moment) -> Notification {
         self.reads.sort_by_key(|(_, at)| *at);
         let Document { id, created_at, body } = self.document;
-        let mut notification = Notification {
-            id,
-            title: body.title,
-            message: body.message,
-            kind: body.kind,
-            priority: body.priority,
-            status: NotificationStatus::Pending,
-            recipients: body.recipients,
-            sender_id: body.sender_id,
-            created_at,
-            delivered_at: self.delivered_at,
-            read_by: self.reads.into_iter().map(|(user, _)| user).collect(),
-            actions: body.actions,
-            resource_type: body.resource_type,
-            resource_id: body.resource_id,
-            metadata: body.metadata,
-            expires_at: body.expires_at,
-        };
+        let mut notification = Notification::new(id, body, created_at);
+        notification.delivered_at = self.delivered_at;
+        notification.read_by = self.reads.into_iter().map(|(user, _)| user).collect();
         notification.refresh_status(now);
         notification
     }

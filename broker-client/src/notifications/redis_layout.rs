@@ -72,7 +72,6 @@ impl Inner {
             .number(document.created_at.unix_ms())
             .number(document.unread_until(&self.limits).unix_ms())
             .number(document.purge_at(&self.limits).unix_ms())
-            .number(now.after(self.limits.age_max).after(self.limits.expired_kept).unix_ms())
             .number(i64::from(self.limits.entries_max))
             .arg(format!("{expires};{};{}", body.priority.as_str(), body.kind.as_str()))
     }

@@ -12,10 +12,6 @@ if purge_at == '' then
 end
 redis.call('ZADD', box.purge, purge_at, id)
 redis.call('HSET', box.meta, id, '')
-if was == 0 then
-  -- Nothing else may hold this inbox: the mark must not outlive its purpose.
-  for _, key in ipairs({box.purge, box.meta}) do
-    if redis.call('PTTL', key) == -1 then redis.call('PEXPIREAT', key, purge_at) end
-  end
-end
+-- The mark must not end before its purpose does, nor outlive it.
+keep(box)
 return was

@@ -50,8 +50,8 @@ impl Cluster {
         shared: &Arc<Shared>,
         stop: &CancellationToken,
     ) -> Arc<Self> {
-        let own = [shared.names.own_channel(), shared.names.all_channel()];
-        let unplaced = own.into_iter().map(|name| (Bytes::from(name), Wish::Told)).collect();
+        let unplaced =
+            shared.told_on().into_iter().map(|name| (Bytes::from(name), Wish::Told)).collect();
         let map = Map { masters: HashMap::new(), slots: vec![None; SLOTS], unplaced, next_id: 1 };
         let cluster = Arc::new(Self {
             shared: Arc::clone(shared),

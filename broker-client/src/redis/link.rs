@@ -46,12 +46,22 @@ pub(super) struct Shared {
     pub(super) timeout: Duration,
     /// Redis Cluster: `SSUBSCRIBE`, one channel a command.
     pub(super) sharded: bool,
+    /// A backend is none: what all nodes are told is not for it.
+    pub(super) is_node: bool,
     pub(super) board: Board,
     pub(super) ears: Ears,
     pub(super) counters: Counters,
     pub(super) tasks: TaskTracker,
     /// Told when a link saw that the cluster is laid out otherwise than we think.
     pub(super) layout_doubted: Notify,
+}
+
+impl Shared {
+    /// Channels on which others tell us things.
+    pub(super) fn told_on(&self) -> Vec<String> {
+        let all = self.is_node.then(|| self.names.all_channel());
+        std::iter::once(self.names.own_channel()).chain(all).collect()
+    }
 }
 
 #[derive(Default)]

@@ -16,8 +16,6 @@ pub(super) struct Names {
 pub(super) const NODES: &str = "nodes";
 /// Hash tag of the channel that every node hears.
 pub(super) const ALL: &str = "all";
-/// Hash tag of the `inbound` stream.
-pub(super) const INBOUND: &str = "inbound";
 
 impl Names {
     /// The prefix of every key and channel.
@@ -91,8 +89,19 @@ impl Names {
         format!("{}:canary:{}:{link}", self.prefix, self.node)
     }
 
+    /// The stream that backends read. Its whole name is the hash tag of what goes with it.
     pub(super) fn inbound(&self) -> String {
-        format!("{}:{{{INBOUND}}}:stream", self.prefix)
+        format!("{}:inbound", self.prefix)
+    }
+
+    /// A key in the slot of [`Names::inbound`]; `redis/application.rs` knows which.
+    pub(super) fn beside_inbound(&self, key: &str) -> String {
+        format!("{}:{key}:{{{}}}", self.prefix, self.inbound())
+    }
+
+    /// A key of revocations; `redis/revocations.rs` knows which.
+    pub(super) fn revocations(&self, key: &str) -> String {
+        format!("{}:{{{NODES}}}:revoked:{key}", self.prefix)
     }
 
     /// A user's poll answers: pages, and the state beside them.

@@ -11,8 +11,9 @@ use super::layout::{Call, Layout};
 use super::message::WITHOUT_HISTORY;
 use super::names::{NODES, Names};
 use super::{Inner, RedisBroker, answer, scripts};
+use crate::application::{self, INBOUND_MAX};
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
-use crate::{BrokerError, Joined, Member, PresenceStore, UserPresence, UserStatus};
+use crate::{BrokerError, EventKind, Joined, Member, PresenceStore, UserPresence, UserStatus};
 use async_trait::async_trait;
 use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
 use foldhash::HashMap;
@@ -130,11 +131,24 @@ impl Inner {
         let [entries, holders, counts] = keys(names, resource);
         let body = announcement.map(message).unwrap_or_default();
         let channel = announcement.map(|_| names.publications(resource)).unwrap_or_default();
-        let mut join = scripts::PRESENCE_JOIN.call(&[&entries, &holders, &counts]);
+        // What is not announced (R43) is not told either.
+        let event = announcement.map_or("", |_| self.told(EventKind::PresenceJoin));
+        let data = announcement.map_or_else(String::new, |announcement| {
+            application::member_data(resource, announcement.payload.json_str())
+        });
+        let in_step = self.in_step();
+        let mut keys = vec![entries, holders, counts];
+        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut join = scripts::PRESENCE_JOIN.call(&keys);
         join.arg(holder).arg(user.as_str()).arg(entry);
         join.arg(&body[..]).arg(channel).arg(self.layout.publish_verb());
+        join.arg(event).arg(time::rfc3339(presence::unix_ms())).arg(&data).arg(INBOUND_MAX);
         let (first, entries): (u8, Vec<(String, String)>) =
             answer::read(self.layout.run(&self.layout.place(resource.as_str()), &join).await?)?;
+        if first == 1 && in_step.is_none() {
+            self.tell_after(event, &data).await?;
+        }
         Ok((first == 1, entries))
     }
 
@@ -148,12 +162,26 @@ impl Inner {
         let names = &self.shared.names;
         let [entries, holders, counts] = keys(names, resource);
         let head = presence::announcement("presence:leave", resource.clone(), user, String::new());
-        let mut leave = scripts::PRESENCE_LEAVE.call(&[&entries, &holders, &counts]);
+        let event = self.told(EventKind::PresenceLeave);
+        let in_step = self.in_step();
+        let mut keys = vec![entries, holders, counts];
+        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut leave = scripts::PRESENCE_LEAVE.call(&keys);
         leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
         leave.arg(message(&head)).arg(names.publications(resource)).arg(self.layout.publish_verb());
-        let gone: u8 =
+        let data = application::member_data(resource, "");
+        let data = data.trim_end_matches('}');
+        leave.arg(event).arg(time::rfc3339(presence::unix_ms())).arg(data).arg(INBOUND_MAX);
+        let gone: String =
             answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
-        Ok(gone == 1)
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        if in_step.is_none() {
+            self.tell_after(event, &application::member_data(resource, &gone)).await?;
+        }
+        Ok(true)
     }
 
     fn own_index(&self) -> String {
@@ -195,8 +223,11 @@ impl Inner {
             Some(channel) if one_step => names.publications(channel),
             _ => String::new(),
         });
-        let mut settle = scripts::PRESENCE_SETTLE
-            .call(&[&status_key(names, user), &names.user_connections(user)]);
+        let in_step = self.in_step();
+        let mut keys = vec![status_key(names, user), names.user_connections(user)];
+        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut settle = scripts::PRESENCE_SETTLE.call(&keys);
         settle.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
         settle.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
         settle
@@ -204,9 +235,13 @@ impl Inner {
             .arg(time::rfc3339(now))
             .arg(serde_json::Value::from(user.as_str()).to_string());
         settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
-        settle.arg(self.shared.node.as_str()).arg(living);
+        settle.arg(self.told(EventKind::UserOnline)).arg(self.told(EventKind::UserOffline));
+        settle.arg(INBOUND_MAX).arg(self.shared.node.as_str()).arg(living);
         let settled = layout.run(&layout.place(&Names::user_tag(user)), &settle).await?;
-        let (wait, payload): (u64, String) = answer::read(settled)?;
+        let (wait, payload, event): (u64, String, String) = answer::read(settled)?;
+        if in_step.is_none() {
+            self.tell_after(&event, &payload).await?;
+        }
         if !one_step && !payload.is_empty() {
             for channel in &channels {
                 let mut publish = redis::cmd(layout.publish_verb());
@@ -318,6 +353,9 @@ impl Inner {
         let (known, swept, dead, looks, ends): Tended =
             answer::read(self.layout.run(&place, &tend).await?)?;
         // A new connection may lead to a server that was promoted without the last writes.
+        if known == 0 || self.application_doubted(connects) {
+            self.restore_application(swept == 1, connects).await?;
+        }
         if known == 0 || self.held.written_at.load(Ordering::Relaxed) != connects {
             self.restore_presence(swept == 1).await?;
             self.held.written_at.store(connects, Ordering::Relaxed);
@@ -325,6 +363,7 @@ impl Inner {
         for node in dead {
             tracing::info!(%node, "taking back a dead node's presence");
             self.sweep_presence(&node).await?;
+            self.sweep_application(&node).await?;
             let mut over = scripts::PRESENCE_SWEPT.call(&[&claims]);
             over.arg(&node);
             self.layout.run(&place, &over).await?;
@@ -361,6 +400,7 @@ impl Inner {
     pub(super) async fn retire_presence(&self) -> Result<(), BrokerError> {
         self.held.holds.lock().clear();
         self.sweep_presence(self.shared.node.as_str()).await?;
+        self.retire_application().await?;
         let mut command = redis::cmd("HDEL");
         command.arg(common(&self.shared.names, "pb")).arg(self.shared.node.as_str());
         self.layout.run(&self.layout.common(NODES), &command).await.map(|_| ())

@@ -5,31 +5,38 @@ use std::sync::LazyLock;
 use redis::{Cmd, Pipeline, Script};
 
 macro_rules! scripts {
-    ($($name:ident $file:literal)*) => {
-        $(pub(super) static $name: LazyLock<Source> = LazyLock::new(|| Source::new(include_str!($file)));)*
+    ($($name:ident $($file:literal)+;)*) => {
+        $(pub(super) static $name: LazyLock<Source> = LazyLock::new(|| Source::new(concat!($(include_str!($file)),+)));)*
         const ALL: &[&LazyLock<Source>] = &[$(&$name),*];
     };
 }
 
 scripts! {
-    PUBLISH "publish.lua"
-    PUBLISH_ONCE "publish_once.lua"
-    HISTORY "history.lua"
-    TOP "top.lua"
-    CLEAR "clear.lua"
-    FENCE "fence.lua"
-    REGISTER "register.lua"
-    BEAT "beat.lua"
-    CLAIM "claim.lua"
-    COUNT "count.lua"
-    FIND_POLL_PAGES "find_poll_pages.lua"
-    KEEP_POLL_PAGE "keep_poll_page.lua"
-    PRESENCE_JOIN "presence_join.lua"
-    PRESENCE_LEAVE "presence_leave.lua"
-    PRESENCE_SETTLE "presence_settle.lua"
-    PRESENCE_LOOK "presence_look.lua"
-    PRESENCE_TEND "presence_tend.lua"
-    PRESENCE_SWEPT "presence_swept.lua"
+    PUBLISH "publish.lua";
+    PUBLISH_ONCE "publish_once.lua";
+    HISTORY "history.lua";
+    TOP "top.lua";
+    CLEAR "clear.lua";
+    FENCE "fence.lua";
+    REGISTER "register.lua";
+    BEAT "beat.lua";
+    CLAIM "claim.lua";
+    COUNT "count.lua";
+    FIND_POLL_PAGES "find_poll_pages.lua";
+    KEEP_POLL_PAGE "keep_poll_page.lua";
+    PRESENCE_JOIN "tell.lua" "presence_join.lua";
+    PRESENCE_LEAVE "tell.lua" "presence_leave.lua";
+    PRESENCE_SETTLE "tell.lua" "presence_settle.lua";
+    PRESENCE_LOOK "presence_look.lua";
+    PRESENCE_TEND "presence_tend.lua";
+    PRESENCE_SWEPT "presence_swept.lua";
+    APPLICATION_TELL "tell.lua" "application_tell.lua";
+    APPLICATION_HOLD "tell.lua" "application_hold.lua";
+    APPLICATION_READ "application_read.lua";
+    APPLICATION_BURY "application_bury.lua";
+    APPLICATION_LEASE "application_lease.lua";
+    REVOKE "revoke.lua";
+    REVOCATIONS_RESTORE "revocations_restore.lua";
 }
 
 /// A script's text and digest.

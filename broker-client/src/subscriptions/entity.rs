@@ -5,6 +5,7 @@ use carillon_protocol::{ChannelName, Filter, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::NewSubscription;
 use crate::store::{Moment, SubscriptionId};
 
 /// What kind of thing is subscribed to.
@@ -67,6 +68,24 @@ pub struct SubscriptionQuery {
 }
 
 /// A stored subscription. Serializes as the document's answers, which hold no `payload_filter`.
+///
+/// ```
+/// use carillon_broker_client::{
+///     Clock, NewSubscription, Subscription, SubscriptionId, SubscriptionStatus,
+/// };
+/// use carillon_protocol::UserId;
+///
+/// let now = Clock::system().now();
+/// let new = NewSubscription::resource(UserId::new("user-456")?, "post", "post-789");
+/// let mut subscription = Subscription::new(SubscriptionId::new("subscription-123")?, new, now);
+/// assert!(subscription.add_label("important"));
+///
+/// let event = serde_json::json!({"resource_id": "post-789", "action": "update"});
+/// assert!(subscription.is_active(now) && subscription.matches_event(&event, now));
+/// subscription.update_status(SubscriptionStatus::Paused, now);
+/// assert!(!subscription.is_active(now) && !subscription.matches_event(&event, now));
+/// # Ok::<(), carillon_protocol::ids::InvalidId>(())
+/// ```
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Subscription {
     /// Its id.
@@ -102,6 +121,27 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// One that acts from now on. What is stored gets its id from the store.
+    #[must_use]
+    pub fn new(id: SubscriptionId, new: NewSubscription, now: Moment) -> Self {
+        Self {
+            id,
+            user_id: new.user_id,
+            kind: new.kind,
+            status: SubscriptionStatus::Active,
+            created_at: now,
+            updated_at: now,
+            expires_at: new.expires_at,
+            resource_id: new.resource_id,
+            resource_type: new.resource_type,
+            topic: new.topic,
+            query: new.query,
+            labels: new.labels,
+            metadata: new.metadata,
+            payload_filter: new.payload_filter,
+        }
+    }
+
     /// Changes the status.
     pub fn update_status(&mut self, status: SubscriptionStatus, now: Moment) {
         self.status = status;

@@ -181,6 +181,42 @@ pub struct SubscriptionPatch {
     pub expires_at: Option<Option<Moment>>,
 }
 
+impl SubscriptionPatch {
+    /// Changes nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// These are all labels from now on.
+    #[must_use]
+    pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.labels = Some(labels.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// This is all metadata from now on.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Map<String, Value>) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// It ends then.
+    #[must_use]
+    pub fn expires_at(mut self, expires: Moment) -> Self {
+        self.expires_at = Some(Some(expires));
+        self
+    }
+
+    /// It has no end any more.
+    #[must_use]
+    pub fn never_expires(mut self) -> Self {
+        self.expires_at = Some(None);
+        self
+    }
+}
+
 /// Tells `null` from absent.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Moment>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
@@ -195,17 +231,17 @@ fn required(field: &'static str, value: Option<&str>) -> Result<(), Invalid> {
 }
 
 fn check_query(query: &mut SubscriptionQuery) -> Result<(), Invalid> {
+    if query.channels.is_empty() || query.channels.len() > QUERY_CHANNELS_MAX {
+        let problem = format!("must name 1 to {QUERY_CHANNELS_MAX} channels");
+        return Err(Invalid::new("query.channels", problem));
+    }
     let mut distinct: Vec<ChannelName> = Vec::with_capacity(query.channels.len());
-    for channel in query.channels.drain(..).take(QUERY_CHANNELS_MAX * 2) {
+    for channel in query.channels.drain(..) {
         if !distinct.contains(&channel) {
             distinct.push(channel);
         }
     }
     query.channels = distinct;
-    if query.channels.is_empty() || query.channels.len() > QUERY_CHANNELS_MAX {
-        let problem = format!("must name 1 to {QUERY_CHANNELS_MAX} channels");
-        return Err(Invalid::new("query.channels", problem));
-    }
     check_filter("query.where", query.condition.as_ref())
 }
 
@@ -218,6 +254,9 @@ fn check_filter(field: &str, document: Option<&Value>) -> Result<(), Invalid> {
 
 /// Each once, in the order given.
 pub(super) fn checked_labels(labels: Vec<String>) -> Result<Vec<String>, Invalid> {
+    if labels.len() > LABELS_MAX {
+        return Err(Invalid::new("labels", format!("must be at most {LABELS_MAX}")));
+    }
     if labels.iter().any(|label| label.is_empty() || label.len() > LABEL_BYTES_MAX) {
         return Err(Invalid::new(
             "labels",
@@ -228,9 +267,6 @@ pub(super) fn checked_labels(labels: Vec<String>) -> Result<Vec<String>, Invalid
     for label in labels {
         if !distinct.contains(&label) {
             distinct.push(label);
-        }
-        if distinct.len() > LABELS_MAX {
-            return Err(Invalid::new("labels", format!("must be at most {LABELS_MAX}")));
         }
     }
     Ok(distinct)

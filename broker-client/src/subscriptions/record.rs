@@ -34,23 +34,8 @@ impl Record {
     ) -> Result<Self, Invalid> {
         let new = new.checked()?;
         let id = format!("{}{}", bucket_of(&new.user_id), sortable_id(now));
-        let payload_filter = new.payload_filter;
-        let subscription = Subscription {
-            id: SubscriptionId::made(&id),
-            user_id: new.user_id,
-            kind: new.kind,
-            status: SubscriptionStatus::Active,
-            created_at: now,
-            updated_at: now,
-            expires_at: new.expires_at,
-            resource_id: new.resource_id,
-            resource_type: new.resource_type,
-            topic: new.topic,
-            query: new.query,
-            labels: new.labels,
-            metadata: new.metadata,
-            payload_filter: None,
-        };
+        let mut subscription = Subscription::new(SubscriptionId::made(&id), new, now);
+        let payload_filter = subscription.payload_filter.take();
         if subscription.channels().is_empty() {
             let field = if subscription.topic.is_some() { "topic" } else { "resource_id" };
             return Err(Invalid::new(field, "is too long for a channel name"));

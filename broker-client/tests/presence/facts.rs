@@ -324,6 +324,20 @@ pub(crate) async fn a_status_stays_as_chosen_and_changes_are_coalesced(make: &im
     assert!(announced(&mut ear, &all).await.is_empty());
 }
 
+pub(crate) async fn a_change_that_waits_for_its_turn_is_announced_though_the_node_is_new(
+    make: &impl Fixture,
+) {
+    let all = channel("presence");
+    let (one, mut ear) = (make.join().await, listener(make, &[&all]).await);
+    arrive(&one, &connection(&one, "ada", 0)).await;
+    // Within the gap: said later. The node's first beats write what it holds again, and must not swallow it.
+    one.broker.user_seen(&user("ada"), Some(UserStatus::Away)).await.unwrap();
+    beat_all(&[&one, &ear]).await;
+    make.pass(Duration::from_millis(1_050)).await;
+    beat_all(&[&one, &ear]).await;
+    assert_eq!(announced(&mut ear, &all).await, ["online ada", "away ada"]);
+}
+
 pub(crate) async fn a_user_never_seen_is_offline(make: &impl Fixture) {
     let one = make.join().await;
     let known = one.broker.presence_of(&[user("nobody"), user("no one")]).await.unwrap();

@@ -70,40 +70,57 @@ async fn a_deletion_that_died_half_way_is_finished_by_another_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_key_ends_by_itself_and_an_expired_record_is_gone_from_redis() {
-    let (server, prefix) = (RedisServer::shared(), RedisServer::prefix());
+async fn expired_ones_go_from_redis_by_themselves_untouched_and_without_a_scan() {
+    const USERS: usize = 100;
+    let (server, prefix) = (RedisServer::start(&["--hz", "100"]), RedisServer::prefix());
     let limits =
         NotificationLimits { expired_kept: Duration::ZERO, ..NotificationLimits::default() };
     let link = Link::to(&server, &prefix, true).await;
     let mut connection = link.connection();
     let store = store(link, limits, Clock::system());
-    let ann = user("ann");
-    let expires = Clock::system().now().after(Duration::from_millis(200));
-    let new = NewNotification::new("soon over", "text", [ann.clone()]).expires_at(expires);
-    let id = store.create(new).await.expect("created").id;
-    store.ack_outbox(&id).await.expect("acknowledged");
-
-    let record = format!("{prefix}:{{n0}}:notification:{id}");
-    let mut exists = true;
-    while exists {
-        exists =
-            redis::cmd("EXISTS").arg(&record).query_async(&mut connection).await.expect("asked");
+    let users: Vec<_> = (0..USERS).map(|n| user(&format!("user-{n}"))).collect();
+    for _ in 0..10 {
+        let expires = Clock::system().now().after(Duration::from_millis(1_500));
+        let new = NewNotification::new("soon over", "text", users.iter().cloned());
+        let id = store.create(new.expires_at(expires)).await.expect("created").id;
+        store.ack_outbox(&id).await.expect("acknowledged");
     }
-    let keys: Vec<String> = redis::cmd("KEYS")
-        .arg(format!("{prefix}:*"))
-        .query_async(&mut connection)
-        .await
-        .expect("keys");
+    // One that stays keeps its own inbox and no other.
+    let stays = NewNotification::new("stays", "text", [users[0].clone()]);
+    let stays = store.create(stays).await.expect("created").id;
+    store.ack_outbox(&stays).await.expect("acknowledged");
+    let size = || {
+        let mut connection = connection.clone();
+        async move {
+            let size = redis::cmd("DBSIZE").query_async::<usize>(&mut connection).await;
+            size.expect("asked")
+        }
+    };
+    // Of each user five keys, but nobody has read or taken anything out: order, unread, pending, purge, meta.
+    assert!(size().await > 5 * (USERS - 1));
+    // Its record and the five keys of its inbox.
+    while size().await > 6 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let stats: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("asked");
+    for command in ["scan", "hscan", "zscan", "sscan", "keys"] {
+        assert!(!stats.contains(&format!("cmdstat_{command}:")), "{stats}");
+    }
+    // What stays ends as well, and touching the inbox cleans it of what expired.
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("keys");
     for key in &keys {
         let ends: i64 =
             redis::cmd("PTTL").arg(key).query_async(&mut connection).await.expect("asked");
         assert!(ends > 0, "{key} never ends");
     }
-    assert_eq!(store.unread_count(&ann).await, Ok(0));
-    let left: Vec<String> = redis::cmd("KEYS")
-        .arg(format!("{prefix}:*"))
-        .query_async(&mut connection)
-        .await
-        .expect("keys");
-    assert!(left.is_empty(), "touching the inbox cleans it: {left:?}");
+    let meta = format!("{prefix}:{{u:user-0}}:notifications:meta");
+    let entries = async |connection: &mut redis::aio::MultiplexedConnection| {
+        let entries = redis::cmd("HLEN").arg(&meta).query_async::<usize>(connection).await;
+        entries.expect("asked")
+    };
+    assert_eq!(entries(&mut connection).await, 11);
+    assert_eq!(store.unread_count(&users[0]).await, Ok(1));
+    assert_eq!(entries(&mut connection).await, 1);
 }

@@ -20,13 +20,14 @@ const LAST_WAIT: Duration = Duration::from_secs(3);
 pub(super) async fn drain(node: &Arc<Node>, accepting: &CancellationToken) {
     node.draining.store(true, Ordering::Relaxed);
     tracing::info!(connections = node.metrics.connections_live(), "draining");
-    if node.config.redis.settings().is_some() {
-        tokio::time::sleep(node.config.drain.grace).await;
+    let config = node.config.load_full();
+    if config.redis.settings().is_some() {
+        tokio::time::sleep(config.drain.grace).await;
     }
     node.closing.store(true, Ordering::Relaxed);
     accepting.cancel();
     let mut connections = node.hub.connections();
-    let steps = (node.config.drain.period.as_millis() / STEP.as_millis()).max(1) as usize;
+    let steps = (config.drain.period.as_millis() / STEP.as_millis()).max(1) as usize;
     let mut tick = tokio::time::interval(STEP);
     for step in 0..steps {
         if connections.is_empty() {
@@ -55,6 +56,7 @@ pub(super) async fn end(node: &Arc<Node>, hurry: &CancellationToken) {
         _ = tokio::time::timeout(LAST_WAIT, ended) => {}
         () = hurry.cancelled() => {}
     }
+    node.application.lifecycle.flushed().await;
     if let Err(error) = node.broker.retire().await {
         tracing::debug!(%error, "the lease ends by itself");
     }

@@ -10,18 +10,24 @@ use axum::routing::get;
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
 use http::{HeaderName, HeaderValue, Method};
+use tower_http::CompressionLevel;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::node::Node;
 use crate::rest::{self, ApiError, with_request_id};
 use crate::transport::{poll, sse, websocket};
 
+/// Answers of fewer bytes are not compressed: a segment is sent either way.
+const COMPRESSED_BYTES_MIN: u64 = 1_024;
+
 /// All routes of the client port.
 pub(crate) fn client(node: &Arc<Node>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/ws", get(websocket::social))
-        .route("/ws/{name}", get(websocket::social))
+        .route("/ws/{name}", get(websocket::named))
         .route("/api/realtime/ws", get(websocket::uno))
         .route("/", get(websocket::excore))
         .route("/api/realtime/events", get(sse::uno))
@@ -33,9 +39,24 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
         .merge(rest::router(Arc::clone(node)))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(cors(&node.config.cors.origins))
+        .layer(CatchPanicLayer::custom(panicked));
+    compressed(routes, node.config.load().compression.rest)
+        .layer(cors(&node.config.load().cors.origins))
         .layer(axum::middleware::from_fn(with_request_id))
+}
+
+/// gzip for answers that are worth it, where the client takes it (R30). Event streams see to themselves.
+fn compressed(routes: Router, on: bool) -> Router {
+    if !on {
+        return routes;
+    }
+    let worthwhile = SizeAbove::new(COMPRESSED_BYTES_MIN).and(NotForContentType::SSE);
+    routes.layer(
+        CompressionLayer::new()
+            .gzip(true)
+            .quality(CompressionLevel::Fastest)
+            .compress_when(worthwhile),
+    )
 }
 
 async fn unknown_path(request: Request) -> Response {
@@ -72,6 +93,8 @@ fn cors(origins: &[String]) -> CorsLayer {
         "traceparent",
     ];
     let exposed = [
+        "link",
+        "x-as-of",
         "x-request-id",
         "x-total-count",
         "x-ratelimit-limit",

@@ -3,9 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 use super::settings::ServeArgs;
 use crate::auth::{NewToken, mint};
 use crate::config::{Config, DEVELOPMENT_KEY, Secret};
+use crate::logging::Log;
 
 pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.sources())?;
@@ -13,7 +16,8 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         // Standard output, never the log: the banner holds a token (R44).
         super::print(&banner(&config, jiff::Timestamp::now().as_second()))?;
     }
-    crate::app::run(config).await?;
+    let log = Log::start(&config.log).context("the log")?;
+    crate::app::run(config, log).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use carillon_broker_client::RevocationVersions;
 use carillon_protocol::{CloseCode, ConnectionId, Envelope, Payload, UserId};
 use serde_json::Value;
 
-use super::questions::{
-    Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question,
-};
+use super::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionView, Question};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;
@@ -39,6 +38,14 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         Question::Connections(filter) => value(&connections(node, &filter)),
         Question::SubscriptionsChanged(user) => {
             crate::interests::refresh(node, &user);
+            Value::Null
+        }
+        Question::Revoked(revocation, before, after) => {
+            let versions = RevocationVersions { before, after };
+            crate::revocations::heard(node, &revocation, versions).into()
+        }
+        Question::OutboxFilled => {
+            node.courier.kick();
             Value::Null
         }
         Question::Connection(id) => {
@@ -148,6 +155,7 @@ fn view(node: &Node, connection: &Connection) -> ConnectionView {
         profile: connection.dress.profile.name().to_owned(),
         node: node.name.clone(),
         connected_at: carillon_protocol::time::rfc3339(connection.connected_at_ms),
+        remote: connection.remote.map(|remote| remote.to_string()),
         channels: node.hub.channels_of(&connection.id),
     }
 }

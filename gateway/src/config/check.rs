@@ -9,12 +9,16 @@ use super::namespaces::Rule;
 use super::reader::Reader;
 use super::secret::Secret;
 use super::settings::{Config, Mode};
+use crate::application::SigningKeys;
 
 /// The shortest HMAC secret in production, in bytes.
 pub const SECRET_BYTES_MIN: usize = 32;
 
 /// The shortest API key in production, in bytes.
 pub const API_KEY_BYTES_MIN: usize = 16;
+
+/// The shortest key of a webhook's signatures in production, in bytes.
+pub(super) const WEBHOOK_KEY_BYTES_MIN: usize = 16;
 
 const LEEWAY_MAX: Duration = Duration::from_secs(5);
 
@@ -23,6 +27,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) {
     check_redis(config, reader);
     check_keys(config, reader);
     check_policy(config, reader);
+    check_application(config, reader);
     if config.heartbeat.interval.is_zero() {
         reader.mistake("heartbeat.interval", "must be longer than 0");
     }
@@ -159,6 +164,40 @@ fn check_key(
             format!("{path}.algorithms"),
             "allows no HS algorithm, which the secret needs",
         );
+    }
+}
+
+fn check_application(config: &Config, reader: &Reader<'_>) {
+    for (path, webhook) in [
+        ("inbound.webhook", &config.inbound.webhook),
+        ("authorize.webhook", &config.authorize.webhook),
+        ("events.webhook", &config.events.webhook),
+    ] {
+        let Some(webhook) = webhook else { continue };
+        if webhook.timeout.is_zero() {
+            reader.mistake(format!("{path}.timeout"), "must be longer than 0");
+        }
+        let secret = || format!("{path}.secret");
+        match webhook.secret.as_ref().map(|secret| SigningKeys::length(secret.expose())) {
+            None if !config.dev => reader.mistake(
+                secret(),
+                "is required: calls are signed (or start with --dev, which sends them unsigned)",
+            ),
+            Some(Err(invalid)) => reader.mistake(secret(), invalid.to_string()),
+            Some(Ok(length)) if !config.dev && length < WEBHOOK_KEY_BYTES_MIN => reader.mistake(
+                secret(),
+                format!(
+                    "is shorter than {WEBHOOK_KEY_BYTES_MIN} bytes, which production mode refuses"
+                ),
+            ),
+            _ => {}
+        }
+    }
+    if config.events.attempts == 0 {
+        reader.mistake("events.attempts", "must be at least 1");
+    }
+    if config.inbound.types.iter().any(|kind| kind.trim().is_empty()) {
+        reader.mistake("inbound.types", "must hold message types, none of them empty");
     }
 }
 

@@ -50,6 +50,11 @@ pub(super) fn read(root: &Section<'_>, loader: &super::Loader) -> Config {
             webhook: webhook(&root.child("authorize").child("webhook"), seconds(2)),
         },
         events: events(&root.child("events")),
+        compression: {
+            let section = root.child("compression");
+            let on = |name: &str| section.flag(name).unwrap_or(true);
+            Compression { websocket: on("websocket"), sse: on("sse"), rest: on("rest") }
+        },
         log: log(&root.child("log")),
         otel: Otel { endpoint: root.child("otel").read("endpoint", http_url) },
         console: Console { enabled: root.child("console").flag("enabled").unwrap_or(dev) },
@@ -277,6 +282,7 @@ fn events(section: &Section<'_>) -> Events {
         user_offline: on("user_offline"),
         connection_opened: on("connection_opened"),
         connection_closed: on("connection_closed"),
+        attempts: section.number("attempts").unwrap_or(10),
         webhook: webhook(&section.child("webhook"), seconds(10)),
     }
 }
@@ -312,6 +318,7 @@ fn route(section: &Section<'_>) -> Option<Route> {
         to: section.text("to").unwrap_or_default(),
         payload: map("payload")?,
         overwrite: map("overwrite")?,
+        fill: map("fill")?,
         relay: section.flag("relay").unwrap_or(false),
         history: section.flag("history").unwrap_or(true),
     };

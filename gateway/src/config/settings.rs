@@ -299,6 +299,8 @@ pub struct Events {
     pub connection_opened: bool,
     /// Any connection closed.
     pub connection_closed: bool,
+    /// Times that an entry of the stream is sent before it is a dead letter.
+    pub attempts: u32,
     /// Drains the stream for applications that prefer HTTP.
     pub webhook: Option<Webhook>,
 }
@@ -327,6 +329,17 @@ pub struct Log {
 pub struct Otel {
     /// OTLP endpoint; `OTEL_EXPORTER_OTLP_ENDPOINT` where not given.
     pub endpoint: Option<String>,
+}
+
+/// `compression.*` (R30). What a client did not ask for is never compressed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compression {
+    /// permessage-deflate.
+    pub websocket: bool,
+    /// gzip on event streams.
+    pub sse: bool,
+    /// gzip on answers of REST and long polls.
+    pub rest: bool,
 }
 
 /// `console.*`.
@@ -366,6 +379,7 @@ pub struct Config {
     pub inbound: Inbound,
     pub authorize: Authorize,
     pub events: Events,
+    pub compression: Compression,
     pub log: Log,
     pub otel: Otel,
     pub console: Console,

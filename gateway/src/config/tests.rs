@@ -200,6 +200,24 @@ fn wrong_values_are_refused_with_their_key() {
         ("[[routes]]\nfrom = \"connect\"\nto = \"x\"", "routes[0].from", "control"),
         ("[inbound.webhook]\nsecret = \"x\"", "inbound.webhook.url", "required"),
         ("[inbound.webhook]\nurl = \"ftp://x\"", "inbound.webhook.url", "URL"),
+        ("[inbound.webhook]\nurl = \"http://x\"", "inbound.webhook.secret", "required"),
+        (
+            "[events.webhook]\nurl = \"http://x\"\nsecret = \"whsec_???\"",
+            "events.webhook.secret",
+            "base64",
+        ),
+        (
+            "[authorize.webhook]\nurl = \"http://x\"\nsecret = \"whsec_c2hvcnQ=\"",
+            "authorize.webhook.secret",
+            "16 bytes",
+        ),
+        (
+            "[authorize.webhook]\nurl = \"http://x\"\nsecret = \"0123456789abcdef\"\ntimeout = \"0s\"",
+            "authorize.webhook.timeout",
+            "longer",
+        ),
+        ("[events]\nattempts = 0", "events.attempts", "at least 1"),
+        ("[inbound]\ntypes = [\"\"]", "inbound.types", "empty"),
         ("[log]\nlevel = \"a=b=c\"", "log.level", "no level"),
         ("[log]\nformat = \"xml\"", "log.format", "no format"),
         (
@@ -303,11 +321,12 @@ fn a_reload_changes_keys_limits_namespaces_and_level_alone() {
     let path = sources.file.clone().expect("a file");
     let config = Config::load(sources).expect("config");
     let second = "[auth.jwt]\nsecret = \"another-secret-another-secret-another\"\n[limits]\nqueue_bytes = \"1MiB\"\n\
-        [log]\nlevel = \"debug\"\n[redis]\nprefix = \"other\"\n[[namespaces]]\npattern = \"only\"\n";
+        [log]\nlevel = \"debug\"\n[[routes]]\nfrom = \"a\"\nto = \"b\"\n[redis]\nprefix = \"other\"\n[[namespaces]]\npattern = \"only\"\n";
     std::fs::write(&path, second).expect("a file");
     let Reloaded { config: fresh, needs_restart } = config.reload().expect("reload");
     assert_eq!(needs_restart, ["redis"]);
     assert_eq!((fresh.limits.queue_bytes, fresh.log.level.as_str()), (1 << 20, "debug"));
+    assert_eq!(fresh.routes.len(), 1);
     assert_eq!((fresh.namespaces.len(), fresh.redis.prefix.as_str()), (1, "carillon"));
     assert_ne!(fresh.auth.jwt.secret, config.auth.jwt.secret);
     std::fs::write(&path, "[limits]\nqueue_bytes = \"lots\"\n").expect("a file");

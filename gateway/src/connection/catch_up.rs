@@ -14,8 +14,10 @@ use carillon_protocol::{ChannelName, Epoch, ErrorCode, Filter, Position, Since};
 
 use super::driver::{Driver, RETRY};
 use super::outbox::Pushed;
-use super::requests::{Named, Own};
+use super::requests::Named;
+use super::subscriptions::Own;
 use crate::dispatch::Dispatch;
+use crate::filters::Verdicts;
 use crate::hub::{Behind, Labels, Next, Subscription};
 use crate::interests::matching;
 use crate::notifications::is_notification;
@@ -56,10 +58,12 @@ impl Driver {
         let named = self.resolve(&request.channel)?;
         let (traits, conflate) = self.allowed(Action::Subscribe, &request.channel).await?;
         let filter = match &request.filter {
-            Some(document) => Some(Arc::new(Filter::new(document).map_err(|invalid| {
-                Refusal::new(ErrorCode::InvalidMessage, invalid.to_string())
-                    .with("field", "payload.filter")
-            })?)),
+            Some(document) => {
+                Some(self.node.filters.share(Filter::new(document).map_err(|invalid| {
+                    Refusal::new(ErrorCode::InvalidMessage, invalid.to_string())
+                        .with("field", "payload.filter")
+                })?))
+            }
             None => None,
         };
         let beginning = Beginning::of(&request);
@@ -68,7 +72,7 @@ impl Driver {
                 .subscribe_again(&named, beginning, request.filter.is_some(), filter, correlation)
                 .await;
         }
-        let limit = self.node.config.limits.subscriptions_per_connection as usize;
+        let limit = self.node.config.load().limits.subscriptions_per_connection as usize;
         if limit > 0 && self.subscriptions.values().filter(|own| !own.automatic).count() >= limit {
             return Err(Refusal::new(
                 ErrorCode::SubscriptionLimit,
@@ -291,8 +295,11 @@ impl Driver {
         if !self.subscriptions_owed.is_empty() {
             self.subscribe_owed().await;
         }
+        if self.connection.take_grants_doubted() {
+            self.ask_again().await;
+        }
         if self.connection.take_interests_changed() || self.interests_owed {
-            self.sync_interests().await;
+            self.sync_interests(&None).await;
         }
         if self.pending_owed {
             self.send_pending().await;
@@ -301,7 +308,12 @@ impl Driver {
     }
 
     /// Leads one subscription from `from` to live; what it sees on the way is queued as there is room.
-    async fn catch_up(&mut self, channel: &ChannelName, mut from: Position, mut read_all: bool) {
+    pub(super) async fn catch_up(
+        &mut self,
+        channel: &ChannelName,
+        mut from: Position,
+        mut read_all: bool,
+    ) {
         let Some(own) = self.subscriptions.get(channel).cloned() else { return };
         let Some(age) = own.traits.history_age else { return };
         loop {
@@ -377,14 +389,11 @@ impl Driver {
         if !admitted {
             return true;
         }
-        let (asked, ids) = {
-            let value = std::cell::OnceCell::new();
-            let payload = || value.get_or_init(|| publication.payload.to_value());
-            let asked =
-                own.asked && own.filter.as_ref().is_none_or(|filter| filter.matches(payload()));
-            let ids = own.interests.as_ref().map(|interests| matching(interests, payload));
-            (asked, ids.unwrap_or_default())
-        };
+        let mut verdicts = Verdicts::on(&publication.payload);
+        let asked = own.asked && own.filter.as_ref().is_none_or(|filter| verdicts.passes(filter));
+        let ids = own.interests.as_ref().map_or_else(Vec::new, |interests| {
+            matching(interests, &publication.kind, &mut verdicts)
+        });
         if !asked && ids.is_empty() {
             return true;
         }

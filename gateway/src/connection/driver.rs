@@ -8,22 +8,26 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits, Step};
 use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
-use carillon_protocol::{ClientMessage, CloseCode, Codec};
+use carillon_protocol::{ClientMessage, CloseCode, Codec, Cursor};
 use tokio::time::Sleep;
 
 use super::Connection;
-use super::requests::Subscriptions;
-use super::socket::Socket;
+use super::grants::Grants;
+use super::subscriptions::Subscriptions;
 use super::welcome::Resume;
+use crate::application::calls::Queue;
 use crate::auth::Claims;
 use crate::clock;
 use crate::dispatch::Medium;
+use crate::metrics::Named;
 use crate::node::{Admitted, Node};
+use crate::socket::Socket;
 
 /// Bytes read from a socket in one go, into a buffer that the thread's connections share.
 const READ_BYTES: usize = 16 * 1024;
@@ -49,7 +53,15 @@ pub struct Driver {
     pub(super) interests_owed: bool,
     /// Channels of the query that could not be subscribed to while the broker was away, and where they resume.
     pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
-    socket: Option<Socket>,
+    /// Where their channels go on, while some are owed.
+    pub(super) interests_resume: Option<Box<Result<Cursor, ()>>>,
+    /// Calls to the application that are under way.
+    pub(super) calls: Option<Queue>,
+    /// Until when the application allowed what this connection hears, monotonic milliseconds.
+    pub(super) grants: Grants,
+    socket: Option<Arc<Socket>>,
+    /// Counted under the name in its path.
+    pub(crate) named: Option<Named>,
     session: Session,
     _admitted: Admitted,
 }
@@ -62,11 +74,31 @@ enum Ending {
     Said(CloseCode),
 }
 
+/// What a waiting connection was woken by.
+enum Awoken {
+    /// The outbox may have a signal.
+    Signal,
+    /// The socket has room again.
+    Writable,
+    /// The socket has something to read.
+    Readable,
+    /// It is time to try again.
+    Retry,
+    /// The socket failed.
+    Failed,
+}
+
 /// One thing that happened on the socket.
 enum Happening {
     Step(Step),
     Pong(Vec<u8>),
     PeerClosed(Option<u16>),
+}
+
+impl Happening {
+    fn publishes(&self) -> bool {
+        matches!(self, Self::Step(Step::Perform(Request::Publish(_), _)))
+    }
 }
 
 impl Driver {
@@ -77,7 +109,7 @@ impl Driver {
         connection: Arc<Connection>,
         claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Socket>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
         let driver = Self::brief(node, connection, claims, admitted, socket);
         let heartbeat = &driver.node.heartbeat;
@@ -96,19 +128,30 @@ impl Driver {
         connection: Arc<Connection>,
         mut claims: Option<Claims>,
         admitted: Admitted,
-        socket: Option<Socket>,
+        socket: Option<Arc<Socket>>,
     ) -> Self {
-        if let Some(claims) = claims.as_mut().filter(|_| node.config.authorize.webhook.is_none()) {
+        let config = node.config.load();
+        if let Some(claims) = claims.as_mut().filter(|_| config.authorize.webhook.is_none()) {
             // Only an authorisation webhook asks for the token's other claims; they cost an idle
             // connection more than its task.
             claims.all.clear();
         }
         let limits = SessionLimits {
-            messages_per_second: node.config.limits.messages_per_second,
-            heartbeat_timeout_ms: node.config.heartbeat.timeout.as_millis() as u64,
+            messages_per_second: config.limits.messages_per_second,
+            heartbeat_timeout_ms: config.heartbeat.timeout.as_millis() as u64,
         };
+        drop(config);
+        if let Some(claims) = &claims {
+            connection.set_token(claims.token_id.as_deref(), claims.issued_at);
+        }
         node.hub.attach(&connection);
+        // Attach before looking: what is revoked in between finds the connection, or is found here.
+        if claims.as_ref().is_some_and(|claims| node.revoked.refuses(claims)) {
+            connection.outbox.close(CloseCode::TokenRevoked);
+        }
+        node.application.lifecycle.opened(&node.name, &connection);
         node.metrics.opened(connection.transport);
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
         Self {
             session: Session::new(limits, clock::monotonic_ms()),
             node,
@@ -119,15 +162,22 @@ impl Driver {
             pending_owed: false,
             interests_owed: false,
             subscriptions_owed: Vec::new(),
+            interests_resume: None,
+            calls: None,
+            grants: Grants::default(),
             socket,
+            named: None,
             _admitted: admitted,
         }
     }
 
     /// Drives a WebSocket until it ends. `early` are bytes that came with the handshake.
-    pub async fn run_websocket(mut self, mut early: Vec<u8>) {
+    ///
+    /// Boxed, like every rare await in it: the future of an idle connection holds little more than a pointer.
+    pub async fn run_websocket(mut self: Box<Self>, mut early: Vec<u8>) {
         let Some(socket) = self.socket.clone() else { return };
-        let mut assembler = Assembler::new(self.node.config.limits.max_message_size);
+        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size)
+            .with_deflate(self.connection.dress.compressed);
         if !early.is_empty() {
             let mut happenings = Vec::new();
             let heard = self.hear(&mut assembler, &mut early, &mut happenings);
@@ -148,34 +198,24 @@ impl Driver {
                 Box::pin(self.catch_up_all()).await;
                 continue;
             }
-            tokio::select! {
-                biased;
-                () = self.connection.outbox.woken() => {}
-                ready = socket.writable(), if signals.blocked => match ready {
-                    Ok(()) => self.connection.outbox.flush(),
-                    Err(_) => break Ending::Failed,
-                },
-                ready = socket.readable() => {
-                    if ready.is_err() {
-                        break Ending::Failed;
-                    }
+            match self.wait(&socket, true, signals.blocked).await {
+                Awoken::Signal => {}
+                Awoken::Writable => self.connection.outbox.flush(),
+                Awoken::Readable => {
                     if let Some(ending) = self.read(&socket, &mut assembler).await {
                         break ending;
                     }
                 }
-                () = due(&mut self.retry), if self.retry.is_some() => {
-                    self.retry = None;
-                    self.connection.outbox.mark_behind();
-                }
+                Awoken::Retry => self.connection.outbox.mark_behind(),
+                Awoken::Failed => break Ending::Failed,
             }
         };
-        // Boxed like every rare await: an idle connection's task carries no room for it.
         Box::pin(self.end(ending)).await;
     }
 
     /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
     /// somebody closes it. With a socket, the outbox writes to it.
-    pub async fn run_listener(mut self, gone: impl Future<Output = ()>) {
+    pub async fn run_listener(mut self: Box<Self>, gone: impl Future<Output = ()>) {
         let socket = self.socket.clone();
         let mut gone = std::pin::pin!(gone);
         let ending = loop {
@@ -204,6 +244,37 @@ impl Driver {
         Box::pin(self.end(ending)).await;
     }
 
+    /// Waits for whatever comes first, in one poll without state of its own. The socket's readiness is asked
+    /// for by `poll_read_ready`, so that its slot holds this task's waker and lets go of hyper's, which would keep
+    /// the finished task of the handshake in memory. Cancel safe.
+    async fn wait(&mut self, socket: &Socket, reads: bool, blocked: bool) -> Awoken {
+        let ready = |polled: Poll<io::Result<()>>, awoken| match polled {
+            Poll::Ready(Ok(())) => Some(awoken),
+            Poll::Ready(Err(_)) => Some(Awoken::Failed),
+            Poll::Pending => None,
+        };
+        std::future::poll_fn(|cx| {
+            let awoken = if self.connection.outbox.poll_woken(cx).is_ready() {
+                Some(Awoken::Signal)
+            } else if let Some(awoken) =
+                blocked.then(|| ready(socket.poll_write_ready(cx), Awoken::Writable)).flatten()
+            {
+                Some(awoken)
+            } else if let Some(awoken) =
+                reads.then(|| ready(socket.poll_read_ready(cx), Awoken::Readable)).flatten()
+            {
+                Some(awoken)
+            } else if self.retry.as_mut().is_some_and(|retry| retry.as_mut().poll(cx).is_ready()) {
+                self.retry = None;
+                Some(Awoken::Retry)
+            } else {
+                None
+            };
+            awoken.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
     /// Reads what the socket has, and performs it.
     async fn read(&mut self, socket: &Socket, assembler: &mut Assembler) -> Option<Ending> {
         let mut happenings = Vec::new();
@@ -230,6 +301,12 @@ impl Driver {
         let now = clock::monotonic_ms();
         self.connection.heard(now);
         self.session.handle_bytes(now);
+        {
+            // A reload changes the limits of live connections too.
+            let limits = &self.node.config.load().limits;
+            self.session.handle_limit(now, limits.messages_per_second);
+            assembler.limit(limits.max_message_size);
+        }
         let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
         let user = self.connection.user.clone();
         let routes = self.node.routes.load();
@@ -289,7 +366,8 @@ impl Driver {
         happenings: Vec<Happening>,
         heard: Result<(), Ending>,
     ) -> Option<Ending> {
-        for happening in happenings {
+        let mut happenings = happenings.into_iter().peekable();
+        while let Some(happening) = happenings.next() {
             match happening {
                 Happening::Pong(bytes) => {
                     self.connection.outbox.push_raw(frame(Opcode::Pong, &bytes));
@@ -298,6 +376,18 @@ impl Driver {
                     self.connection.outbox.push_raw(close_frame(code.unwrap_or(1000), ""));
                     self.connection.outbox.flush();
                     return Some(Ending::Peer);
+                }
+                Happening::Step(Step::Perform(Request::Publish(first), correlation)) => {
+                    // What one read brought is published in one round trip, in order.
+                    let mut run = vec![(first, correlation)];
+                    while let Some(Happening::Step(Step::Perform(
+                        Request::Publish(next),
+                        correlation,
+                    ))) = happenings.next_if(Happening::publishes)
+                    {
+                        run.push((next, correlation));
+                    }
+                    super::requests::publish_all(self, run).await;
                 }
                 Happening::Step(step) => {
                     if let Some(ending) = self.perform_step(step).await {
@@ -379,7 +469,7 @@ impl Driver {
     }
 
     /// Says goodbye where that is due, and takes everything back.
-    async fn end(mut self, ending: Ending) {
+    async fn end(mut self: Box<Self>, ending: Ending) {
         let socket = self.socket.clone();
         let socket = socket.as_ref();
         let connection = Arc::clone(&self.connection);
@@ -404,6 +494,7 @@ impl Driver {
             Ending::Said(code) => code.reason(),
         };
         self.node.metrics.closed(connection.transport, reason);
+        self.node.application.lifecycle.closed(&self.node.name, &connection, reason);
         if let (Ending::Said(_), Some(socket)) = (ending, socket) {
             // Let the last bytes out, and wait for the peer to close first: a reset would take the
             // close frame with it.
@@ -411,9 +502,9 @@ impl Driver {
         }
         outbox.fail();
         if let Some(socket) = socket {
-            let _ = socket.shutdown(std::net::Shutdown::Both);
+            socket.shut();
         }
-        tracing::debug!(connection = %connection.id, reason, "connection ended");
+        tracing::debug!(connection = %connection.id, remote = ?connection.remote, reason, "connection ended");
     }
 }
 
@@ -435,13 +526,15 @@ pub fn disconnect(code: CloseCode) -> ServerMessage {
 }
 
 async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
-    while outbox.queued_bytes() > 0 && !outbox.signals().failed {
+    while (outbox.queued_bytes() > 0 || outbox.signals_blocked()) && !outbox.signals().failed {
         if socket.writable().await.is_err() {
             return;
         }
         outbox.flush();
     }
-    let _ = socket.shutdown(std::net::Shutdown::Write);
+    if socket.finish().is_err() {
+        return;
+    }
     let mut rest = [0; 512];
     while socket.readable().await.is_ok() {
         match socket.try_read(&mut rest) {
@@ -473,16 +566,16 @@ async fn due(at: &mut Option<Pin<Box<Sleep>>>) {
 mod tests {
     use super::*;
 
-    fn bytes_of<F: Future>(_: impl FnOnce(Driver) -> F) -> usize {
+    fn bytes_of<F: Future>(_: impl FnOnce(Box<Driver>) -> F) -> usize {
         std::mem::size_of::<F>()
     }
 
     #[test]
     fn an_idle_connection_is_small() {
-        let task = bytes_of(|driver: Driver| driver.run_websocket(Vec::new()));
-        assert!(task <= 1_024, "the task of a connection has {task} bytes");
+        let task = bytes_of(|driver: Box<Driver>| driver.run_websocket(Vec::new()));
+        assert!(task <= 256, "the task of a connection has {task} bytes");
         assert!(
-            size_of::<Connection>() <= 320,
+            size_of::<Connection>() <= 240,
             "a connection has {} bytes",
             size_of::<Connection>()
         );

@@ -2,25 +2,29 @@
 
 use std::sync::Arc;
 
-use carillon_protocol::ChannelName;
+use carillon_protocol::{ChannelName, Cursor};
 
 use super::driver::{Driver, RETRY};
-use super::requests::Own;
-use crate::hub::{Labels, Subscription};
+use super::subscriptions::Own;
+use super::welcome::Resume;
+use crate::hub::{Behind, Labels, Subscription};
 use crate::interests::{Interests, by_channel};
 use crate::policy::Action;
 
 impl Driver {
-    /// Joins and leaves channels until they are those of the user's active subscriptions. What fails
-    /// is tried again soon.
-    pub(super) async fn sync_interests(&mut self) {
+    /// Joins and leaves channels until they are those of the user's active subscriptions. A channel
+    /// that the cursor knows goes on where it stood there. What fails is tried again soon.
+    pub(super) async fn sync_interests(&mut self, resume: &Resume) {
         let Some(user) = self.connection.user.clone() else { return };
         self.interests_owed = false;
+        let kept = self.interests_resume.take();
+        let resume = resume.as_ref().or(kept.as_deref());
         let wanted = match self.node.subscriptions.active_for(&user).await {
-            Ok(active) => by_channel(&active),
+            Ok(active) => by_channel(&active, &self.node.filters),
             Err(error) => {
                 tracing::debug!(%error, "persistent subscriptions wait for the store");
                 self.owe_interests();
+                self.interests_resume = resume.cloned().map(Box::new);
                 return;
             }
         };
@@ -33,8 +37,14 @@ impl Driver {
         for channel in over {
             self.set_interests(&channel, None);
         }
+        let channels: Vec<ChannelName> = wanted.keys().cloned().collect();
+        self.ask_ahead(&channels).await;
         for (channel, interests) in wanted {
-            self.join_interests(channel, interests.into()).await;
+            self.join_interests(channel, interests.into(), resume).await;
+        }
+        if self.interests_owed {
+            // What could not be joined yet still begins where the cursor stands.
+            self.interests_resume = resume.cloned().map(Box::new);
         }
     }
 
@@ -44,7 +54,12 @@ impl Driver {
         self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
     }
 
-    async fn join_interests(&mut self, channel: ChannelName, interests: Interests) {
+    async fn join_interests(
+        &mut self,
+        channel: ChannelName,
+        interests: Interests,
+        resume: Option<&Result<Cursor, ()>>,
+    ) {
         let Ok((traits, conflate)) = self.allowed(Action::Subscribe, &channel).await else {
             self.set_interests(&channel, None);
             return;
@@ -62,9 +77,12 @@ impl Driver {
         if channel.as_str().starts_with("entity:") {
             self.connection.outbox.watch_twins();
         }
+        let known = resume.and_then(|cursor| cursor.as_ref().ok()?.get(channel.as_str()));
+        let from = known.filter(|_| traits.history_age.is_some());
         let subscription = Subscription {
             connection: Arc::clone(&self.connection),
-            behind: None,
+            // Nothing is delivered before what was missed.
+            behind: from.map(Behind::at),
             labels: Labels::ALL,
             filter: None,
             conflate,
@@ -77,7 +95,7 @@ impl Driver {
             subscription,
             || self.node.relay.position(&channel),
             |position| {
-                if let Some(position) = position {
+                if let Some(position) = from.or(position) {
                     outbox.set_position(&channel, position);
                 }
             },
@@ -91,7 +109,14 @@ impl Driver {
             asked: false,
             interests: Some(interests),
         };
-        self.subscriptions.insert(channel, own);
+        self.subscriptions.insert(channel.clone(), own);
+        match from {
+            Some(from) => self.catch_up(&channel, from, false).await,
+            None if matches!(resume, Some(Err(()))) && traits.history_age.is_some() => {
+                self.resync(&channel, key, "cursor");
+            }
+            None => {}
+        }
     }
 
     /// Replaces the interests on one channel; nobody listens any more where none are left and the

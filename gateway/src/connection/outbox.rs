@@ -5,24 +5,30 @@
 //! is woken to wait for room. Everything queued goes out in one vectored write.
 //! Source: `channels.md` 7, ruling R15; figures in `docs/benchmarks.md`.
 
+mod event_stream;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use carillon_protocol::codec::gzip::Sum;
 use carillon_protocol::{CloseCode, Cursor, Position};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use event_stream::EventStream;
+use parking_lot::{Mutex, MutexGuard};
 
-use super::socket::Socket;
 use crate::dispatch::{Dispatch, Dress, Medium};
+use crate::socket::Socket;
 
 /// Most slices in one vectored write.
 const SLICES_MAX: usize = 64;
-/// Bodies up to this many bytes are copied beside their `id:` line instead of being a slice of their own.
-const SSE_COPY_BYTES_MAX: usize = 4096;
 /// How many notification ids a connection remembers while pending ones are sent, and after.
 const TOLD_MAX: usize = 10_000;
+/// Channels that an event stream's cursor names. What is joined beyond begins anew on a reconnect: the
+/// cursor is a line of every event, and a header of the next request.
+const CURSOR_CHANNELS_MAX: usize = 128;
 /// How many entity event ids a connection remembers to drop twins (R14).
 const TWINS_MAX: usize = 1024;
 
@@ -30,8 +36,8 @@ const TWINS_MAX: usize = 1024;
 #[derive(Debug)]
 pub enum Wire {
     /// Straight to a socket, from any thread.
-    Socket(Socket),
-    /// The connection's task takes them (TLS, long poll).
+    Socket(Arc<Socket>),
+    /// Somebody takes them (long poll, a body without a socket).
     Pulled,
 }
 
@@ -52,14 +58,13 @@ pub enum Pushed {
 #[derive(Debug)]
 pub struct Outbox {
     wire: Wire,
-    bytes_max: usize,
     state: Mutex<State>,
-    wake: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    queue: VecDeque<Item>,
+    bytes_max: usize,
+    queue: Queue,
     queued_bytes: usize,
     /// Bytes of the front item that are written already.
     front_written: usize,
@@ -75,12 +80,31 @@ struct State {
     failed: bool,
     /// Nothing will be queued any more.
     ended: bool,
+    /// There is a new signal that the connection's task has not seen.
+    signalled: bool,
+    /// The connection's task, waiting for a signal.
+    task: Option<Waker>,
     /// Who pulls, waiting for something to be queued.
-    reader: Option<Waker>,
+    reader: Option<Box<Waker>>,
     close: Option<CloseCode>,
-    sse: Option<Box<SseState>>,
+    sse: Option<Box<EventStream>>,
+    known: Option<Box<Known>>,
+}
+
+/// What this connection has had, where something may come twice.
+#[derive(Debug, Default)]
+struct Known {
+    /// Entity events, newest last, once a connection listens to both of their channels.
     twins: Option<VecDeque<u64>>,
-    told: Option<Box<Told>>,
+    told: Option<Told>,
+}
+
+/// Mostly empty, and mostly of one when it is not: the first item is in place, the others own memory only
+/// while there are any.
+#[derive(Debug, Default)]
+struct Queue {
+    first: Option<Item>,
+    others: Option<Box<VecDeque<Item>>>,
 }
 
 /// What keeps a notification from coming both as pending and live.
@@ -92,17 +116,13 @@ struct Told {
     sent: Vec<u64>,
 }
 
-#[derive(Debug, Default)]
-struct SseState {
-    cursor: Cursor,
-    chunked: bool,
-}
-
 #[derive(Debug)]
 struct Item {
     bytes: Bytes,
     /// Hash of channel and conflation key; 0 for messages that are never replaced.
     conflate: u64,
+    /// Of a gzip stream: the sum of what these bytes inflate to, added to the stream's when they leave.
+    sum: Sum,
 }
 
 /// What the connection's task should do next.
@@ -122,16 +142,22 @@ impl Outbox {
     /// An outbox that writes to `wire` and holds at most `bytes_max` bytes (but always one message).
     #[must_use]
     pub fn new(wire: Wire, bytes_max: usize) -> Self {
-        Self { wire, bytes_max, state: Mutex::default(), wake: Notify::new() }
+        let state = State { bytes_max, ..State::default() };
+        Self { wire, state: Mutex::new(state) }
     }
 
-    /// Makes this an SSE outbox: events carry cursors, and HTTP/1.1 chunks where `chunked`. Nothing
-    /// is written before [`Outbox::release`].
+    /// Changes how many bytes it holds; what is queued stays.
+    pub fn bound(&self, bytes_max: usize) {
+        self.state.lock().bytes_max = bytes_max;
+    }
+
+    /// Makes this an SSE outbox: events carry cursors, HTTP/1.1 chunks where `chunked`, and are part of a
+    /// gzip stream where there is a sum of what opened it. Nothing is written before [`Outbox::release`].
     #[must_use]
-    pub fn for_sse(self, chunked: bool) -> Self {
+    pub fn for_sse(self, chunked: bool, gzip: Option<Sum>) -> Self {
         {
             let mut state = self.state.lock();
-            state.sse = Some(Box::new(SseState { cursor: Cursor::default(), chunked }));
+            state.sse = Some(Box::new(EventStream { cursor: Cursor::default(), chunked, gzip }));
             state.held = true;
         }
         self
@@ -177,11 +203,15 @@ impl Outbox {
             state.advance(dispatch);
             return Pushed::Queued;
         }
-        if state.queued_bytes + frame.len() > self.bytes_max && !state.queue.is_empty() {
+        if state.queued_bytes + frame.len() > state.bytes_max && !state.queue.is_empty() {
             if conflate == 0 {
                 return Pushed::Full;
             }
             state.drop_older(conflate);
+            // Many keys, each with its newest message, are too much too.
+            if state.queued_bytes + frame.len() > state.bytes_max && !state.queue.is_empty() {
+                return Pushed::Full;
+            }
         }
         state.advance(dispatch);
         state.enqueue_dressed(frame, dress, conflate);
@@ -190,8 +220,9 @@ impl Outbox {
 
     /// Marks that a subscription fell behind: the task is woken when there is room.
     pub fn mark_behind(&self) {
-        self.state.lock().behind = true;
-        self.wake.notify_one();
+        let mut state = self.state.lock();
+        state.behind = true;
+        signal(state);
     }
 
     /// Queues a reply of the server's own. Replies are small and follow requests one by one, so
@@ -207,7 +238,7 @@ impl Outbox {
     /// Queues a message that belongs to no channel; `false` when there is no room.
     pub fn push_message(&self, bytes: &Bytes, dress: Dress) -> bool {
         let mut state = self.state.lock();
-        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= self.bytes_max;
+        let room = state.queue.is_empty() || state.queued_bytes + bytes.len() <= state.bytes_max;
         if room && state.close.is_none() && !state.failed {
             state.enqueue_dressed(bytes, dress, 0);
         }
@@ -217,7 +248,7 @@ impl Outbox {
     /// Queues bytes as they are (control frames, comment lines), unless the queue is over its bound.
     pub fn push_raw(&self, bytes: Bytes) {
         let mut state = self.state.lock();
-        if !state.failed && state.queued_bytes <= self.bytes_max {
+        if !state.failed && state.queued_bytes <= state.bytes_max {
             state.enqueue(bytes, 0);
         }
     }
@@ -225,18 +256,16 @@ impl Outbox {
     /// Queues an SSE comment line as a chunk of its own.
     pub fn push_sse_text(&self, text: &[u8]) {
         let mut state = self.state.lock();
-        if state.failed || state.queued_bytes > self.bytes_max {
+        if state.failed || state.queued_bytes > state.bytes_max {
             return;
         }
-        let chunked = state.sse.as_ref().is_some_and(|sse| sse.chunked);
-        let bytes = if chunked { chunk(text) } else { Bytes::copy_from_slice(text) };
-        state.enqueue(bytes, 0);
+        state.enqueue_text(text);
     }
 
     /// Sets the position that the next SSE cursor holds for a channel.
     pub fn set_position(&self, channel: &carillon_protocol::ChannelName, position: Position) {
         if let Some(sse) = &mut self.state.lock().sse {
-            sse.cursor.set(channel, position);
+            sse.at(channel, position);
         }
     }
 
@@ -249,7 +278,8 @@ impl Outbox {
 
     /// From now on live notifications are remembered, until [`Outbox::end_pending`].
     pub fn expect_pending(&self) {
-        self.state.lock().told = Some(Box::new(Told { heard: Some(Vec::new()), sent: Vec::new() }));
+        let told = Told { heard: Some(Vec::new()), sent: Vec::new() };
+        self.state.lock().known.get_or_insert_default().told = Some(told);
     }
 
     /// Queues a pending notification, unless it came live already; its live message, should it still
@@ -259,7 +289,7 @@ impl Outbox {
         if state.failed {
             return;
         }
-        if let Some(told) = &mut state.told {
+        if let Some(told) = state.told() {
             let id = hash(id);
             if told.heard.as_ref().is_some_and(|heard| heard.contains(&id))
                 || told.sent.contains(&id)
@@ -276,16 +306,16 @@ impl Outbox {
     /// Everything pending was sent.
     pub fn end_pending(&self) {
         let mut state = self.state.lock();
-        let Some(told) = &mut state.told else { return };
+        let Some(told) = state.told() else { return };
         told.heard = None;
         if told.sent.is_empty() {
-            state.told = None;
+            state.forget_told();
         }
     }
 
     /// Begins to remember entity events so that a twin on the other channel is dropped (R14).
     pub fn watch_twins(&self) {
-        self.state.lock().twins.get_or_insert_default();
+        self.state.lock().known.get_or_insert_default().twins.get_or_insert_default();
     }
 
     /// Writes as much as the socket takes now. Never waits.
@@ -304,11 +334,8 @@ impl Outbox {
                 }
             }
             Wire::Socket(socket) => {
-                if let Some(wake) = state.write_to(socket) {
-                    drop(state);
-                    if wake {
-                        self.wake.notify_one();
-                    }
+                if state.write_to(socket) {
+                    signal(state);
                 }
             }
         }
@@ -317,9 +344,8 @@ impl Outbox {
     /// For a long poll: takes everything queued.
     pub fn take(&self) -> Vec<Bytes> {
         let mut state = self.state.lock();
-        state.queued_bytes = 0;
         state.dirty = false;
-        state.queue.drain(..).map(|item| item.bytes).collect()
+        state.drain()
     }
 
     /// For a body that carries the events itself: what is queued, or wakes the body when something is;
@@ -331,25 +357,22 @@ impl Outbox {
             if state.failed || state.ended {
                 return Poll::Ready(None);
             }
-            state.reader = Some(cx.waker().clone());
+            state.reader = Some(Box::new(cx.waker().clone()));
             return Poll::Pending;
         }
         state.dirty = false;
-        state.queued_bytes = 0;
-        let mut bytes = Vec::with_capacity(state.queue.iter().map(|item| item.bytes.len()).sum());
-        for item in state.queue.drain(..) {
-            bytes.extend_from_slice(&item.bytes);
-        }
+        let bytes = state.drain().concat();
         if state.behind {
-            self.wake.notify_one();
+            signal(state);
         }
         Poll::Ready(Some(bytes.into()))
     }
 
     /// Asks the connection's task to close. The first code wins.
     pub fn close(&self, code: CloseCode) {
-        self.state.lock().close.get_or_insert(code);
-        self.wake.notify_one();
+        let mut state = self.state.lock();
+        state.close.get_or_insert(code);
+        signal(state);
     }
 
     /// Whether a close was asked for.
@@ -366,19 +389,30 @@ impl Outbox {
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
-        drop(state);
-        self.wake.notify_one();
+        signal(state);
     }
 
-    /// Waits until there may be a new signal. Cancel safe.
+    /// Waits until there may be a new signal. Cancel safe; for one task at a time.
     pub async fn woken(&self) {
-        self.wake.notified().await;
+        std::future::poll_fn(|cx| self.poll_woken(cx)).await;
+    }
+
+    /// The same for a task that waits for several things in one poll.
+    pub fn poll_woken(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.signalled) {
+            return Poll::Ready(());
+        }
+        if state.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            state.task = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// What the connection's task should do. Taking `behind` clears it.
     pub fn signals(&self) -> Signals {
         let mut state = self.state.lock();
-        let room = state.queued_bytes <= self.bytes_max / 2;
+        let room = state.queued_bytes <= state.bytes_max / 2;
         Signals {
             close: state.close,
             failed: state.failed,
@@ -400,15 +434,14 @@ impl Outbox {
         if let Some(reader) = state.reader.take() {
             reader.wake();
         }
-        if state.sse.as_ref().is_some_and(|sse| sse.chunked) {
-            state.enqueue(Bytes::from_static(LAST_CHUNK), 0);
-        }
+        state.enqueue_end();
     }
 
     /// Whether a page of history may be queued now.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.state.lock().queued_bytes <= self.bytes_max / 2
+        let state = self.state.lock();
+        state.queued_bytes <= state.bytes_max / 2
     }
 
     /// Bytes queued.
@@ -416,65 +449,121 @@ impl Outbox {
     pub fn queued_bytes(&self) -> usize {
         self.state.lock().queued_bytes
     }
+}
 
-    /// Gives back memory that an idle queue does not need.
-    pub fn shrink(&self) {
-        let mut state = self.state.lock();
-        if state.queue.is_empty() && state.queue.capacity() > 0 {
-            state.queue = VecDeque::new();
+/// Wakes the connection's task, after the lock is released.
+fn signal(mut state: MutexGuard<'_, State>) {
+    state.signalled = true;
+    let task = state.task.take();
+    drop(state);
+    if let Some(task) = task {
+        task.wake();
+    }
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn push_back(&mut self, item: Item) {
+        match (&self.first, &mut self.others) {
+            (None, _) => self.first = Some(item),
+            (Some(_), Some(others)) => others.push_back(item),
+            (Some(_), others @ None) => *others = Some(Box::new(VecDeque::from([item]))),
+        }
+    }
+
+    fn pop_front(&mut self) -> Option<Item> {
+        let next = self.others.as_mut().and_then(|others| others.pop_front());
+        if next.is_none() {
+            self.others = None;
+        }
+        std::mem::replace(&mut self.first, next)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.first.iter().chain(self.others.iter().flat_map(|others| others.iter()))
+    }
+
+    /// Everything, oldest first.
+    fn take(&mut self) -> impl Iterator<Item = Item> + use<> {
+        let Self { first, others } = std::mem::take(self);
+        first.into_iter().chain(others.into_iter().flat_map(|others| *others))
+    }
+
+    /// Keeps what `keep` says, asked oldest first.
+    fn retain(&mut self, mut keep: impl FnMut(&Item) -> bool) {
+        let keeps_first = self.first.as_ref().is_none_or(&mut keep);
+        if let Some(others) = &mut self.others {
+            others.retain(keep);
+        }
+        if !keeps_first {
+            self.pop_front();
+        }
+    }
+}
+
+impl SseState {
+    fn at(&mut self, channel: &carillon_protocol::ChannelName, position: Position) {
+        let cursor = &mut self.cursor;
+        if cursor.positions().len() < CURSOR_CHANNELS_MAX || cursor.get(channel.as_str()).is_some()
+        {
+            cursor.set(channel, position);
         }
     }
 }
 
 impl State {
     fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
+        self.enqueue_summed(bytes, conflate, Sum::default());
+    }
+
+    fn enqueue_summed(&mut self, bytes: Bytes, conflate: u64, sum: Sum) {
         self.queued_bytes += bytes.len();
-        self.queue.push_back(Item { bytes, conflate });
+        self.queue.push_back(Item { bytes, conflate, sum });
+    }
+
+    /// Takes everything queued.
+    fn drain(&mut self) -> Vec<Bytes> {
+        self.queued_bytes = 0;
+        let items: Vec<Item> = self.queue.take().collect();
+        items.iter().for_each(|item| self.left(item));
+        items.into_iter().map(|item| item.bytes).collect()
     }
 
     fn enqueue_dressed(&mut self, frame: &Bytes, dress: Dress, conflate: u64) {
-        if dress.medium != Medium::Sse {
-            self.enqueue(frame.clone(), conflate);
-            return;
-        }
-        let Some(sse) = &self.sse else { return };
-        let mut id_line = Vec::with_capacity(96);
-        if !sse.cursor.positions().is_empty() {
-            id_line.extend_from_slice(b"id: ");
-            sse.cursor.write(&mut id_line);
-            id_line.push(b'\n');
-        }
-        id_line.push(b'\n');
-        let chunked = sse.chunked;
-        let length = frame.len() + id_line.len();
-        let head = if chunked { format!("{length:x}\r\n") } else { String::new() };
-        let tail: &[u8] = if chunked { b"\r\n" } else { b"" };
-        if frame.len() <= SSE_COPY_BYTES_MAX {
-            let mut event = Vec::with_capacity(head.len() + length + tail.len());
-            event.extend_from_slice(head.as_bytes());
-            event.extend_from_slice(frame);
-            event.extend_from_slice(&id_line);
-            event.extend_from_slice(tail);
-            self.enqueue(event.into(), conflate);
+        if dress.medium == Medium::Sse {
+            self.enqueue_event(frame, conflate);
         } else {
-            // Conflation replaces single items, so large events of conflated channels count as one message
-            // only in their parts; they are never dropped half.
-            id_line.extend_from_slice(tail);
-            self.enqueue(head.into(), 0);
-            self.enqueue(frame.clone(), 0);
-            self.enqueue(id_line.into(), 0);
+            self.enqueue(frame.clone(), conflate);
         }
     }
 
     fn advance(&mut self, dispatch: &Dispatch) {
         if let (Some(sse), Some(position)) = (&mut self.sse, dispatch.publication.position) {
-            sse.cursor.set(&dispatch.publication.channel, position);
+            sse.at(&dispatch.publication.channel, position);
+        }
+    }
+
+    fn told(&mut self) -> Option<&mut Told> {
+        self.known.as_mut()?.told.as_mut()
+    }
+
+    fn forget_told(&mut self) {
+        if let Some(known) = &mut self.known {
+            known.told = None;
+            if known.twins.is_none() {
+                self.known = None;
+            }
         }
     }
 
     /// Whether this entity event was heard on its other channel. Remembers it if not.
     fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(twins) = &mut self.twins else { return false };
+        let Some(twins) = self.known.as_mut().and_then(|known| known.twins.as_mut()) else {
+            return false;
+        };
         if !dispatch.publication.kind.starts_with("entity:") {
             return false;
         }
@@ -492,7 +581,7 @@ impl State {
 
     /// Whether this notification was sent as pending. Remembers it while pending ones are sent.
     fn was_told(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(told) = &mut self.told else { return false };
+        let Some(told) = self.told() else { return false };
         if !crate::notifications::is_notification(&dispatch.publication) {
             return false;
         }
@@ -523,12 +612,12 @@ impl State {
         self.queued_bytes -= freed;
     }
 
-    /// Writes what the socket takes; `Some(true)` when the task must be woken.
-    fn write_to(&mut self, socket: &Socket) -> Option<bool> {
+    /// Writes what the socket takes; whether the task must be woken.
+    fn write_to(&mut self, socket: &Socket) -> bool {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let mut count = 0;
-            for (slice, item) in slices.iter_mut().zip(&self.queue) {
+            for (slice, item) in slices.iter_mut().zip(self.queue.iter()) {
                 let skip = if count == 0 { self.front_written } else { 0 };
                 *slice = IoSlice::new(&item.bytes[skip..]);
                 count += 1;
@@ -540,31 +629,40 @@ impl State {
             };
             match written {
                 Ok(bytes) => self.written(bytes),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Some(!std::mem::replace(&mut self.blocked, true));
-                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.failed = true;
-                    self.queue.clear();
-                    self.queued_bytes = 0;
-                    return Some(true);
-                }
+                Err(error) => return self.refused(&error),
             }
         }
+        // Under TLS bytes may have left the queue and wait, encrypted, for room.
+        if let Err(error) = socket.try_flush() {
+            return self.refused(&error);
+        }
         self.blocked = false;
-        self.behind.then_some(true)
+        self.behind
+    }
+
+    /// The socket took no more, or is no more; as [`State::write_to`].
+    fn refused(&mut self, error: &io::Error) -> bool {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return !std::mem::replace(&mut self.blocked, true);
+        }
+        self.failed = true;
+        self.queue = Queue::default();
+        self.queued_bytes = 0;
+        true
     }
 
     fn written(&mut self, bytes: usize) {
         self.queued_bytes -= bytes;
         let mut left = self.front_written + bytes;
-        while let Some(front) = self.queue.front() {
+        while let Some(front) = &self.queue.first {
             if left < front.bytes.len() {
                 break;
             }
             left -= front.bytes.len();
-            self.queue.pop_front();
+            if let Some(item) = self.queue.pop_front() {
+                self.left(&item);
+            }
         }
         self.front_written = left;
     }
@@ -574,14 +672,3 @@ fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }
-
-/// An HTTP/1.1 chunk.
-fn chunk(text: &[u8]) -> Bytes {
-    let mut chunk = format!("{:x}\r\n", text.len()).into_bytes();
-    chunk.extend_from_slice(text);
-    chunk.extend_from_slice(b"\r\n");
-    chunk.into()
-}
-
-/// The last chunk of a response.
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

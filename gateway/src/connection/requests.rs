@@ -1,46 +1,21 @@
 //! What a client may ask of the gateway, performed and answered. One function a request; the
 //! session decided what it means, the policy decides whether it may.
 
-use std::sync::Arc;
-
 use carillon_broker_client::{InboundEntry, Receipt};
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::session::{ClientPublish, Request, Session};
-use carillon_protocol::{ChannelName, ErrorCode, Filter, Payload, UserId};
-use foldhash::HashMap;
+use carillon_protocol::{ChannelName, CloseCode, ErrorCode, Payload};
 
 use super::Transport;
 use super::driver::Driver;
+use crate::application::calls::Message;
 use crate::dispatch::NOTIFICATIONS;
-use crate::hub::{Labels, SubscriptionKey};
-use crate::interests::Interests;
+use crate::hub::Labels;
 use crate::node::Outgoing;
 use crate::policy::{Action, Decision};
 use crate::relay::ChannelTraits;
 use crate::transport::poll::own_polls;
-
-/// One of a connection's own subscriptions.
-#[derive(Clone, Debug)]
-pub struct Own {
-    /// Its place in the hub.
-    pub key: SubscriptionKey,
-    /// Labels heard.
-    pub labels: Labels,
-    /// Payload filter.
-    pub filter: Option<Arc<Filter>>,
-    /// Namespace traits.
-    pub traits: ChannelTraits,
-    /// Made by the server (R16): not counted against the client's limit.
-    pub automatic: bool,
-    /// The client itself subscribed (or the server for every user).
-    pub asked: bool,
-    /// The user's persistent subscriptions on this channel.
-    pub interests: Option<Interests>,
-}
-
-/// A connection's subscriptions by the channel that the hub knows.
-pub type Subscriptions = HashMap<ChannelName, Own>;
 
 /// A channel as a client names it, resolved: the hub's channel and which labels are meant.
 #[derive(Clone, Debug)]
@@ -58,10 +33,9 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
             driver.unsubscribe(&channel, &correlation);
             Ok(())
         }
-        Request::Publish(publish) => driver.publish(publish).await.map(|receipt| {
-            let data = receipt_data(&receipt);
-            driver.answer(Session::done(correlation.clone(), &data));
-        }),
+        Request::Publish(publish) => {
+            return publish_all(driver, vec![(publish, correlation)]).await;
+        }
         Request::Authenticate(token) => driver.authenticate(&token).await.map(|expires_at| {
             driver.answer(Session::done(
                 correlation.clone(),
@@ -69,9 +43,7 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
             ));
         }),
         Request::Inbound { kind, payload, id } => {
-            driver.inbound(&kind, &payload, id).await.map(|data| {
-                driver.answer(Session::done(correlation.clone(), &data));
-            })
+            driver.inbound(&kind, &payload, id, &correlation).await
         }
         Request::PresenceJoin { channel, name, metadata } => {
             driver.presence_join(channel, name, metadata, &correlation).await
@@ -96,6 +68,23 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
     };
     if let Err(refusal) = outcome {
         driver.connection.push(&Session::refused(correlation, &refusal));
+    }
+}
+
+/// Publishes in order, pipelined, and answers each; the answers are queued, not yet flushed.
+pub(super) async fn publish_all(driver: &Driver, run: Vec<(ClientPublish, Correlation)>) {
+    let mut outgoing = Vec::with_capacity(run.len());
+    let mut correlations = Vec::with_capacity(run.len());
+    for (publish, correlation) in run {
+        outgoing.push(driver.outgoing(publish).await);
+        correlations.push(correlation);
+    }
+    let results = driver.node.publish_batch(outgoing).await;
+    for (result, correlation) in results.into_iter().zip(correlations) {
+        match result {
+            Ok(receipt) => driver.answer(Session::done(correlation, &receipt_data(&receipt))),
+            Err(refusal) => driver.connection.push(&Session::refused(correlation, &refusal)),
+        }
     }
 }
 
@@ -142,13 +131,6 @@ impl Driver {
             history_age: namespace.and_then(|namespace| namespace.retention).map(|kept| kept.age),
         };
         Ok((traits, namespace.is_some_and(|namespace| namespace.conflate)))
-    }
-
-    async fn ask_application(&self, action: Action, channel: &ChannelName) -> Result<(), Refusal> {
-        // Refused when the application cannot be asked (`channels.md` 2).
-        tracing::debug!(?action, %channel, "no authorisation webhook is configured");
-        Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
-            .with("channel", channel.as_str()))
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
@@ -219,7 +201,8 @@ impl Driver {
         }
     }
 
-    async fn publish(&self, publish: ClientPublish) -> Result<Receipt, Refusal> {
+    /// What a client wants published, if it may.
+    async fn outgoing(&self, publish: ClientPublish) -> Result<Outgoing, Refusal> {
         if publish.channel.as_str() == NOTIFICATIONS {
             return Err(Refusal::new(
                 ErrorCode::Forbidden,
@@ -236,7 +219,7 @@ impl Driver {
                 );
             }
         }
-        let outgoing = Outgoing {
+        Ok(Outgoing {
             channel: publish.channel,
             kind: publish.kind,
             payload: publish.payload,
@@ -248,19 +231,22 @@ impl Driver {
             sender: self.sender(),
             history: publish.history,
             traceparent: None,
-        };
-        self.node.publish(outgoing).await
+        })
     }
 
     /// Replaces the token; the new expiry, Unix seconds. A different user is refused, and
     /// subscriptions that the new token does not allow end (R18).
     async fn authenticate(&mut self, token: &str) -> Result<i64, Refusal> {
-        let verifier = self.node.verifier.load_full();
-        let claims = verifier.verify(token).await?;
+        let claims = self.node.verify(token).await?;
         if Some(&claims.user) != self.connection.user.as_ref() {
             return Err(Refusal::new(ErrorCode::Forbidden, "The token is another user's"));
         }
         let expires_at = claims.expires_at;
+        self.connection.set_token(claims.token_id.as_deref(), claims.issued_at);
+        // Noted before it is looked at once more: what is revoked in between finds one of the two.
+        if self.node.revoked.refuses(&claims) {
+            self.connection.outbox.close(CloseCode::TokenRevoked);
+        }
         self.claims = Some(Box::new(claims));
         let generation = self.connection.renew_token();
         self.node.heartbeat.expire(&self.connection, expires_at, generation);
@@ -276,37 +262,50 @@ impl Driver {
             .filter(|(_, own)| !own.automatic)
             .map(|(channel, _)| channel.clone())
             .collect();
-        for channel in channels {
-            if let Err(refusal) = self.allowed(Action::Subscribe, &channel).await {
-                self.drop_subscription(&channel);
-                self.node.presence.leave(&self.connection, &channel).await;
-                let error =
-                    ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
-                self.connection.push(&error);
-            }
-        }
-        self.sync_interests().await;
+        self.end_refused(channels).await;
+        self.sync_interests(&None).await;
     }
 
-    /// A call to the application: queued on the `inbound` stream (`channels.md` 6).
+    /// A call to the application (`channels.md` 6): by webhook, answered later, or queued on the `inbound` stream.
     async fn inbound(
-        &self,
+        &mut self,
         kind: &str,
         payload: &Payload,
         id: Option<Box<str>>,
-    ) -> Result<serde_json::Value, Refusal> {
-        let fields = serde_json::json!({
-            "type": kind,
-            "id": id,
-            "user_id": self.connection.user.as_ref().map(UserId::as_str),
-            "connection_id": self.connection.id,
-            "payload": payload.to_value(),
-            "timestamp": carillon_protocol::time::rfc3339(crate::clock::unix_ms()),
-        });
-        let entry = InboundEntry { kind: kind.to_owned(), json: fields.to_string() };
+        correlation: &Correlation,
+    ) -> Result<(), Refusal> {
+        let message = Message {
+            kind,
+            id: id.as_deref(),
+            user: self.connection.user.as_ref(),
+            connection: Some(&self.connection.id),
+            channel: None,
+            payload,
+        };
+        let json = message.to_json();
+        if let Some(calls) = &self.node.application.calls {
+            let queue = self.calls.get_or_insert_default();
+            return calls.take(
+                &self.node.tasks,
+                &self.connection,
+                queue,
+                json,
+                correlation.clone(),
+            );
+        }
+        let entry = InboundEntry { kind: kind.to_owned(), json };
         let queued = self.node.broker.append_inbound(&entry).await;
         let entry_id = queued.map_err(|error| self.node.broker_refusal(&error))?;
-        Ok(serde_json::json!({"queued": true, "id": entry_id}))
+        let data = serde_json::json!({"status": "queued", "queued": true, "id": entry_id});
+        self.answer(Session::done(correlation.clone(), &data));
+        Ok(())
+    }
+
+    /// Waits until the application answered every call of this connection: at most the webhook's time-out.
+    pub(crate) async fn calls_answered(&self) {
+        if let Some(queue) = &self.calls {
+            queue.answered().await;
+        }
     }
 }
 

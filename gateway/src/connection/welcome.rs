@@ -10,7 +10,8 @@ use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
 use super::Connection;
 use super::catch_up::{Beginning, subscribed};
 use super::driver::{Driver, RETRY};
-use super::requests::{Named, Own};
+use super::requests::Named;
+use super::subscriptions::Own;
 use crate::clock;
 use crate::dispatch::{Medium, NOTIFICATIONS};
 use crate::hub::{Labels, Subscription};
@@ -30,10 +31,13 @@ impl Driver {
             None if self.connection.dress.profile == Profile::Dnr => {}
             None => self.connection.push(&welcome(&self.connection, None)),
         }
+        let named: Vec<ChannelName> =
+            channels.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
+        self.ask_ahead(&named).await;
         for name in channels {
             self.subscribe_from_query(name, &resume).await;
         }
-        self.sync_interests().await;
+        self.sync_interests(&resume).await;
         self.send_pending().await;
         self.connection.outbox.flush();
     }

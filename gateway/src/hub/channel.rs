@@ -14,6 +14,8 @@ use crate::interests::Interests;
 const TAIL_MAX: usize = 64;
 /// Bytes of publications kept for the same.
 const TAIL_BYTES_MAX: usize = 64 * 1024;
+/// Up to so many subscriptions room is made one by one: a user's own stream has one or two.
+const EXACT_MAX: usize = 4;
 
 /// Which messages of a channel a subscription hears: on a user stream notifications and the rest
 /// are two labels (R7); on other channels always both.
@@ -130,8 +132,15 @@ pub(super) struct Channel {
     pub(super) subscriptions: Slab<(u32, Subscription)>,
     /// Publications handled since the channel is here.
     pub(super) heard: u64,
-    tail: VecDeque<Arc<Dispatch>>,
-    tail_bytes: usize,
+    /// Boxed: most channels are a user's own and silent.
+    tail: Option<Box<Tail>>,
+}
+
+/// The last publications, oldest first.
+#[derive(Debug, Default)]
+struct Tail {
+    publications: VecDeque<Arc<Dispatch>>,
+    bytes: usize,
 }
 
 impl Channel {
@@ -148,8 +157,16 @@ impl Channel {
 
     pub(super) fn reset(&mut self, position: Option<Position>) {
         self.position = position;
-        self.tail = VecDeque::new();
-        self.tail_bytes = 0;
+        self.tail = None;
+    }
+
+    /// Adds a subscription; its place.
+    pub(super) fn add(&mut self, generation: u32, subscription: Subscription) -> SubscriptionKey {
+        if self.subscriptions.len() < EXACT_MAX {
+            self.subscriptions.reserve_exact(1);
+        }
+        let slot = self.subscriptions.insert((generation, subscription)) as u32;
+        SubscriptionKey { slot, generation }
     }
 
     pub(super) fn remember(&mut self, dispatch: &Arc<Dispatch>) {
@@ -157,27 +174,29 @@ impl Channel {
             return;
         }
         self.position = dispatch.publication.position;
-        self.tail_bytes += dispatch.publication.weight_bytes();
-        self.tail.push_back(Arc::clone(dispatch));
-        while self.tail.len() > TAIL_MAX
-            || (self.tail_bytes > TAIL_BYTES_MAX && self.tail.len() > 1)
+        let tail = self.tail.get_or_insert_default();
+        tail.bytes += dispatch.publication.weight_bytes();
+        tail.publications.push_back(Arc::clone(dispatch));
+        while tail.publications.len() > TAIL_MAX
+            || (tail.bytes > TAIL_BYTES_MAX && tail.publications.len() > 1)
         {
-            if let Some(oldest) = self.tail.pop_front() {
-                self.tail_bytes -= oldest.publication.weight_bytes();
+            if let Some(oldest) = tail.publications.pop_front() {
+                tail.bytes -= oldest.publication.weight_bytes();
             }
         }
     }
 
     /// The publications after `from`, if the tail reaches back to it on the same history.
     pub(super) fn after(&self, from: Position) -> Option<Vec<Arc<Dispatch>>> {
-        let first = self.tail.front()?.publication.position?;
+        let tail = &self.tail.as_ref()?.publications;
+        let first = tail.front()?.publication.position?;
         let top = self.position?;
         if from.epoch != top.epoch || from.offset + 1 < first.offset || from.offset >= top.offset {
             return None;
         }
         let skip = (from.offset + 1 - first.offset) as usize;
-        let next = self.tail.get(skip)?;
+        let next = tail.get(skip)?;
         (next.publication.previous_tag == Some(from.tag))
-            .then(|| self.tail.iter().skip(skip).cloned().collect())
+            .then(|| tail.iter().skip(skip).cloned().collect())
     }
 }

@@ -63,7 +63,7 @@ impl Node {
             return Ok(Admitted { node: Arc::clone(self), id, record: None });
         };
         let record = ConnectionRecord { id: id.clone(), user: user.clone() };
-        let limit = u64::from(self.config.limits.connections_per_user);
+        let limit = u64::from(self.config.load().limits.connections_per_user);
         let admission = match self.broker.register(&record, limit).await {
             Ok(admission) => admission,
             // Without Redis the node counts what it sees itself (R42).
@@ -107,7 +107,7 @@ impl Node {
             return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining")
                 .with("retry_after_ms", 1_000));
         }
-        let limit = self.config.limits.connections as u64;
+        let limit = self.config.load().limits.connections as u64;
         if limit > 0 && self.metrics.connections_live() >= limit {
             self.metrics.refused("capacity");
             return Err(Refusal::new(ErrorCode::Unavailable, "This node is full")

@@ -2,7 +2,7 @@
 //! sender. Used by client connections and REST alike.
 
 use bytes::Bytes;
-use carillon_broker_client::{BrokerError, Idempotency, Publish, Receipt};
+use carillon_broker_client::{BrokerError, Idempotency, InboundEntry, Publish, Receipt};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::session::{Rate, Verdict};
@@ -11,6 +11,7 @@ use foldhash::HashMap;
 use parking_lot::Mutex;
 
 use super::Node;
+use crate::application::calls::Message;
 use crate::clock;
 
 /// Channels whose publish rate is remembered; full buckets are forgotten first.
@@ -76,6 +77,8 @@ impl PublishLimits {
             });
         }
         let rate = rates.entry(channel.clone()).or_insert_with(|| Rate::new(per_second, now));
+        // A reload may have changed it.
+        rate.adjust(per_second, now);
         match rate.take(now) {
             Verdict::Admit => Ok(RateState { limit: per_second, remaining: rate.remaining() }),
             Verdict::Refuse { retry_after_ms } => Err(too_fast(retry_after_ms)),
@@ -94,6 +97,7 @@ impl PublishLimits {
         let now = clock::monotonic_ms();
         let mut rates = self.rates.lock();
         let remaining = rates.get_mut(channel).map_or(u64::from(per_second), |rate| {
+            rate.adjust(per_second, now);
             rate.refill(now);
             rate.remaining()
         });
@@ -113,14 +117,41 @@ impl Node {
     /// `CHANNEL_NOT_FOUND`, `RATE_LIMITED`, `UNAVAILABLE`, `INVALID_MESSAGE` for a bad id. After
     /// `UNAVAILABLE` it may or may not have happened.
     pub async fn publish(&self, outgoing: Outgoing) -> Result<Receipt, Refusal> {
+        let copy = self.copy_of(&outgoing);
         let request = self.prepare(outgoing)?;
         self.metrics.published(1);
         let channel = request.publication.channel.clone();
         let generation = self.broker.generation();
-        let receipt =
-            self.broker.publish(request).await.map_err(|error| self.broker_refusal(&error))?;
+        let published = self.broker.publish(request).await;
+        let receipt = published.map_err(|error| self.broker_refusal(&error))?;
         self.relay.acknowledged(&channel, &receipt, generation);
+        self.copy(copy).await?;
         Ok(receipt)
+    }
+
+    /// A copy for the application, if it wants one of what clients publish (`inbound.types`).
+    fn copy_of(&self, outgoing: &Outgoing) -> Option<InboundEntry> {
+        let is_clients = !outgoing.sender.starts_with("k:");
+        if !is_clients || !self.application.wants_copy(&outgoing.kind) {
+            return None;
+        }
+        let message = Message {
+            kind: &outgoing.kind,
+            id: outgoing.id.as_deref(),
+            user: outgoing.user_id.as_ref(),
+            connection: None,
+            channel: Some(&outgoing.channel),
+            payload: &outgoing.payload,
+        };
+        Some(InboundEntry { kind: outgoing.kind.to_string(), json: message.to_json() })
+    }
+
+    /// Puts a copy on the stream before the publish is acknowledged. A publisher who is told that it failed repeats it
+    /// with the same id: then the copy comes once more, and the channel's listeners hear nothing twice.
+    async fn copy(&self, copy: Option<InboundEntry>) -> Result<(), Refusal> {
+        let Some(copy) = copy else { return Ok(()) };
+        let appended = self.broker.append_inbound(&copy).await;
+        appended.map(drop).map_err(|error| self.broker_refusal(&error))
     }
 
     /// Publishes many, pipelined; results in order.
@@ -128,6 +159,9 @@ impl Node {
         &self,
         outgoing: Vec<Result<Outgoing, Refusal>>,
     ) -> Vec<Result<Receipt, Refusal>> {
+        let mut copies: Vec<Option<InboundEntry>> = Vec::with_capacity(outgoing.len());
+        let copied = |outgoing: &Result<Outgoing, Refusal>| self.copy_of(outgoing.as_ref().ok()?);
+        copies.extend(outgoing.iter().map(copied));
         let prepared: Vec<Result<Publish, Refusal>> =
             outgoing.into_iter().map(|outgoing| self.prepare(outgoing?)).collect();
         let refusals: Vec<Option<Refusal>> =
@@ -144,16 +178,21 @@ impl Node {
             }
         }
         let mut results = results.into_iter();
-        refusals
-            .into_iter()
-            .map(|refusal| match refusal {
+        let mut answers = Vec::with_capacity(refusals.len());
+        for (refusal, copy) in refusals.into_iter().zip(copies) {
+            let answer = match refusal {
                 Some(refusal) => Err(refusal),
                 None => match results.next() {
                     Some(result) => result.map_err(|error| self.broker_refusal(&error)),
                     None => Err(Refusal::new(ErrorCode::Unavailable, "No answer for this message")),
                 },
-            })
-            .collect()
+            };
+            answers.push(match answer {
+                Ok(receipt) => self.copy(copy).await.map(|()| receipt),
+                refused => refused,
+            });
+        }
+        answers
     }
 
     /// What a broker's error is to a caller.
@@ -179,7 +218,7 @@ impl Node {
         let namespace = policy.find(channel)?.namespace;
         let per_second = namespace
             .publishes_per_second
-            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
+            .unwrap_or(self.config.load().limits.publishes_per_second_per_channel);
         Some(self.publish_limits.state(channel, per_second))
     }
 
@@ -190,7 +229,7 @@ impl Node {
         let per_second = found
             .namespace
             .publishes_per_second
-            .unwrap_or(self.config.limits.publishes_per_second_per_channel);
+            .unwrap_or(self.config.load().limits.publishes_per_second_per_channel);
         self.publish_limits.charge(&outgoing.channel, per_second)?;
         let id = match &outgoing.id {
             Some(id) => MessageId::new(id).map_err(|invalid| {

@@ -311,7 +311,7 @@ impl Interest {
                 }
                 Err(error) => Err(error.clone()),
             };
-            for waiter in entry.waiters.drain(..) {
+            for waiter in std::mem::take(&mut entry.waiters) {
                 // A waiter may have gone away; its listener count is taken back by its owner.
                 let _ = waiter.send(told.clone());
             }

@@ -145,7 +145,7 @@ impl Relay {
                 // nothing that it should have.
                 self.inner.interest.advance(channel, top, true);
                 let notice = Notice::Resync(channel.clone(), bridge.reason(), Some(top));
-                self.inner.hub.notify(vec![notice]).await;
+                self.inner.hub.settle(vec![notice]).await;
                 continue;
             }
             let last = page.publications.last().and_then(|last| last.position).unwrap_or(from);
@@ -158,7 +158,7 @@ impl Relay {
             // Hand over before the channel opens: what is heard after that must come behind.
             let caught_up = last.offset >= page.top.offset;
             self.inner.interest.advance(channel, last, false);
-            self.inner.hub.notify(notices).await;
+            self.inner.hub.settle(notices).await;
             if caught_up && self.inner.interest.advance(channel, last, true) == Advance::Whole {
                 return Ok(());
             }

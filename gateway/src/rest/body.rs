@@ -40,7 +40,7 @@ impl FromRequest<Arc<Node>> for JsonBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, node: &Arc<Node>) -> Result<Self, ApiError> {
-        let limit = match node.config.limits.max_message_size {
+        let limit = match node.config.load().limits.max_message_size {
             0 => BATCH_BYTES_MAX,
             size => size.saturating_add(ENVELOPE_BYTES),
         };
@@ -204,7 +204,7 @@ pub(super) fn payload(
     field: &'static str,
 ) -> Result<Payload, Refusal> {
     let Some(raw) = raw else { return Ok(Payload::NULL) };
-    let limit = node.config.limits.max_message_size;
+    let limit = node.config.load().limits.max_message_size;
     if limit > 0 && raw.get().len() > limit {
         return Err(too_large(limit).with("field", field));
     }
@@ -240,6 +240,20 @@ pub(super) fn name(text: &str, field: &'static str) -> Result<Box<str>, Refusal>
         return Err(wrong(field, "must be 1 to 256 bytes without control characters"));
     }
     Ok(text.into())
+}
+
+/// Reads a whole number that is not negative, in either spelling of JSON: `3000` and `3000.0` are the same.
+pub(super) fn whole<'a, D: serde::Deserializer<'a>>(
+    deserializer: D,
+) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let whole = number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        (float.fract() == 0.0 && (0.0..u64::MAX as f64).contains(&float)).then_some(float as u64)
+    });
+    whole.map(Some).ok_or_else(|| serde::de::Error::custom("must be a whole number from 0"))
 }
 
 /// `INVALID_MESSAGE` about one field.

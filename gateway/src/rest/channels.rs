@@ -162,7 +162,7 @@ pub(super) async fn history(
     let limit = search.limit()? as u32;
     let since = search
         .text("since")
-        .or_else(|| search.text("cursor"))
+        .or_else(|| search.text("cursor").filter(|text| !text.is_empty()))
         .map(|text| parse_since(&text))
         .transpose()?;
     let Some(retention) = retention(&node, &channel)? else {

@@ -18,6 +18,7 @@ use super::body::{self, JsonBody, wrong};
 use super::connections::{announce, matching, node_of};
 use super::error::{ApiError, ErrorBody};
 use super::message::{check_backend_type, traceparent};
+use super::openapi::BroadcastEventSchema;
 use super::parameter::{self, no_connection};
 use super::publish::rate_headers;
 use crate::auth::Caller;
@@ -43,9 +44,10 @@ pub(super) struct EventBody<'a> {
     #[serde(borrow)]
     #[schema(value_type = String)]
     pub data: Cow<'a, str>,
-    /// Comes back as given; `normal` where not given.
+    /// A lower-case word; comes back as given; `normal` where not given.
     pub priority: Option<String>,
     /// The stream's `retry:`, milliseconds.
+    #[serde(default, deserialize_with = "body::whole")]
     pub retry: Option<u64>,
     /// A comment line on the stream.
     pub comment: Option<String>,
@@ -58,10 +60,10 @@ pub(super) struct EventBody<'a> {
     #[schema(value_type = Option<String>)]
     pub connection_id: Option<ConnectionId>,
     /// Broadcast: these event streams; all where not given.
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(ignore)]
     pub recipients: Option<Vec<ConnectionId>>,
     /// Broadcast: not these.
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(ignore)]
     pub exclude: Option<Vec<ConnectionId>>,
 }
 
@@ -86,7 +88,7 @@ impl Event {
     fn of(node: &Node, body: &EventBody<'_>) -> Result<Self, Refusal> {
         let name = body::name(body.event.as_deref().unwrap_or("message"), "event")?;
         check_backend_type(&name)?;
-        let limit = node.config.limits.max_message_size;
+        let limit = node.config.load().limits.max_message_size;
         let size = body.data.len() + body.comment.as_ref().map_or(0, String::len);
         if limit > 0 && size > limit {
             return Err(Refusal::new(ErrorCode::PayloadTooLarge, "The event is too large")
@@ -98,7 +100,10 @@ impl Event {
             || priority.len() > 32
             || !priority.bytes().all(|byte| byte.is_ascii_lowercase())
         {
-            return Err(wrong("priority", "is one of low, normal, high, urgent"));
+            return Err(wrong(
+                "priority",
+                "must be a lower-case word, such as low, normal, high, urgent",
+            ));
         }
         Ok(Self {
             id: crate::ids::message_id().as_str().to_owned(),
@@ -223,8 +228,8 @@ async fn publish(
 
 /// Sends an event to many event streams; the answer is how many it reached, a bare number.
 #[utoipa::path(
-    post, path = "/events/broadcast", tag = "Events", request_body = EventBody<'static>,
-    responses((status = 200, description = "Live event streams that it reached", body = u64), (status = "default", description = "Refused", body = ErrorBody)),
+    post, path = "/events/broadcast", tag = "Events", request_body = BroadcastEventSchema,
+    responses((status = 200, description = "Live event streams that it reached", body = u64, content_type = "application/json"), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn broadcast(
     State(node): State<Arc<Node>>,

@@ -65,7 +65,7 @@ pub(super) async fn create(
 #[utoipa::path(
     get, path = "/notifications", tag = "Notifications",
     params(
-        ("user_id" = Option<String>, Query, description = "Whose; a user's own where not given"),
+        ("user_id" = String, Query, description = "Whose; a user may leave it out: their own"),
         ("status" = Option<String>, Query, description = "pending, delivered, read or expired, for this user"),
         ("type" = Option<String>, Query, description = "Of this type"),
         ("priority" = Option<String>, Query, description = "low, normal, high or urgent"),
@@ -83,8 +83,8 @@ pub(super) async fn list(
 ) -> Result<Response, ApiError> {
     let user = Reach::reading(&caller)?.user(&caller, search.text("user_id").as_deref())?;
     let flag = |text: &str| match text {
-        "true" | "1" => Some(true),
-        "false" | "0" => Some(false),
+        "true" => Some(true),
+        "false" => Some(false),
         _ => None,
     };
     let query = NotificationQuery {
@@ -100,9 +100,10 @@ pub(super) async fn list(
         },
         page: owned::page(&search)?,
     };
+    let at = ("/notifications", &search, query.page);
     let found =
         node.notifications.list(&user, &query).await.map_err(|error| refusal(&node, error))?;
-    let page = owned::listed(&found.notifications, found.total);
+    let page = owned::listed(&found.notifications, found.total, at, Some(found.as_of));
     Ok(([(AS_OF, found.as_of.to_string())], page).into_response())
 }
 
@@ -131,7 +132,7 @@ pub(super) async fn show(
     post, path = "/notifications/{notification_id}/mark-read", tag = "Notifications",
     params(
         ("notification_id" = String, Path, description = "The notification"),
-        ("user_id" = Option<String>, Query, description = "By whom; a user's own where not given"),
+        ("user_id" = String, Query, description = "By whom; a user may leave it out: they themself"),
     ),
     responses((status = 200, description = "As it is now", body = NotificationSchema), (status = "default", description = "Refused, or not one of theirs", body = ErrorBody)),
 )]
@@ -153,7 +154,7 @@ pub(super) async fn mark_read(
 /// Marks all of a user's notifications read; the user's devices are told.
 #[utoipa::path(
     post, path = "/notifications/mark-all-read", tag = "Notifications",
-    params(("user_id" = Option<String>, Query, description = "By whom; a user's own where not given")),
+    params(("user_id" = String, Query, description = "By whom; a user may leave it out: they themself")),
     responses((status = 200, description = "How many were marked", body = Marked), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn mark_all_read(
@@ -174,7 +175,7 @@ pub(super) async fn mark_all_read(
 #[utoipa::path(
     get, path = "/notifications/unread-count/{user_id}", tag = "Notifications",
     params(("user_id" = String, Path, description = "The user")),
-    responses((status = 200, description = "The number, expired ones not counted", body = u64), (status = "default", description = "Refused", body = ErrorBody)),
+    responses((status = 200, description = "The number, expired ones not counted", body = u64, content_type = "application/json"), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn unread_count(
     State(node): State<Arc<Node>>,

@@ -1,4 +1,12 @@
 //! The OpenAPI document, made from the handlers, and a page that shows it. `http-api.md`.
+//!
+//! `utoipa` knows calls, shapes and types from the code; what it cannot know is added here once for all calls: error
+//! answers and headers (`errors.rs`), bounds (`bounds.rs`), examples (`examples.rs`).
+
+mod bounds;
+mod errors;
+mod examples;
+mod shapes;
 
 use std::sync::LazyLock;
 
@@ -7,17 +15,21 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::{Modify, OpenApi, ToSchema};
+use utoipa::{Modify, OpenApi};
 
 use super::{
     channels, connections, entities, events, notifications, presence, publish, stats,
-    subscriptions, users,
+    subscriptions, tokens, users,
 };
 
 /// Everything under `/api/realtime`.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Carillon", description = "Realtime gateway: publishing, channels, connections."),
+    info(
+        title = "Carillon",
+        description = "Realtime gateway: publishing, notifications, subscriptions, events, presence, channels, connections. \
+                       Times are RFC 3339 in UTC. Unknown fields of bodies are ignored. Every answer carries `X-Request-Id`."
+    ),
     servers((url = "/api/realtime")),
     paths(
         publish::publish, publish::batch, users::message, connections::message, connections::broadcast, entities::publish,
@@ -25,7 +37,7 @@ use super::{
         channels::list, channels::show, channels::history, channels::clear,
         connections::list, connections::show, connections::disconnect, users::disconnect,
         presence::list, presence::put, presence::remove, presence::user, presence::users,
-        stats::show,
+        stats::show, tokens::revoke,
         notifications::create, notifications::list, notifications::show, notifications::mark_read, notifications::mark_all_read,
         notifications::unread_count, notifications::delete,
         subscriptions::resource, subscriptions::topic, subscriptions::query, subscriptions::list, subscriptions::show,
@@ -35,6 +47,11 @@ use super::{
     security(("api_key" = []), ("bearer" = [])),
 )]
 struct Document;
+
+pub(super) use shapes::{
+    BroadcastEventSchema, ChannelSchema, ConnectionSchema, HistorySchema, NewNotificationSchema,
+    NewQuerySchema, NewResourceSchema, NewTopicSchema, NotificationSchema, SubscriptionSchema,
+};
 
 struct Security;
 
@@ -48,179 +65,31 @@ impl Modify for Security {
     }
 }
 
-/// A live connection.
-#[derive(ToSchema)]
-#[schema(as = Connection)]
-#[expect(dead_code, reason = "the shape of `cluster::ConnectionView`, for the document alone")]
-pub(super) struct ConnectionSchema {
-    /// Its id.
-    id: String,
-    /// Its user; null when anonymous.
-    user_id: Option<String>,
-    /// `websocket`, `sse` or `poll`.
-    transport: String,
-    /// The profile's name.
-    profile: String,
-    /// The node's name.
-    node: String,
-    /// RFC 3339.
-    connected_at: String,
-    /// Channels it is subscribed to.
-    channels: Vec<String>,
-}
+static JSON: LazyLock<Bytes> = LazyLock::new(|| whole().to_string().into());
 
-/// A channel and its listeners.
-#[derive(ToSchema)]
-#[schema(as = Channel)]
-#[expect(dead_code, reason = "the shape of `cluster::ChannelCount`, for the document alone")]
-pub(super) struct ChannelSchema {
-    /// The channel.
-    channel: String,
-    /// Connections that listen.
-    subscribers: u64,
-}
-
-/// What the reader may do about a notification.
-#[derive(ToSchema)]
-#[schema(as = NotificationAction)]
-#[expect(dead_code, reason = "the shape of `NotificationAction`, for the document alone")]
-pub(super) struct ActionSchema {
-    /// What the button says.
-    label: String,
-    /// What the application calls it.
-    action: String,
-    /// Anything the application needs for it.
-    #[schema(value_type = Option<Object>)]
-    data: Option<serde_json::Value>,
-}
-
-/// A notification to be stored.
-#[derive(ToSchema)]
-#[schema(as = NewNotification)]
-#[expect(dead_code, reason = "the shape of `NewNotification`, for the document alone")]
-pub(super) struct NewNotificationSchema {
-    /// One line, not empty.
-    title: String,
-    /// The text.
-    message: String,
-    /// Whom it is for: 1 to 10,000 users.
-    recipients: Vec<String>,
-    /// A lower-case word; `info` where not given.
-    r#type: Option<String>,
-    /// `low`, `normal`, `high` or `urgent`; `normal` where not given.
-    priority: Option<String>,
-    /// Who caused it.
-    sender_id: Option<String>,
-    /// Kind of the thing it is about.
-    resource_type: Option<String>,
-    /// Which thing.
-    resource_id: Option<String>,
-    /// What the reader may do.
-    actions: Option<Vec<ActionSchema>>,
-    /// Anything else.
-    #[schema(value_type = Option<Object>)]
-    metadata: Option<serde_json::Value>,
-    /// When it stops mattering, RFC 3339.
-    expires_at: Option<String>,
-}
-
-/// A stored notification.
-#[derive(ToSchema)]
-#[schema(as = Notification)]
-#[expect(dead_code, reason = "the shape of `Notification`, for the document alone")]
-pub(super) struct NotificationSchema {
-    /// Its id.
-    id: String,
-    /// One line.
-    title: String,
-    /// The text.
-    message: String,
-    /// A lower-case word.
-    r#type: String,
-    /// `low`, `normal`, `high` or `urgent`.
-    priority: String,
-    /// `pending`, `delivered`, `read` or `expired`.
-    status: String,
-    /// Whom it is for.
-    recipients: Vec<String>,
-    /// Who caused it.
-    sender_id: Option<String>,
-    /// RFC 3339.
-    created_at: String,
-    /// When the first recipient had it, RFC 3339.
-    delivered_at: Option<String>,
-    /// Who has read it.
-    read_by: Vec<String>,
-    /// What the reader may do.
-    actions: Vec<ActionSchema>,
-    /// Kind of the thing it is about.
-    resource_type: Option<String>,
-    /// Which thing.
-    resource_id: Option<String>,
-    /// Anything else.
-    #[schema(value_type = Object)]
-    metadata: serde_json::Value,
-}
-
-/// A stored subscription.
-#[derive(ToSchema)]
-#[schema(as = Subscription)]
-#[expect(dead_code, reason = "the shape of `Subscription`, for the document alone")]
-pub(super) struct SubscriptionSchema {
-    /// Its id.
-    id: String,
-    /// Whose it is.
-    user_id: String,
-    /// `resource`, `topic` or `query`.
-    r#type: String,
-    /// `active`, `paused`, `expired` or `cancelled`.
-    status: String,
-    /// RFC 3339.
-    created_at: String,
-    /// RFC 3339.
-    updated_at: String,
-    /// RFC 3339.
-    expires_at: Option<String>,
-    /// Which thing.
-    resource_id: Option<String>,
-    /// Kind of the thing.
-    resource_type: Option<String>,
-    /// Which topic.
-    topic: Option<String>,
-    /// `{"channels": […], "where": {…}}`.
-    #[schema(value_type = Option<Object>)]
-    query: Option<serde_json::Value>,
-    /// The user's own words for it.
-    labels: Vec<String>,
-    /// Anything else.
-    #[schema(value_type = Object)]
-    metadata: serde_json::Value,
-}
-
-/// A page of history.
-#[derive(ToSchema)]
-#[schema(as = History)]
-#[expect(dead_code, reason = "written by hand so that payloads stay bytes")]
-pub(super) struct HistorySchema {
-    /// Envelopes, oldest first.
-    messages: Vec<serde_json::Value>,
-    /// The history's epoch; null without history.
-    epoch: Option<String>,
-    /// Newest offset; null without history.
-    offset: Option<u64>,
-    /// `since` of the next page; null at the end.
-    next: Option<String>,
-    /// With `since`: whether nothing is missing after it.
-    recovered: Option<bool>,
-    /// Why not: `trimmed`, `epoch`, `fork`.
-    reason: Option<String>,
-}
-
-static JSON: LazyLock<Bytes> = LazyLock::new(|| {
+fn whole() -> serde_json::Value {
     let mut document = Document::openapi();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    document.to_json().unwrap_or_default().into()
-});
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    errors::add_stream(&mut document);
+    bounds::add(&mut document);
+    errors::add(&mut document);
+    examples::add(&mut document);
+    document
+}
+
+/// Every call of a document: path, method, operation.
+fn calls(document: &mut serde_json::Value) -> Vec<(String, String, &mut serde_json::Value)> {
+    let mut calls = Vec::new();
+    let Some(paths) = document["paths"].as_object_mut() else { return calls };
+    for (path, methods) in paths {
+        let Some(methods) = methods.as_object_mut() else { continue };
+        for (method, call) in methods.iter_mut().filter(|(_, call)| call["responses"].is_object()) {
+            calls.push((path.clone(), method.clone(), call));
+        }
+    }
+    calls
+}
 
 /// `GET /openapi.json`.
 pub(super) async fn document() -> Response {
@@ -238,16 +107,60 @@ pub(super) async fn page() -> Response {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]
     fn the_document_describes_every_call_in_openapi_3_1() {
-        let document: serde_json::Value = serde_json::from_slice(&JSON).expect("JSON");
+        let document: Value = serde_json::from_slice(&JSON).expect("JSON");
         assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")));
         assert_eq!(document["paths"]["/publish"]["post"]["requestBody"]["required"], true);
         assert!(document["paths"]["/channels/{channel}/history"]["delete"].is_object());
+        assert!(document["paths"]["/events"]["get"].is_object());
         assert!(document["components"]["schemas"]["Publish"]["properties"]["channel"].is_object());
         assert!(document["components"]["schemas"]["ErrorBody"].is_object());
+    }
+
+    #[test]
+    fn every_call_has_an_id_of_its_own_examples_and_all_its_errors() {
+        let mut document = whole();
+        let mut ids = std::collections::HashSet::new();
+        for (path, method, call) in calls(&mut document) {
+            let name = format!("{method} {path}");
+            assert!(ids.insert(call["operationId"].to_string()), "{name}");
+            let responses = call["responses"].as_object().expect("responses");
+            assert!(responses.keys().all(|status| status != "default"), "{name}");
+            for needed in ["401", "403", "503"] {
+                assert!(responses.contains_key(needed), "{name} {needed}");
+            }
+            for (status, response) in responses {
+                if let Some(json) = response["content"].get("application/json") {
+                    assert!(json.get("example").is_some(), "{name} {status} has no example");
+                }
+            }
+            if let Some(body) = call.get("requestBody") {
+                let example = body["content"]["application/json"].get("example");
+                assert!(example.is_some(), "{name} has no example of its body");
+                assert!(responses.contains_key("415") && responses.contains_key("413"), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_bound_and_example_is_of_something_that_is_there() {
+        let mut document = whole();
+        for (schema, property) in bounds::named() {
+            let known = &document["components"]["schemas"][schema]["properties"][property];
+            assert!(known.is_object(), "{schema}.{property}");
+        }
+        let known: Vec<String> = calls(&mut document)
+            .iter()
+            .map(|(path, method, _)| format!("{method} {path}"))
+            .collect();
+        for call in examples::named() {
+            assert!(known.contains(&call), "{call}");
+        }
     }
 
     #[test]

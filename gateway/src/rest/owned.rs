@@ -6,10 +6,11 @@ use axum::response::{IntoResponse, Response};
 use carillon_broker_client::{BrokerError, Page, StoreError};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, UserId};
-use http::HeaderName;
+use http::header::LINK;
+use http::{HeaderName, HeaderValue};
 
 use super::body::wrong;
-use super::parameter::{self, Search};
+use super::parameter::{self, Search, whole};
 use crate::auth::{Caller, Scope};
 use crate::node::Node;
 
@@ -101,16 +102,6 @@ pub(super) fn page(search: &Search) -> Result<Page, Refusal> {
     Page::new(number, size).map_err(|invalid| wrong(&invalid.field, &invalid.problem))
 }
 
-/// A whole number, however large: what does not fit is the nearest that does.
-fn whole(text: &str) -> Option<i64> {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let limit = if digits.len() < text.len() { i64::MIN } else { i64::MAX };
-    Some(text.parse().unwrap_or(limit))
-}
-
 /// A parameter that is one of some words.
 ///
 /// # Errors
@@ -124,9 +115,42 @@ pub(super) fn word<T>(
     parse(&text).map(Some).ok_or_else(|| wrong(name, "is none of the words it may be"))
 }
 
-/// A bare array with the total in a header.
-pub(super) fn listed(items: &impl serde::Serialize, total: u64) -> Response {
-    ([(TOTAL, total.to_string())], Json(items)).into_response()
+/// A bare array with the total in a header, and a link to the next page where there is one.
+/// `as_of` keeps that page from shifting while new items arrive.
+pub(super) fn listed(
+    items: &impl serde::Serialize,
+    total: u64,
+    (path, search, page): (&str, &Search, Page),
+    as_of: Option<i64>,
+) -> Response {
+    let mut response = ([(TOTAL, total.to_string())], Json(items)).into_response();
+    if page.offset() + u64::from(page.size()) < total {
+        let mut query = String::new();
+        for (name, value) in search.0.pairs().filter(|(name, _)| !matches!(*name, "page" | "as_of"))
+        {
+            query.push_str(&format!("{}={}&", escaped(name), escaped(value)));
+        }
+        let as_of = as_of.map_or(String::new(), |as_of| format!("&as_of={as_of}"));
+        let next = page.number() + 1;
+        let link = format!("<{}{path}?{query}page={next}{as_of}>; rel=\"next\"", super::BASE);
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            response.headers_mut().insert(LINK, link);
+        }
+    }
+    response
+}
+
+/// For a query: everything but RFC 3986's unreserved characters as `%XX`.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(byte as char);
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
 }
 
 /// What a store's error is to a caller.
@@ -139,20 +163,5 @@ pub(crate) fn refusal(node: &Node, error: StoreError) -> Refusal {
             format!("A user may have at most {limit} subscriptions"),
         )
         .with("limit", limit),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_of_any_length_are_whole_and_words_are_not() {
-        assert_eq!(whole("20"), Some(20));
-        assert_eq!(whole("99999999999999999999999"), Some(i64::MAX));
-        assert_eq!(whole("-99999999999999999999999"), Some(i64::MIN));
-        for text in ["", "-", "+1", "1.5", "one", "1 "] {
-            assert_eq!(whole(text), None, "{text:?}");
-        }
     }
 }

@@ -48,10 +48,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Search {
 }
 
 impl Search {
-    /// A parameter's text; an empty one is none.
+    /// A parameter's text.
     #[must_use]
     pub(super) fn text(&self, name: &str) -> Option<String> {
-        self.0.get(name).filter(|text| !text.is_empty()).map(str::to_owned)
+        self.0.get(name).map(str::to_owned)
     }
 
     /// `limit`: 1 or more, clamped to [`LIMIT_MAX`].
@@ -61,23 +61,34 @@ impl Search {
     pub(super) fn limit(&self) -> Result<usize, Refusal> {
         match self.0.get("limit") {
             None => Ok(LIMIT_DEFAULT),
-            Some(text) => match text.parse::<u64>() {
-                Ok(0) | Err(_) => Err(wrong("limit", "must be a whole number from 1")),
-                Ok(limit) => Ok(limit.min(LIMIT_MAX as u64) as usize),
+            Some(text) => match whole(text) {
+                Some(limit) if limit >= 1 => Ok(limit.min(LIMIT_MAX as i64) as usize),
+                _ => Err(wrong("limit", "must be a whole number from 1")),
             },
         }
     }
 
-    /// `cursor`, as [`cursor`] made it.
+    /// `cursor`, as [`cursor`] made it; an empty one is the beginning.
     ///
     /// # Errors
     /// `INVALID_MESSAGE` for one that is none of ours.
     pub(super) fn cursor(&self) -> Result<Option<String>, Refusal> {
-        let Some(text) = self.text("cursor") else { return Ok(None) };
+        let text = self.text("cursor").filter(|text| !text.is_empty());
+        let Some(text) = text else { return Ok(None) };
         let bytes = URL_SAFE_NO_PAD.decode(text).ok();
         let after = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
         after.map(Some).ok_or_else(|| wrong("cursor", "must be the `next` of a list"))
     }
+}
+
+/// A whole number, however large: what does not fit is the nearest that does.
+pub(super) fn whole(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let limit = if digits.len() < text.len() { i64::MIN } else { i64::MAX };
+    Some(text.parse().unwrap_or(limit))
 }
 
 /// The opaque cursor behind an item.
@@ -129,4 +140,19 @@ pub(super) fn channel(text: &str) -> Result<ChannelName, Refusal> {
     ChannelName::new(text).map_err(|invalid| {
         Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("field", "channel")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_any_length_are_whole_and_words_are_not() {
+        assert_eq!(whole("20"), Some(20));
+        assert_eq!(whole("99999999999999999999999"), Some(i64::MAX));
+        assert_eq!(whole("-99999999999999999999999"), Some(i64::MIN));
+        for text in ["", "-", "+1", "1.5", "one", "1 "] {
+            assert_eq!(whole(text), None, "{text:?}");
+        }
+    }
 }

@@ -17,7 +17,6 @@ use super::error::{ApiError, ErrorBody};
 use super::parameter::{self, Parameters};
 use crate::auth::{Action, Caller, Scope};
 use crate::node::Node;
-use crate::policy::{Decision, forbidden};
 use crate::presence::member;
 
 /// Most users of one question.
@@ -63,7 +62,7 @@ pub(super) struct MemberBody {
     #[serde(default)]
     pub metadata: Option<serde_json::Value>,
     /// Seconds; until `DELETE` where not given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::body::whole")]
     pub ttl: Option<u64>,
 }
 
@@ -120,19 +119,15 @@ fn channel_of(node: &Node, resource: &str) -> Result<ChannelName, Refusal> {
 }
 
 /// Lists are for readers, and for users who may hear the channel.
-fn may_read(node: &Node, caller: &Caller, channel: &ChannelName) -> Result<(), Refusal> {
+async fn may_read(node: &Node, caller: &Caller, channel: &ChannelName) -> Result<(), Refusal> {
     if caller.holds(Scope::Read) {
         return Ok(());
     }
     let Some(claims) = caller.claims() else { return caller.require(Scope::Read) };
-    match node.policy.load().decide(Action::Subscribe, Some(claims), channel) {
-        Decision::Allow => Ok(()),
-        Decision::Refuse(refusal) => Err(refusal),
-        Decision::Ask => Err(forbidden(Action::Subscribe, channel)),
-    }
+    node.permit(Action::Subscribe, Some(claims), channel).await
 }
 
-fn may_read_user(node: &Node, caller: &Caller, user: &UserId) -> Result<(), Refusal> {
+async fn may_read_user(node: &Node, caller: &Caller, user: &UserId) -> Result<(), Refusal> {
     if caller.holds(Scope::Read) || caller.user() == Some(user) {
         return Ok(());
     }
@@ -140,7 +135,7 @@ fn may_read_user(node: &Node, caller: &Caller, user: &UserId) -> Result<(), Refu
     let channel = channel.map_err(|_| {
         Refusal::new(ErrorCode::Forbidden, "not allowed to see this user's presence")
     })?;
-    may_read(node, caller, &channel)
+    may_read(node, caller, &channel).await
 }
 
 /// Lists who is at a resource.
@@ -155,7 +150,7 @@ pub(super) async fn list(
     Parameters(resource): Parameters<String>,
 ) -> Result<Json<Present>, ApiError> {
     let channel = channel_of(&node, &resource)?;
-    may_read(&node, &caller, &channel)?;
+    may_read(&node, &caller, &channel).await?;
     let users = node.broker.members(&channel).await.map_err(|error| node.broker_refusal(&error))?;
     Ok(Json(Present { resource, count: users.len(), users }))
 }
@@ -220,7 +215,7 @@ pub(super) async fn user(
     Parameters(user): Parameters<String>,
 ) -> Result<Json<UserView>, ApiError> {
     let user = parameter::user(&user)?;
-    may_read_user(&node, &caller, &user)?;
+    may_read_user(&node, &caller, &user).await?;
     let known = node.broker.presence_of(std::slice::from_ref(&user)).await;
     let known = known.map_err(|error| node.broker_refusal(&error))?;
     let known = known
@@ -248,7 +243,7 @@ pub(super) async fn users(
         body.user_ids.iter().map(|user| parameter::user(user)).collect();
     let users = users?;
     for user in &users {
-        may_read_user(&node, &caller, user)?;
+        may_read_user(&node, &caller, user).await?;
     }
     let known =
         node.broker.presence_of(&users).await.map_err(|error| node.broker_refusal(&error))?;

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use carillon_broker_client::Receipt;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ChannelName, ErrorCode};
+use futures_util::stream::{self, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,18 +25,20 @@ use crate::auth::Scope;
 use crate::clock;
 use crate::dispatch::NOTIFICATIONS;
 use crate::node::{Node, Outgoing, RateState};
-use crate::policy::{Action, Decision};
+use crate::policy::Action;
 
 /// Most messages of a batch.
 const BATCH_MESSAGES_MAX: usize = 1_000;
+/// Messages of a batch that are judged at the same time.
+const QUESTIONS_AT_ONCE: usize = 64;
 
 /// Many messages.
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = Batch)]
 pub(super) struct BatchMessages<'a> {
-    /// Up to 1,000, each judged alone.
+    /// Up to 1,000, each as the body of `POST /publish` and judged alone.
     #[serde(borrow)]
-    #[schema(value_type = Vec<PublishBody<'static>>)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub messages: Vec<&'a RawValue>,
 }
 
@@ -95,8 +99,16 @@ pub(super) async fn publish(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (channel, message) = body.read::<PublishBody<'_>>()?.split();
-    let outgoing = judge(&node, &caller, &headers, &channel, message)?;
-    Ok(answer(&node, outgoing).await)
+    match judge(&node, &caller, &headers, &channel, message).await {
+        Ok(outgoing) => Ok(answer(&node, outgoing).await),
+        Err(refusal) => {
+            let mut response = ApiError::from(refusal).into_response();
+            if let Ok(channel) = parameter::channel(&channel) {
+                rate_headers(response.headers_mut(), node.publish_rate(&channel));
+            }
+            Ok(response)
+        }
+    }
 }
 
 /// Publishes up to 1,000 messages in order, each judged alone.
@@ -116,11 +128,11 @@ pub(super) async fn batch(
             .with("limit", BATCH_MESSAGES_MAX)
             .into());
     }
-    let read = |raw: &&RawValue| {
-        let (channel, message) = parse::<PublishBody<'_>>(raw.get())?.split();
-        judge(&node, &caller, &headers, &channel, message)
-    };
-    let outgoing: Vec<Result<Outgoing, Refusal>> = batch.messages.iter().map(read).collect();
+    // The application may have to be asked about each: in parallel, in order.
+    let judged: Vec<_> =
+        batch.messages.iter().map(|raw| judge_raw(&node, &caller, &headers, raw)).collect();
+    let outgoing: Vec<Result<Outgoing, Refusal>> =
+        stream::iter(judged).buffered(QUESTIONS_AT_ONCE).collect().await;
     let channels: Vec<ChannelName> =
         outgoing.iter().flatten().map(|outgoing| outgoing.channel.clone()).collect();
     let results = node.publish_batch(outgoing).await;
@@ -141,8 +153,19 @@ pub(super) async fn batch(
     Ok(response)
 }
 
+/// Reads and judges one message of a batch.
+async fn judge_raw(
+    node: &Node,
+    caller: &Caller,
+    headers: &HeaderMap,
+    raw: &RawValue,
+) -> Result<Outgoing, Refusal> {
+    let (channel, message) = parse::<PublishBody<'_>>(raw.get())?.split();
+    judge(node, caller, headers, &channel, message).await
+}
+
 /// Whether the caller may publish this, and what exactly is published.
-fn judge(
+async fn judge(
     node: &Node,
     caller: &Caller,
     headers: &HeaderMap,
@@ -171,15 +194,15 @@ fn judge(
             .with("field", "user_id"));
     }
     outgoing.user_id = Some(claims.user.clone());
-    match node.policy.load().decide(Action::Publish, Some(claims), &outgoing.channel) {
-        Decision::Allow => Ok(outgoing),
-        Decision::Refuse(refusal) => Err(refusal),
-        // Refused when the application cannot be asked (`channels.md` 2).
-        Decision::Ask => {
-            Err(Refusal::new(ErrorCode::Forbidden, "The application did not allow it")
-                .with("channel", outgoing.channel.as_str()))
-        }
-    }
+    let signed = node.routes.load().signed(
+        &outgoing.kind,
+        &outgoing.channel,
+        &outgoing.payload,
+        Some(claims.user.as_str()),
+    );
+    outgoing.payload = signed.unwrap_or(outgoing.payload);
+    node.permit(Action::Publish, Some(claims), &outgoing.channel).await?;
+    Ok(outgoing)
 }
 
 /// Publishes and answers, with the channel's rate in the headers (R27).
@@ -190,6 +213,17 @@ pub(super) async fn answer(node: &Node, outgoing: Outgoing) -> Response {
         Err(refusal) => ApiError::from(refusal).into_response(),
     };
     rate_headers(response.headers_mut(), node.publish_rate(&channel));
+    response
+}
+
+/// Around every publishing call: an answer that concerns no known channel still names the limit (`protocol.md` 5).
+pub(super) async fn rated(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if !response.headers().contains_key("x-ratelimit-limit") {
+        let limit = node.config.load().limits.publishes_per_second_per_channel;
+        let untouched = RateState { limit, remaining: u64::from(limit) };
+        rate_headers(response.headers_mut(), Some(untouched));
+    }
     response
 }
 

@@ -19,46 +19,32 @@ use utoipa::ToSchema;
 
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorBody};
-use super::openapi::SubscriptionSchema;
+use super::openapi::{NewQuerySchema, NewResourceSchema, NewTopicSchema, SubscriptionSchema};
 use super::owned::{self, Reach, refusal};
 use super::parameter::{Parameters, Search};
 use crate::auth::Caller;
 use crate::node::Node;
 
 /// A subscription to be stored; which fields count, the endpoint says.
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = NewSubscription)]
-pub(super) struct SubscriptionBody {
-    /// Whose it will be; a user's own where not given.
+#[derive(Debug, Deserialize)]
+struct SubscriptionBody {
     #[serde(default)]
     user_id: Option<String>,
-    /// Which thing (`/subscriptions/resource`).
     #[serde(default)]
     resource_id: Option<String>,
-    /// Kind of the thing (`/subscriptions/resource`).
     #[serde(default)]
     resource_type: Option<String>,
-    /// Which topic (`/subscriptions/topic`).
     #[serde(default)]
     topic: Option<String>,
-    /// `{"channels": […], "where": {…}}` (`/subscriptions/query`).
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
     query: Option<SubscriptionQuery>,
-    /// The user's own words for it.
     #[serde(default)]
     labels: Option<Vec<String>>,
-    /// Anything else.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
-    /// When it ends, RFC 3339.
     #[serde(default)]
-    #[schema(value_type = Option<String>)]
     expires_at: Option<Moment>,
-    /// What payloads must satisfy.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
     payload_filter: Option<Value>,
 }
 
@@ -125,7 +111,7 @@ async fn changed(node: &Node, user: &UserId) {
 
 /// Subscribes a user to one thing.
 #[utoipa::path(
-    post, path = "/subscriptions/resource", tag = "Subscriptions", request_body = SubscriptionBody,
+    post, path = "/subscriptions/resource", tag = "Subscriptions", request_body = NewResourceSchema,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn resource(
@@ -138,7 +124,7 @@ pub(super) async fn resource(
 
 /// Subscribes a user to a topic.
 #[utoipa::path(
-    post, path = "/subscriptions/topic", tag = "Subscriptions", request_body = SubscriptionBody,
+    post, path = "/subscriptions/topic", tag = "Subscriptions", request_body = NewTopicSchema,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn topic(
@@ -151,7 +137,7 @@ pub(super) async fn topic(
 
 /// Subscribes a user to channels, with a condition on payloads.
 #[utoipa::path(
-    post, path = "/subscriptions/query", tag = "Subscriptions", request_body = SubscriptionBody,
+    post, path = "/subscriptions/query", tag = "Subscriptions", request_body = NewQuerySchema,
     responses((status = 201, description = "Stored and acting", body = SubscriptionSchema), (status = "default", description = "Refused", body = ErrorBody)),
 )]
 pub(super) async fn query(
@@ -166,7 +152,7 @@ pub(super) async fn query(
 #[utoipa::path(
     get, path = "/subscriptions", tag = "Subscriptions",
     params(
-        ("user_id" = Option<String>, Query, description = "Whose; a user's own where not given"),
+        ("user_id" = String, Query, description = "Whose; a user may leave it out: their own"),
         ("status" = Option<String>, Query, description = "active, paused, expired or cancelled"),
         ("page" = Option<u64>, Query, description = "From 1"),
         ("page_size" = Option<u64>, Query, description = "20 where not given, at most 100"),
@@ -186,7 +172,8 @@ pub(super) async fn list(
         .list(&user, status, page)
         .await
         .map_err(|error| refusal(&node, error))?;
-    Ok(owned::listed(&found.subscriptions, found.total))
+    let at = ("/subscriptions", &search, page);
+    Ok(owned::listed(&found.subscriptions, found.total, at, None))
 }
 
 /// Shows one subscription.

@@ -1,6 +1,8 @@
 //! REST from outside: one node with the embedded broker, calls through the client port's router.
 
+mod backend;
 mod document;
+mod streams;
 
 use std::sync::Arc;
 
@@ -85,7 +87,7 @@ impl Rest {
             channels: None,
             ttl: std::time::Duration::from_secs(600),
         };
-        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+        auth::mint(&self.node.config.load().auth.jwt, None, &token, clock::unix_ms() / 1_000)
             .expect("minted")
     }
 

@@ -1,7 +1,8 @@
 //! Accepting client sockets: bounded in number, survives running out of file descriptors, closes
 //! what never says anything. One hyper connection a socket until a transport takes it over.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::client_io::{ClientIo, Gate, Peer};
+use super::proxy;
 use crate::node::Node;
+use crate::socket::Socket;
 
-/// A socket that has not sent a request's head by then is closed.
+/// A socket that has not sent a request's head by then is closed; a proxy's header and a TLS handshake have
+/// as long before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the process ran out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -64,12 +68,28 @@ async fn serve(
     node: Arc<Node>,
 ) {
     prepare(&socket, &node);
-    let socket = Arc::new(socket);
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(HEAD_TIMEOUT, open(socket, address, &node)) => opened,
+        () = stop.cancelled() => return,
+    };
+    let (socket, address) = match opened {
+        Ok(Ok((socket, address))) => (Arc::new(socket), address),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %address, "a client's handshake failed");
+            return node.metrics.refused("handshake");
+        }
+        Err(_) => {
+            tracing::debug!(%address, "a client's handshake took too long");
+            return node.metrics.refused("handshake");
+        }
+    };
     let gate = Gate::default();
-    let peer = Peer { address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
+    let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
-        request.extensions_mut().insert(peer.clone());
+        let proxies = &node.config.load().server.trusted_proxies;
+        let remote = proxy::client(address, request.headers(), proxies);
+        request.extensions_mut().insert(Peer { remote, ..peer.clone() });
         router.clone().oneshot(request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -91,11 +111,30 @@ async fn serve(
     }
 }
 
+/// What stands between an accepted socket and its first request: a trusted proxy's word on whose socket it is,
+/// and TLS.
+async fn open(
+    mut socket: TcpStream,
+    address: SocketAddr,
+    node: &Node,
+) -> io::Result<(Socket, IpAddr)> {
+    let mut address = address.ip().to_canonical();
+    let trusted = proxy::is_trusted(address, &node.config.load().server.trusted_proxies);
+    if trusted && let Some(client) = proxy::read_header(&mut socket).await? {
+        address = client;
+    }
+    let socket = match &node.tls {
+        Some(tls) => Socket::accept_tls(&tls.acceptor, socket).await?,
+        None => Socket::Plain(socket),
+    };
+    Ok((socket, address))
+}
+
 fn prepare(socket: &TcpStream, node: &Node) {
     let socket = socket2::SockRef::from(socket);
     // Failing to set an option is no reason to refuse a client.
     let _ = socket.set_tcp_nodelay(true);
-    let timeout = node.config.heartbeat.timeout;
+    let timeout = node.config.load().heartbeat.timeout;
     if !timeout.is_zero() {
         let _ = socket.set_tcp_user_timeout(Some(timeout));
     }

@@ -13,9 +13,9 @@ use std::task::{Context, Poll};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::connection::Connection;
+use crate::socket::Socket;
 
 /// Runs once when hyper has flushed everything it had for the socket.
 #[derive(Clone, Default)]
@@ -39,30 +39,30 @@ impl Gate {
 /// What a request may know of the socket it came on.
 #[derive(Clone)]
 pub struct Peer {
-    /// Who is at the other end, as the socket says.
-    pub address: std::net::SocketAddr,
-    /// The socket itself; `None` where bytes cannot be written past hyper (TLS).
-    pub socket: Option<Arc<TcpStream>>,
+    /// Who is at the other end, as the socket and trusted proxies say.
+    pub remote: std::net::IpAddr,
+    /// The socket itself; `None` where bytes cannot be written past hyper.
+    pub socket: Option<Arc<Socket>>,
     /// Tells when the response's head has left.
     pub gate: Gate,
 }
 
 /// See the module.
 pub struct ClientIo {
-    socket: Arc<TcpStream>,
+    socket: Arc<Socket>,
     gate: Gate,
 }
 
 impl ClientIo {
     /// Wraps an accepted socket.
     #[must_use]
-    pub fn new(socket: Arc<TcpStream>, gate: Gate) -> Self {
+    pub fn new(socket: Arc<Socket>, gate: Gate) -> Self {
         Self { socket, gate }
     }
 
     /// The socket, after hyper gave it back.
     #[must_use]
-    pub fn into_socket(self) -> Arc<TcpStream> {
+    pub fn into_socket(self) -> Arc<Socket> {
         self.socket
     }
 }
@@ -102,13 +102,22 @@ impl AsyncWrite for ClientIo {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match self.socket.try_flush() {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::task::ready!(self.socket.poll_write_ready(cx))?;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
         self.gate.flushed();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&*self.socket).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(self.socket.finish())
     }
 }
 

@@ -55,6 +55,11 @@ impl Query {
         Self { pairs: std::iter::once(first).chain(self.pairs.iter().cloned()).collect() }
     }
 
+    /// All names and values, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The first value of a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -144,7 +149,7 @@ pub async fn authenticate(
         let Some(token) = header(AUTHORIZATION).and_then(bearer) else {
             return Err(Refusal::new(ErrorCode::InvalidToken, "invalid token"));
         };
-        return node.verifier.load_full().verify(token).await.map(Some);
+        return node.verify(token).await.map(Some);
     }
     let offered = subprotocols(headers);
     let after_marker =
@@ -155,14 +160,15 @@ pub async fn authenticate(
         (None, None) => None,
     };
     if let Some(token) = token.filter(|token| !token.is_empty()) {
-        return node.verifier.load_full().verify(token).await.map(Some);
+        return node.verify(token).await.map(Some);
     }
-    let cookie = node.config.auth.cookie.as_deref().and_then(|name| cookie(headers, name));
+    let config = node.config.load_full();
+    let cookie = config.auth.cookie.as_deref().and_then(|name| cookie(headers, name));
     if let Some(token) = cookie {
         check_origin(node, headers)?;
-        return node.verifier.load_full().verify(&token).await.map(Some);
+        return node.verify(&token).await.map(Some);
     }
-    if node.config.auth.allow_anonymous {
+    if config.auth.allow_anonymous {
         return Ok(None);
     }
     Err(Refusal::new(ErrorCode::MissingToken, "missing token"))
@@ -177,7 +183,7 @@ fn check_origin(node: &Node, headers: &HeaderMap) -> Result<(), Refusal> {
     let own = origin
         .split_once("://")
         .is_some_and(|(_, authority)| !host.is_empty() && authority == host);
-    if own || node.config.cors.origins.iter().any(|allowed| allowed == origin) {
+    if own || node.config.load().cors.origins.iter().any(|allowed| allowed == origin) {
         return Ok(());
     }
     Err(Refusal::new(ErrorCode::Forbidden, "This origin may not use the cookie")

@@ -25,6 +25,7 @@ use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue};
 
+use super::client_io::Peer;
 use super::handshake::{Query, authenticate};
 use crate::auth::Claims;
 use crate::node::Node;
@@ -85,13 +86,14 @@ impl Asker {
 /// `GET /api/v1/realtime/poll`.
 pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
+    let remote = parts.extensions.get::<Peer>().map(|peer| peer.remote);
     let query = Query::parse(parts.uri.query());
     let asker = match Asker::admit(&node, &parts.headers, &query, "poll").await {
         Ok(asker) => asker,
         Err(response) => return response,
     };
     let answer = match Question::of_query(&query, &asker.claims) {
-        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question)).await,
+        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question, remote)).await,
         Err(refusal) => Err(refusal),
     };
     asker.respond(answer)
@@ -99,6 +101,7 @@ pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
 
 /// `POST /api/v1/realtime/poll`.
 pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
+    let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
     let query = Query::parse(request.uri().query());
     let asker = match Asker::admit(&node, request.headers(), &query, "poll").await {
         Ok(asker) => asker,
@@ -109,7 +112,7 @@ pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
         Err(ApiError(refusal)) => Err(refusal),
     };
     let answer = match question {
-        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question)).await,
+        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question, remote)).await,
         Err(refusal) => Err(refusal),
     };
     asker.respond(answer)

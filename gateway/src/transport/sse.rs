@@ -11,10 +11,11 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use carillon_protocol::Profile;
+use carillon_protocol::codec::gzip;
 use carillon_protocol::envelope::Refusal;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, VARY};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use http_body::Frame;
 use tokio::sync::oneshot;
 
@@ -22,7 +23,6 @@ use super::client_io::{Gate, Peer};
 use super::handshake::{Handshake, Query};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
-use crate::connection::socket::Socket;
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::Node;
@@ -58,34 +58,70 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     }
     let admitted = node.admit(user.as_ref()).await?;
     let peer = request.extensions.get::<Peer>().cloned();
-    let socket = peer.as_ref().and_then(|peer| peer.socket.clone()).map(Socket::Tcp);
+    let socket = peer.as_ref().and_then(|peer| peer.socket.clone());
     let wire = socket.clone().map_or(Wire::Pulled, Wire::Socket);
     // hyper frames an HTTP/1.1 response of unknown length as chunks; what is written past it must be framed too.
     let chunked = socket.is_some() && request.version == Version::HTTP_11;
-    let outbox = Outbox::new(wire, node.config.limits.queue_bytes).for_sse(chunked);
-    let dress = Dress { medium: Medium::Sse, profile: handshake.profile };
-    let connection = Connection::new(admitted.id.clone(), user, Transport::Sse, dress, outbox);
+    let offered = node.config.load().compression.sse;
+    let compressed = offered && accepts_gzip(&request.headers);
+    let opening = format!("retry: {RETRY_MS}\n\n");
+    let (opening, sum) = if compressed {
+        let (opening, sum) = gzip::open(opening.as_bytes());
+        (opening, Some(sum))
+    } else {
+        (opening.into_bytes(), None)
+    };
+    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes).for_sse(chunked, sum);
+    let dress = Dress { medium: Medium::Sse, profile: handshake.profile, compressed };
+    let remote = peer.as_ref().map(|peer| peer.remote);
+    let connection =
+        Connection::new(admitted.id.clone(), user, Transport::Sse, dress, remote, outbox);
     let (alive, gone) = oneshot::channel();
     let body = EventStream {
         connection: Arc::clone(&connection),
         gate: socket.is_some().then(|| peer.map(|peer| peer.gate)).flatten(),
-        opening: Some(format!("retry: {RETRY_MS}\n\n").into()),
+        opening: Some(opening.into()),
         _alive: alive,
     };
-    let driver = Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket);
+    let driver =
+        Box::new(Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket));
     let tasks = node.tasks.clone();
     tasks.spawn(start(node, driver, handshake.channels, handshake.resume, gone));
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    if compressed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    if offered {
+        headers.append(VARY, HeaderValue::from_static("accept-encoding"));
+    }
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
 
+/// Whether the client takes gzip, named or by `*`, and does not give it a weight of nothing.
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let weight = |name: &str| {
+        headers
+            .get_all(ACCEPT_ENCODING)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .map(|coding| coding.split_once(';').unwrap_or((coding, "")))
+            .find(|(coding, _)| coding.trim().eq_ignore_ascii_case(name))
+            .map(|(_, weight)| {
+                let weight = weight.trim().strip_prefix("q=").unwrap_or("1");
+                weight.trim().parse::<f32>().is_ok_and(|weight| weight > 0.0)
+            })
+    };
+    weight("gzip").or_else(|| weight("*")).unwrap_or(false)
+}
+
 async fn start(
     node: Arc<Node>,
-    mut driver: Driver,
+    mut driver: Box<Driver>,
     channels: Vec<String>,
     resume: crate::connection::welcome::Resume,
     gone: oneshot::Receiver<()>,
@@ -129,5 +165,31 @@ impl http_body::Body for EventStream {
                 .poll_pulled(cx)
                 .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_for_who_takes_it() {
+        for (given, taken) in [
+            ("gzip", true),
+            ("br, GZIP;q=0.5", true),
+            ("deflate, gzip ; q=1", true),
+            ("*", true),
+            ("gzip;q=0", false),
+            ("gzip;q=0, *", false),
+            ("*;q=0", false),
+            ("identity", false),
+            ("gzip;q=much", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(given));
+            assert_eq!(accepts_gzip(&headers), taken, "{given:?}");
+        }
+        assert!(!accepts_gzip(&HeaderMap::new()));
     }
 }

@@ -1,50 +1,66 @@
 //! WebSocket endpoints: the RFC 6455 handshake on hyper, then the bare socket.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use carillon_protocol::envelope::Refusal;
+use carillon_protocol::websocket as framing;
 use carillon_protocol::{Codec, ErrorCode, Profile};
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
-use super::client_io::ClientIo;
+use super::client_io::{ClientIo, Peer};
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
-use crate::connection::socket::Socket;
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::{Admitted, Node};
 use crate::rest::ApiError;
+use crate::socket::Socket;
 
 /// RFC 6455 section 1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// `/ws`, `/ws/{name}`: profile `social`.
+/// What a WebSocket at `/ws/{name}` is counted as when its name is not configured (R19).
+const OTHER: &str = "other";
+
+/// `/ws`: profile `social`.
 pub async fn social(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Social).await
+    serve(state.0, request, Profile::Social, None).await
+}
+
+/// `/ws/{name}`: the same, counted under its name.
+pub async fn named(state: State<Arc<Node>>, request: Request) -> Response {
+    let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    serve(state.0, request, Profile::Social, Some(name)).await
 }
 
 /// `/api/realtime/ws`: profile `uno`.
 pub async fn uno(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Uno).await
+    serve(state.0, request, Profile::Uno, None).await
 }
 
 /// `/`: profile `excore`.
 pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
-    serve(state.0, request, Profile::Excore).await
+    serve(state.0, request, Profile::Excore, None).await
 }
 
-async fn serve(node: Arc<Node>, request: Request, profile: Profile) -> Response {
-    match accept(node, request, profile).await {
+async fn serve(
+    node: Arc<Node>,
+    request: Request,
+    profile: Profile,
+    name: Option<String>,
+) -> Response {
+    match accept(node, request, profile, name).await {
         Ok(response) => response,
         Err(refusal) => ApiError::from(refusal).into_response(),
     }
@@ -54,6 +70,7 @@ async fn accept(
     node: Arc<Node>,
     mut request: Request,
     default: Profile,
+    name: Option<String>,
 ) -> Result<Response, Refusal> {
     let query = Query::parse(request.uri().query());
     let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
@@ -62,8 +79,14 @@ async fn accept(
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let dress = Dress { medium: Medium::WebSocket(codec), profile: handshake.profile };
-    let opening = Opening { handshake, admitted, dress };
+    let extension = deflate(&node, request.headers());
+    let dress = Dress {
+        medium: Medium::WebSocket(codec),
+        profile: handshake.profile,
+        compressed: extension.is_some(),
+    };
+    let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
+    let opening = Opening { handshake, admitted, dress, remote, name };
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
     tasks.spawn(Box::pin(open(node, upgrade, opening)));
@@ -73,6 +96,9 @@ async fn accept(
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     let accept = HeaderValue::from_str(&accept_key(&key));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept.map_err(|_| bad_handshake("Sec-WebSocket-Key"))?);
+    if let Some(extension) = extension {
+        headers.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
+    }
     if let Some(subprotocol) = subprotocol {
         headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
     }
@@ -87,6 +113,10 @@ pub struct Opening {
     pub admitted: Admitted,
     /// How its messages are written.
     pub dress: Dress,
+    /// Who is at the other end.
+    pub remote: Option<IpAddr>,
+    /// The name in `/ws/{name}`.
+    pub name: Option<String>,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -106,19 +136,30 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
-    begin(node, Socket::Tcp(socket), early, opening).await;
+    begin(node, socket, early, opening).await;
 }
 
 /// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
 /// `early` are bytes that came with the handshake.
-pub async fn begin(node: Arc<Node>, socket: Socket, early: Vec<u8>, opening: Opening) {
-    let Opening { handshake, admitted, dress } = opening;
+pub async fn begin(node: Arc<Node>, socket: Arc<Socket>, early: Vec<u8>, opening: Opening) {
+    let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
-    let outbox = Outbox::new(Wire::Socket(socket.clone()), node.config.limits.queue_bytes);
+    let outbox =
+        Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
     let connection =
-        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, outbox);
-    let mut driver =
-        Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, Some(socket));
+        Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
+    let mut driver = Box::new(Driver::new(
+        Arc::clone(&node),
+        connection,
+        handshake.claims,
+        admitted,
+        Some(socket),
+    ));
+    driver.named = name.map(|name| {
+        let config = node.config.load();
+        let known = config.metrics.websocket_names.contains(&name);
+        node.metrics.named(if known { &name } else { OTHER })
+    });
     driver.welcome(&handshake.channels, handshake.resume).await;
     node.tasks.spawn(driver.run_websocket(early));
 }
@@ -154,6 +195,13 @@ fn bad_handshake(header: &'static str) -> Refusal {
 fn accept_key(key: &str) -> String {
     let digest = Sha1::digest(format!("{key}{ACCEPT_GUID}"));
     base64::engine::general_purpose::STANDARD.encode(digest)
+}
+
+/// What to answer to an offer of permessage-deflate (R30); `None` where there is none, or we take none.
+fn deflate(node: &Node, headers: &HeaderMap) -> Option<&'static str> {
+    let offers = headers.get_all(SEC_WEBSOCKET_EXTENSIONS).iter();
+    let wanted = node.config.load().compression.websocket;
+    wanted.then(|| framing::negotiate(offers.filter_map(|value| value.to_str().ok())))?
 }
 
 /// The codec, and the subprotocol to answer with: the codec that was asked for, else the bearer

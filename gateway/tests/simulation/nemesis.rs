@@ -25,6 +25,7 @@ pub(crate) struct Nemesis {
 /// A kind of fault, and how often it is chosen.
 #[derive(Clone, Copy, Debug)]
 enum Evil {
+    Skip,
     Deaf,
     Cut,
     Stall,
@@ -37,6 +38,7 @@ enum Evil {
 }
 
 const EVILS: &[(Evil, u32)] = &[
+    (Evil::Skip, 4),
     (Evil::Deaf, 5),
     (Evil::Cut, 3),
     (Evil::Stall, 3),
@@ -100,6 +102,12 @@ impl Nemesis {
         let host = self.host();
         self.log.note(format!("{evil:?} at host {host}"));
         match evil {
+            Evil::Skip => {
+                let publications = self.rng.random_range(1..=4);
+                self.stage.skip(host, publications);
+                self.a_while(50, 1_000).await;
+                self.stage.skip(host, 0);
+            }
             Evil::Deaf => {
                 let early = self.rng.random();
                 self.stage.deafen(host, early);

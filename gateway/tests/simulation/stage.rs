@@ -11,10 +11,10 @@ use carillon_gateway::auth::{Claims, Grants};
 use carillon_gateway::config::{Config, History, NamespaceSettings, Rule};
 use carillon_gateway::connection::driver::Driver;
 use carillon_gateway::connection::outbox::{Outbox, Wire};
-use carillon_gateway::connection::socket::{PipeEnd, Socket, pipe};
 use carillon_gateway::connection::{Connection, Transport};
 use carillon_gateway::dispatch::{Dress, Medium};
 use carillon_gateway::node::{Node, Stores};
+use carillon_gateway::socket::{PipeEnd, Socket, pipe};
 use carillon_gateway::transport::handshake::Handshake;
 use carillon_gateway::transport::websocket;
 use carillon_protocol::{CloseCode, Codec, Cursor, Profile, UserId};
@@ -231,6 +231,13 @@ impl Stage {
         }
     }
 
+    /// The node does not hear the next publications, and nothing says so.
+    pub(crate) fn skip(&self, host: usize, publications: u32) {
+        if let Some(life) = self.0.hosts[host].life.lock().as_ref() {
+            life.line.skip(publications);
+        }
+    }
+
     /// The node hears again, and is told that it must look.
     pub(crate) fn undeafen(&self, host: usize) {
         if let Some(life) = self.0.hosts[host].life.lock().as_ref() {
@@ -295,24 +302,26 @@ async fn accept(node: Arc<Node>, server: Arc<PipeEnd>, hello: Hello) {
     };
     // A refusal is an HTTP answer; here the connection just ends.
     let Ok(admitted) = node.admit(Some(&user)).await else { return };
-    let socket = Socket::Memory(server);
+    let socket = Arc::new(Socket::Memory(server));
     if !hello.sse {
-        let dress = Dress { medium: Medium::WebSocket(Codec::Json), profile: Profile::Social };
-        let opening = websocket::Opening { handshake, admitted, dress };
+        let medium = Medium::WebSocket(Codec::Json);
+        let dress = Dress { medium, profile: Profile::Social, compressed: false };
+        let opening =
+            websocket::Opening { handshake, admitted, dress, remote: None, name: None };
         return websocket::begin(node, socket, Vec::new(), opening).await;
     }
-    let dress = Dress { medium: Medium::Sse, profile: Profile::Social };
-    let wire = Wire::Socket(socket.clone());
-    let outbox = Outbox::new(wire, node.config.limits.queue_bytes).for_sse(false);
+    let dress = Dress { medium: Medium::Sse, profile: Profile::Social, compressed: false };
+    let wire = Wire::Socket(Arc::clone(&socket));
+    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes).for_sse(false, None);
     let connection =
-        Connection::new(admitted.id.clone(), Some(user), Transport::Sse, dress, outbox);
-    let mut driver = Driver::new(
+        Connection::new(admitted.id.clone(), Some(user), Transport::Sse, dress, None, outbox);
+    let mut driver = Box::new(Driver::new(
         Arc::clone(&node),
         Arc::clone(&connection),
         handshake.claims,
         admitted,
-        Some(socket.clone()),
-    );
+        Some(Arc::clone(&socket)),
+    ));
     // hyper has written the response's head.
     connection.outbox.release();
     Box::pin(driver.welcome(&handshake.channels, handshake.resume)).await;

@@ -2,7 +2,7 @@
 //! as one connection to Redis does — and an ear that may go deaf. What storage takes is recorded here, in the
 //! moment it takes it. It must not know: nodes' insides, clients.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ struct State {
     paused: watch::Receiver<bool>,
     dead: CancellationToken,
     deaf: AtomicBool,
+    /// Publications to lose without a word.
+    skips: AtomicU32,
     heard: OnceLock<mpsc::Sender<Event>>,
 }
 
@@ -78,6 +80,7 @@ impl Line {
             paused,
             dead: CancellationToken::new(),
             deaf: AtomicBool::new(false),
+            skips: AtomicU32::new(0),
             heard: OnceLock::new(),
         };
         let line = Self(Arc::new(state));
@@ -100,6 +103,11 @@ impl Line {
         }
     }
 
+    /// The next publications are lost, and nothing says so.
+    pub(crate) fn skip(&self, publications: u32) {
+        self.0.skips.store(publications, Ordering::Relaxed);
+    }
+
     fn way(&self) -> Duration {
         let mut rng = self.0.rng.lock();
         // Most of the time two things happen in the same moment.
@@ -115,6 +123,11 @@ impl Line {
             while let Some(event) = events.recv().await {
                 if event == Event::Interrupted {
                     self.0.deaf.store(false, Ordering::Relaxed);
+                }
+                let skips = self.0.skips.load(Ordering::Relaxed);
+                if skips > 0 && matches!(event, Event::Publication(_)) {
+                    self.0.skips.store(skips - 1, Ordering::Relaxed);
+                    continue;
                 }
                 runs(&self.0.paused).await;
                 let way = self.way();

@@ -43,6 +43,20 @@ impl Rate {
         }
     }
 
+    /// Changes the rate; what is left stays, up to the new bucket. A bucket that had no bound begins full.
+    pub fn adjust(&mut self, per_second: u32, now_ms: u64) {
+        if per_second == self.per_second {
+            return;
+        }
+        if self.per_second == 0 {
+            *self = Self::new(per_second, now_ms);
+            return;
+        }
+        self.refill(now_ms);
+        self.per_second = per_second;
+        self.level_milli = self.level_milli.min(u64::from(per_second) * 1_000);
+    }
+
     /// Lets time flow in without taking anything.
     pub fn refill(&mut self, now_ms: u64) {
         let rate = u64::from(self.per_second);
@@ -76,5 +90,26 @@ impl Rate {
     #[must_use]
     pub fn remaining(&self) -> u64 {
         self.level_milli / 1_000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_rate_holds_from_now_on() {
+        let mut rate = Rate::new(2, 0);
+        assert_eq!((rate.take(0), rate.take(0)), (Verdict::Admit, Verdict::Admit));
+        rate.adjust(10, 0);
+        assert_eq!(rate.take(0), Verdict::Refuse { retry_after_ms: 100 });
+        assert_eq!(rate.take(100), Verdict::Admit);
+        rate.adjust(0, 100);
+        assert!((0..1_000).all(|_| rate.take(100) == Verdict::Admit));
+        rate.adjust(3, 100);
+        assert_eq!((0..4).filter(|_| rate.take(100) == Verdict::Admit).count(), 3);
+        rate.refill(10_000);
+        rate.adjust(1, 10_000);
+        assert_eq!(rate.remaining(), 1);
     }
 }

@@ -9,6 +9,11 @@ use crate::channel::escape_segment;
 use crate::envelope::Refusal;
 use crate::{ChannelName, ClientMessage, ErrorCode, Payload};
 
+/// Where users announce that they come and go.
+const PRESENCE: &str = "presence";
+/// How payloads spell who acts.
+const SENDER_FIELDS: [&str; 2] = ["userId", "user_id"];
+
 /// One row of the table.
 ///
 /// `payload` maps fields of the outgoing payload to values; a text that begins with `$` is filled in:
@@ -27,6 +32,9 @@ pub struct Route {
     /// Fields that the server sets in the payload over whatever the client wrote.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub overwrite: Map<String, Value>,
+    /// Fields that the server sets in the payload where the client wrote none.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub fill: Map<String, Value>,
     /// Never back to the sending connection.
     #[serde(default)]
     pub relay: bool,
@@ -72,11 +80,13 @@ impl Routes {
     /// The rows that ship with the product.
     #[must_use]
     pub fn shipped() -> Vec<Route> {
+        let fields = |value: Value| value.as_object().cloned().unwrap_or_default();
         let row = |from: &str, to: &str, payload: Value, overwrite: Value, relay, history| Route {
             from: from.to_owned(),
             to: to.to_owned(),
-            payload: payload.as_object().cloned().unwrap_or_default(),
-            overwrite: overwrite.as_object().cloned().unwrap_or_default(),
+            payload: fields(payload),
+            overwrite: fields(overwrite),
+            fill: Map::new(),
             relay,
             history,
         };
@@ -84,15 +94,20 @@ impl Routes {
             json!({"userId": "$user_id", "text": "$payload.text", "timestamp": "$timestamp_ms"});
         let indicator =
             |typing| json!({"userId": "$user_id", "isTyping": typing, "channel": "$channel"});
+        let typing = |typing| json!({"user_id": "$user_id", "is_typing": typing});
         let sender = json!({"user_id": "$user_id"});
         let none = json!({});
+        let receipt = Route {
+            fill: fields(json!({"read_at": "$timestamp"})),
+            ..row("read_receipt", "read_receipt", none.clone(), sender, true, true)
+        };
         vec![
             row("chat:send", "chat:message", chat, none.clone(), false, true),
             row("typing:start", "typing:indicator", indicator(true), none.clone(), true, false),
             row("typing:stop", "typing:indicator", indicator(false), none.clone(), true, false),
-            row("typing_start", "typing_start", none.clone(), sender.clone(), true, false),
-            row("typing_stop", "typing_stop", none.clone(), sender.clone(), true, false),
-            row("read_receipt", "read_receipt", none, sender, true, true),
+            row("typing_start", "typing_start", none.clone(), typing(true), true, false),
+            row("typing_stop", "typing_stop", none, typing(false), true, false),
+            receipt,
         ]
     }
 
@@ -119,6 +134,29 @@ impl Routes {
         let mut rows = operators;
         rows.extend(Self::shipped());
         Ok(Self { rows })
+    }
+
+    /// A client's payload with the sender's true id where it names one, on messages whose payload says who acts: typing,
+    /// receipts, what a row makes, announcements on `presence` (R4). `None` where it stays as it is.
+    #[must_use]
+    pub fn signed(
+        &self,
+        kind: &str,
+        channel: &ChannelName,
+        payload: &Payload,
+        user: Option<&str>,
+    ) -> Option<Payload> {
+        let says_who = channel.as_str() == PRESENCE
+            || self.rows.iter().any(|row| row.from == kind || row.to == kind);
+        if !says_who {
+            return None;
+        }
+        let Value::Object(mut fields) = payload.to_value() else { return None };
+        let before = fields.clone();
+        for name in SENDER_FIELDS {
+            sign(&mut fields, name, user);
+        }
+        (fields != before).then(|| Payload::of(&fields))
     }
 
     /// The row for a type.
@@ -152,12 +190,16 @@ impl Route {
                 None => outgoing.remove(field),
             };
         }
+        for (field, template) in &self.fill {
+            if outgoing.get(field).is_none_or(Value::is_null)
+                && let Some(value) = fill(template, &channel, payload, sender)
+            {
+                outgoing.insert(field.clone(), value);
+            }
+        }
         // The other spelling of the sender is as little the client's as the one the row sets (R4).
-        if self.relay && !self.payload.contains_key("userId") && outgoing.contains_key("userId") {
-            match sender.user {
-                Some(user) => outgoing.insert("userId".to_owned(), user.into()),
-                None => outgoing.remove("userId"),
-            };
+        if self.relay && !self.payload.contains_key("userId") {
+            sign(&mut outgoing, "userId", sender.user);
         }
         Ok(ClientPublish {
             channel,
@@ -167,6 +209,16 @@ impl Route {
             relay: self.relay,
             history: self.history,
         })
+    }
+}
+
+/// Writes the sender over a field that names one; the anonymous have none.
+fn sign(fields: &mut Map<String, Value>, name: &str, user: Option<&str>) {
+    if fields.contains_key(name) {
+        match user {
+            Some(user) => fields.insert(name.to_owned(), user.into()),
+            None => fields.remove(name),
+        };
     }
 }
 

@@ -208,6 +208,45 @@ fn r4_the_sender_in_relayed_payloads_is_the_servers_word() {
 }
 
 #[test]
+fn r4_who_acts_is_the_servers_word_also_where_a_payload_only_says_so() {
+    let forged = json!({"type": "join", "userId": "victim", "user_id": "victim", "at": 1.0});
+    let signed = json!({"type": "join", "userId": "u1", "user_id": "u1", "at": 1.0});
+    for (kind, channel) in
+        [("message", "presence"), ("chat:message", "general"), ("typing:indicator", "general")]
+    {
+        let message = json!({"type": kind, "channel": channel, "payload": forged});
+        assert_eq!(published(&message).payload.to_value(), signed, "{kind} on {channel}");
+    }
+    // Elsewhere a payload is the application's, byte by byte.
+    let text = r#"{"type":"message","channel":"chat","payload":{"userId":"x",  "n":1.50}}"#;
+    let Step::Perform(Request::Publish(free), _) = Bench::new().say_text(text) else {
+        panic!("a publish")
+    };
+    assert_eq!(free.payload.json_str(), r#"{"userId":"x",  "n":1.50}"#);
+}
+
+#[test]
+fn typing_says_whether_and_a_receipt_says_when() {
+    for (kind, is_typing) in [("typing_start", true), ("typing_stop", false)] {
+        let publish =
+            published(&json!({"type": kind, "channel": "chat", "payload": {"username": "jane"}}));
+        let expected = json!({"username": "jane", "user_id": "u1", "is_typing": is_typing});
+        assert_eq!(publish.payload.to_value(), expected);
+    }
+    let receipt = |payload: Value| {
+        published(&json!({"type": "read_receipt", "channel": "chat", "payload": payload}))
+            .payload
+            .to_value()
+    };
+    let filled = receipt(json!({"message_ids": ["m1"]}));
+    assert_eq!(filled["read_at"], json!(crate::time::rfc3339(UNIX_MS)));
+    assert_eq!(
+        receipt(json!({"read_at": "2024-03-01T12:05:00Z"}))["read_at"],
+        "2024-03-01T12:05:00Z"
+    );
+}
+
+#[test]
 fn r10_relays_go_to_the_channel_or_the_conversation_and_typing_is_never_kept() {
     for (kind, history) in [
         ("typing_start", false),

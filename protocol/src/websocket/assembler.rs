@@ -4,11 +4,14 @@
 use super::header::{HEADER_BYTES_MAX, Header, Kind, unmask};
 use super::{Incoming, Violation};
 use crate::CloseCode;
+use crate::deflate::{InflateError, inflate};
 
 /// Reads masked client frames and assembles messages.
 #[derive(Debug)]
 pub struct Assembler {
     message_bytes_max: usize,
+    /// permessage-deflate was negotiated.
+    deflate: bool,
     /// Set only while a frame or a message is incomplete, so that an idle connection costs no more
     /// than these few words.
     partial: Option<Box<Partial>>,
@@ -37,8 +40,9 @@ struct Frame {
 #[derive(Debug, Default)]
 struct Message {
     text: bool,
+    compressed: bool,
     bytes: Vec<u8>,
-    /// Up to here `bytes` is known to be UTF-8 (text only).
+    /// Up to here `bytes` is known to be UTF-8 (text that is not compressed).
     checked: usize,
 }
 
@@ -46,7 +50,7 @@ impl Message {
     /// Adds a piece; text is checked at once, so that a violation is told before the message ends.
     fn push(&mut self, piece: &[u8]) -> Result<(), Violation> {
         self.bytes.extend_from_slice(piece);
-        if self.text {
+        if self.text && !self.compressed {
             match std::str::from_utf8(&self.bytes[self.checked..]) {
                 Ok(_) => self.checked = self.bytes.len(),
                 Err(error) if error.error_len().is_none() => self.checked += error.valid_up_to(),
@@ -55,15 +59,10 @@ impl Message {
         }
         Ok(())
     }
-
-    fn incoming(&self) -> Result<Incoming<'_>, Violation> {
-        if !self.text {
-            return Ok(Incoming::Binary(&self.bytes));
-        }
-        text(&self.bytes)
-    }
 }
 
+const TOO_LARGE: Violation =
+    Violation { code: CloseCode::TooLarge, problem: "a message over the limit" };
 const INVALID_TEXT: Violation =
     Violation { code: CloseCode::InvalidUtf8, problem: "a text message is not UTF-8" };
 
@@ -71,11 +70,51 @@ fn text(bytes: &[u8]) -> Result<Incoming<'_>, Violation> {
     std::str::from_utf8(bytes).map(Incoming::Text).map_err(|_| INVALID_TEXT)
 }
 
+/// Hands a whole message over, inflated where it is compressed.
+fn hear_message(
+    is_text: bool,
+    compressed: bool,
+    bytes: &[u8],
+    message_bytes_max: usize,
+    heard: &mut dyn FnMut(Incoming<'_>) -> bool,
+) -> Result<bool, Violation> {
+    let inflated;
+    let bytes: &[u8] = if compressed {
+        inflated = inflate(bytes, message_bytes_max).map_err(|error| match error {
+            InflateError::TooLarge => TOO_LARGE,
+            InflateError::Corrupt => Violation {
+                code: CloseCode::InvalidUtf8,
+                problem: "a compressed message cannot be inflated",
+            },
+        })?;
+        &inflated
+    } else {
+        bytes
+    };
+    Ok(heard(if is_text { text(bytes)? } else { Incoming::Binary(bytes) }))
+}
+
 impl Assembler {
-    /// A fresh connection's assembler.
+    /// A fresh connection's assembler; a limit of 0 is none.
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
-        Self { message_bytes_max, partial: None, closed: false }
+        let mut assembler =
+            Self { message_bytes_max, deflate: false, partial: None, closed: false };
+        assembler.limit(message_bytes_max);
+        assembler
+    }
+
+    /// Takes compressed messages too: permessage-deflate was negotiated.
+    #[must_use]
+    pub fn with_deflate(mut self, deflate: bool) -> Self {
+        self.deflate = deflate;
+        self
+    }
+
+    /// Changes the largest message, from the next frame on; 0 is no limit.
+    pub fn limit(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max =
+            if message_bytes_max == 0 { usize::MAX } else { message_bytes_max };
     }
 
     /// Feeds bytes that were read (the buffer is unmasked in place) and hands every complete
@@ -130,7 +169,7 @@ impl Assembler {
     fn begin(&mut self, rest: &mut &mut [u8]) -> Result<Option<Frame>, Violation> {
         let put_aside = self.partial.as_ref().map_or(0, |partial| partial.header.len());
         let (header, taken) = if put_aside == 0 {
-            let Some(header) = Header::read(rest)? else {
+            let Some(header) = Header::read(rest, self.deflate)? else {
                 self.partial.get_or_insert_default().header.extend_from_slice(rest);
                 return Ok(None);
             };
@@ -139,7 +178,9 @@ impl Assembler {
             let partial = self.partial.get_or_insert_default();
             let more = rest.len().min(HEADER_BYTES_MAX - put_aside);
             partial.header.extend_from_slice(&rest[..more]);
-            let Some(header) = Header::read(&partial.header)? else { return Ok(None) };
+            let Some(header) = Header::read(&partial.header, self.deflate)? else {
+                return Ok(None);
+            };
             partial.header.clear();
             (header, header.bytes - put_aside)
         };
@@ -166,12 +207,13 @@ impl Assembler {
         if begun.is_some() && header.kind != Kind::Continuation {
             return Err(Violation::protocol("a new message inside a fragmented one"));
         }
-        let room = self.message_bytes_max - begun.map_or(0, |message| message.bytes.len());
+        let begun_bytes = begun.map_or(0, |message| message.bytes.len());
+        let compressed = begun.map_or(header.compressed, |message| message.compressed);
+        // What cannot be compressed grows by a few bytes in a thousand; what comes out is judged then.
+        let slack = if compressed { self.message_bytes_max / 1_024 + 64 } else { 0 };
+        let room = self.message_bytes_max.saturating_add(slack).saturating_sub(begun_bytes);
         if header.payload_bytes > room as u64 {
-            return Err(Violation {
-                code: CloseCode::TooLarge,
-                problem: "a message over the limit",
-            });
+            return Err(TOO_LARGE);
         }
         Ok(())
     }
@@ -204,8 +246,8 @@ impl Assembler {
             return proceeds;
         }
         if in_one_piece && fin && kind != Kind::Continuation {
-            let message = if kind == Kind::Text { text(piece)? } else { Incoming::Binary(piece) };
-            let proceeds = heard(message);
+            let (is_text, compressed) = (kind == Kind::Text, frame.header.compressed);
+            let proceeds = hear_message(is_text, compressed, piece, self.message_bytes_max, heard)?;
             self.release();
             return Ok(proceeds);
         }
@@ -217,7 +259,8 @@ impl Assembler {
         }
         let Some(message) = partial.message.take() else { return Ok(true) };
         self.release();
-        Ok(heard(message.incoming()?))
+        let Message { text, compressed, bytes, .. } = message;
+        hear_message(text, compressed, &bytes, self.message_bytes_max, heard)
     }
 
     /// Puts a piece aside and remembers the frame.
@@ -228,8 +271,9 @@ impl Assembler {
             partial.control.extend_from_slice(piece);
             return Ok(());
         }
-        let text = frame.header.kind == Kind::Text;
-        partial.message.get_or_insert_with(|| Message { text, ..Message::default() }).push(piece)
+        let (text, compressed) = (frame.header.kind == Kind::Text, frame.header.compressed);
+        let begun = || Message { text, compressed, ..Message::default() };
+        partial.message.get_or_insert_with(begun).push(piece)
     }
 
     /// Gives the box back when nothing is incomplete.

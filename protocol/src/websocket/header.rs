@@ -1,13 +1,9 @@
 //! One client frame's header, checked as far as its bytes reach, and unmasking.
 
-use super::Violation;
+use super::{RSV1, Violation};
 
 /// The longest header: two bytes, eight of length, four of mask.
 pub(super) const HEADER_BYTES_MAX: usize = 14;
-
-/// RSV bits that an extension gave a meaning. None is negotiated; permessage-deflate would allow RSV1
-/// (0x40) here, on the first frame of a message.
-const RSV_NEGOTIATED: u8 = 0;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +27,8 @@ impl Kind {
 pub(super) struct Header {
     pub(super) fin: bool,
     pub(super) kind: Kind,
+    /// The message that begins here is compressed.
+    pub(super) compressed: bool,
     pub(super) mask: [u8; 4],
     pub(super) payload_bytes: u64,
     /// Its own length.
@@ -39,12 +37,16 @@ pub(super) struct Header {
 
 impl Header {
     /// Reads the header at the front of `bytes`; `None` where more bytes are needed. A violation is
-    /// told as soon as the byte that shows it is there.
-    pub(super) fn read(bytes: &[u8]) -> Result<Option<Self>, Violation> {
+    /// told as soon as the byte that shows it is there. RSV1 may be set where permessage-deflate was negotiated, on the
+    /// first frame of a message.
+    pub(super) fn read(bytes: &[u8], deflate: bool) -> Result<Option<Self>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        if first & 0x70 & !RSV_NEGOTIATED != 0 {
+        let begins_message = matches!(first & 0x0F, 0x1 | 0x2);
+        let reserved = if deflate && begins_message { 0x70 & !RSV1 } else { 0x70 };
+        if first & reserved != 0 {
             return Err(Violation::protocol("a reserved bit is set"));
         }
+        let compressed = first & RSV1 != 0;
         let fin = first & 0x80 != 0;
         let kind = match first & 0x0F {
             0x0 => Kind::Continuation,
@@ -87,7 +89,7 @@ impl Header {
         let bytes_until_mask = 2 + length_bytes;
         let Some(mask) = bytes.get(bytes_until_mask..bytes_until_mask + 4) else { return Ok(None) };
         let mask = [mask[0], mask[1], mask[2], mask[3]];
-        Ok(Some(Self { fin, kind, mask, payload_bytes, bytes: bytes_until_mask + 4 }))
+        Ok(Some(Self { fin, kind, compressed, mask, payload_bytes, bytes: bytes_until_mask + 4 }))
     }
 }
 

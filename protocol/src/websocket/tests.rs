@@ -206,3 +206,68 @@ proptest! {
         prop_assert_eq!(hear(&stream, &cuts, limit), hear(&stream, &[], limit));
     }
 }
+
+/// What is heard where permessage-deflate was negotiated: at once, and byte by byte.
+#[track_caller]
+fn inflated(stream: &[u8]) -> Heard {
+    let mut all = [vec![], (1..stream.len()).collect::<Vec<_>>()].map(|cuts| {
+        let mut assembler = Assembler::new(1_000).with_deflate(true);
+        let mut heard = Vec::new();
+        let mut from = 0;
+        for to in cuts.into_iter().chain([stream.len()]) {
+            let mut piece = stream[from..to].to_vec();
+            from = to;
+            let fed = assembler.feed(&mut piece, &mut |incoming| {
+                heard.push(format!("{incoming:?}"));
+                true
+            });
+            if let Err(violation) = fed {
+                return (heard, Some(violation.code.number()));
+            }
+        }
+        (heard, None)
+    });
+    assert_eq!(all[0], all[1]);
+    std::mem::take(&mut all[0])
+}
+
+#[test]
+fn compressed_messages_are_inflated_whole_or_in_fragments() {
+    let text = "compressed ".repeat(90);
+    let deflated = crate::deflate::deflate(text.as_bytes());
+    let (one, two) = deflated.split_at(7);
+    let heard = vec![format!("Text({text:?})")];
+    assert_eq!(inflated(&client_frame(0xC1, &deflated)), (heard.clone(), None));
+    let fragments =
+        [client_frame(0x41, one), client_frame(0x89, b"p"), client_frame(0x80, two)].concat();
+    let with_ping = vec![format!("Ping({:?})", b"p"), heard[0].clone()];
+    assert_eq!(inflated(&fragments), (with_ping, None));
+    // A message may go uncompressed all the same, and an empty one may be no bytes at all.
+    let plain = [client_frame(0x81, b"plain"), client_frame(0xC2, b"")].concat();
+    assert_eq!(inflated(&plain), (vec!["Text(\"plain\")".into(), "Binary([])".into()], None));
+}
+
+#[test]
+fn compressed_messages_are_held_to_the_rules() {
+    let deflated = |bytes: &[u8]| crate::deflate::deflate(bytes);
+    let one = deflated(b"one");
+    for (what, stream, code) in [
+        (
+            "RSV1 on a continuation",
+            [client_frame(0x41, &one[..1]), client_frame(0xC0, &one[1..])].concat(),
+            1002,
+        ),
+        ("RSV1 on a ping", client_frame(0xC9, b""), 1002),
+        ("RSV1 on a close", client_frame(0xC8, b""), 1002),
+        ("RSV2 too", client_frame(0xE1, &one), 1002),
+        ("no DEFLATE", client_frame(0xC2, &[0xFF; 20]), 1007),
+        ("no UTF-8 inside", client_frame(0xC1, &deflated(&[0xFF])), 1007),
+        ("a bomb", client_frame(0xC2, &deflated(&[0; 1_001])), 1009),
+        ("too long as it comes", client_frame(0xC2, &[0; 1_065]), 1009),
+    ] {
+        assert_eq!(inflated(&stream), (vec![], Some(code)), "{what}");
+    }
+    let noise: Vec<u8> =
+        (0..1_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    assert_eq!(inflated(&client_frame(0xC2, &deflated(&noise))).1, None, "at the bound");
+}

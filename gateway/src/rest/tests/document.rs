@@ -17,21 +17,23 @@ type Socket =
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Two nodes that share broker and stores.
-struct Pair {
-    one: Rest,
-    two: Rest,
+pub(super) struct Pair {
+    pub(super) one: Rest,
+    pub(super) two: Rest,
+    pub(super) cluster: MemoryCluster,
+    pub(super) stores: Stores,
     addresses: [std::net::SocketAddr; 2],
 }
 
 /// A user's WebSocket on one of the nodes.
-struct Listener(Socket);
+pub(super) struct Listener(Socket);
 
 impl Pair {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let (cluster, stores) = (MemoryCluster::new(), Stores::memory());
         let (one, first) = Self::node(&cluster, &stores).await;
         let (two, second) = Self::node(&cluster, &stores).await;
-        Self { one, two, addresses: [first, second] }
+        Self { one, two, cluster, stores, addresses: [first, second] }
     }
 
     async fn node(cluster: &MemoryCluster, stores: &Stores) -> (Rest, std::net::SocketAddr) {
@@ -44,24 +46,28 @@ impl Pair {
         (Rest::run(app), address)
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.one.stop().await;
         self.two.stop().await;
     }
 
-    /// Connects a user to a node and reads the welcome.
-    async fn connect(&self, node: usize, user: &str) -> Listener {
+    /// Connects a user to a node; nothing is read.
+    pub(super) async fn open(&self, node: usize, user: &str) -> Listener {
         let token = self.one.token(user, None);
         let url = format!("ws://{}/api/realtime/ws?token={token}", self.addresses[node]);
-        let (socket, _) = tokio_tungstenite::connect_async(url).await.expect("connected");
-        let mut listener = Listener(socket);
+        Listener(tokio_tungstenite::connect_async(url).await.expect("connected").0)
+    }
+
+    /// Connects a user to a node and reads the welcome.
+    pub(super) async fn connect(&self, node: usize, user: &str) -> Listener {
+        let mut listener = self.open(node, user).await;
         assert_eq!(listener.next().await["type"], "connection");
         assert_eq!(listener.next().await["type"], "subscribed");
         listener
     }
 
     /// Waits until so many connections of the cluster listen to a channel.
-    async fn until_listening(&self, channel: &str, connections: usize) {
+    pub(super) async fn until_listening(&self, channel: &str, connections: usize) {
         let wait = async {
             loop {
                 let hubs = [&self.one.node.hub, &self.two.node.hub];
@@ -76,7 +82,7 @@ impl Pair {
     }
 
     /// Reads a notification until it has a status; marks of deliveries follow the deliveries.
-    async fn until_status(&self, id: &str, status: &str) -> Value {
+    pub(super) async fn until_status(&self, id: &str, status: &str) -> Value {
         let wait = async {
             loop {
                 let seen = self.two.get(&format!("/notifications/{id}")).await.body;
@@ -91,7 +97,7 @@ impl Pair {
 }
 
 impl Listener {
-    async fn next(&mut self) -> Value {
+    pub(super) async fn next(&mut self) -> Value {
         loop {
             let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
             match next.expect("a message in time").expect("open").expect("readable") {
@@ -102,12 +108,12 @@ impl Listener {
         }
     }
 
-    async fn say(&mut self, message: Value) {
+    pub(super) async fn say(&mut self, message: Value) {
         self.0.send(Message::text(message.to_string())).await.expect("sent");
     }
 
     /// Everything that comes before the answer to a ping.
-    async fn so_far(&mut self) -> Vec<Value> {
+    pub(super) async fn so_far(&mut self) -> Vec<Value> {
         self.say(json!({"type": "ping"})).await;
         let mut heard = Vec::new();
         loop {
@@ -128,7 +134,7 @@ async fn next_millisecond() {
     }
 }
 
-fn example() -> Value {
+pub(super) fn example() -> Value {
     json!({
         "title": "New message",
         "message": "You have a new message from Jane",

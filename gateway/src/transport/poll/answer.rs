@@ -1,6 +1,7 @@
 //! One poll from question to answer: find what its number stands for, send its messages, read what is
 //! new, wait when there is nothing, and keep what the answer's numbers stand for.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,15 @@ use super::page::{self, Page};
 use super::question::Question;
 use crate::auth::Claims;
 use crate::clock;
+use crate::interests::{Interests, by_channel};
 use crate::node::Node;
 use crate::policy::Action;
+use crate::rest::store_refusal;
 
 /// How long a woken poll waits for what comes in the same breath: fewer answers, fewer polls.
 const BREATH: Duration = Duration::from_millis(20);
+/// Channels that persistent subscriptions add to a poll: each is looked at with every poll.
+const INTERESTS_MAX: usize = 256;
 /// Empty pages that are followed from a number to the next.
 const FOLLOWED_MAX: usize = 16;
 
@@ -54,10 +59,12 @@ pub(super) async fn answer(
     node: &Arc<Node>,
     claims: &Claims,
     question: Question,
+    remote: Option<IpAddr>,
 ) -> Result<Vec<u8>, Refusal> {
     let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
-    let mut held = Held::open(node, claims, question.profile)?;
-    let (channels, errors) = channels(&held, node, claims, &question.channels).await;
+    let mut held = Held::open(node, claims, question.profile, remote)?;
+    let (mut channels, errors) = channels(&held, node, claims, &question.channels).await;
+    add_interests(&mut channels, &held, node, claims).await?;
     let mut origin = find(node, claims, &question, &channels).await?;
     begin(node, &mut origin, &channels).await?;
     let replies = match question.messages {
@@ -91,11 +98,16 @@ async fn channels(
             channel: own.clone(),
             age: retention.map(|kept| kept.age),
             conflate: false,
+            asked: true,
+            interests: None,
         });
     }
     let automatic = channels.len();
-    let limit = node.config.limits.subscriptions_per_connection as usize;
+    let limit = node.config.load().limits.subscriptions_per_connection as usize;
     let mut errors = Vec::new();
+    let named: Vec<ChannelName> =
+        asked.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
+    held.driver.ask_ahead(&named).await;
     for name in asked {
         match listened(held, name).await {
             Ok(one) if channels.iter().any(|known| known.channel == one.channel) => {}
@@ -116,7 +128,35 @@ async fn listened(held: &Held, name: &str) -> Result<Listened, Refusal> {
         .map_err(|invalid| Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()))?;
     let channel = held.driver.resolve(&name)?.channel;
     let (traits, conflate) = held.driver.allowed(Action::Subscribe, &name).await?;
-    Ok(Listened { channel, age: traits.history_age, conflate })
+    Ok(Listened { channel, age: traits.history_age, conflate, asked: true, interests: None })
+}
+
+/// The user's persistent subscriptions: on the channels asked for, and on those that they add.
+async fn add_interests(
+    channels: &mut Vec<Listened>,
+    held: &Held,
+    node: &Node,
+    claims: &Claims,
+) -> Result<(), Refusal> {
+    let active = node.subscriptions.active_for(&claims.user).await;
+    let active = active.map_err(|error| store_refusal(node, error))?;
+    let mut wanted: Vec<_> = by_channel(&active, &node.filters).into_iter().collect();
+    // In one order on every node: the channels are part of what a poll's number stands for.
+    wanted.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    wanted.truncate(INTERESTS_MAX);
+    for (channel, interests) in wanted {
+        let interests: Interests = interests.into();
+        if let Some(known) = channels.iter_mut().find(|known| known.channel == channel) {
+            known.interests = Some(interests);
+        } else if let Ok((traits, conflate)) =
+            held.driver.allowed(Action::Subscribe, &channel).await
+        {
+            let age = traits.history_age;
+            let interests = Some(interests);
+            channels.push(Listened { channel, age, conflate, asked: false, interests });
+        }
+    }
+    Ok(())
 }
 
 fn error(channel: &str, refusal: &Refusal) -> serde_json::Value {
@@ -262,7 +302,7 @@ async fn keep(
     origin: &Origin,
     gathered: Gathered,
 ) -> Result<Answer, Refusal> {
-    let Gathered { events, end, more, recovered, twins } = gathered;
+    let Gathered { events, end, more, recovered, twins, notifications } = gathered;
     let recovered = recovered && origin.recovered;
     if events.is_empty() && origin.kept && end == origin.cursor {
         let last_poll_id = origin.id;
@@ -283,6 +323,8 @@ async fn keep(
     };
     let kept = node.broker.keep_poll_page(&claims.user, new.clone()).await;
     let kept = kept.map_err(|error| node.broker_refusal(&error))?;
+    // The other answer to the same question, where there is one, holds them as well.
+    notifications.iter().for_each(|notification| node.courier.delivered(notification));
     if kept.body == new.body {
         return Ok(Answer::of(&kept, &page, events));
     }

@@ -12,7 +12,10 @@ use futures_util::future::try_join_all;
 use super::page::{Page, Step, TWINS_MAX};
 use crate::connection::Connection;
 use crate::dispatch::{Dispatch, encode};
+use crate::filters::Verdicts;
+use crate::interests::{Interests, matching};
 use crate::node::Node;
+use crate::notifications::is_notification;
 use crate::relay::{Bridge, PAGE};
 
 /// Most events of an answer.
@@ -29,6 +32,24 @@ pub(super) struct Listened {
     pub(super) age: Option<Duration>,
     /// Whether it is conflated.
     pub(super) conflate: bool,
+    /// The poll itself names it, not only the user's persistent subscriptions.
+    pub(super) asked: bool,
+    /// The user's persistent subscriptions on it.
+    pub(super) interests: Option<Interests>,
+}
+
+impl Listened {
+    /// Ids of the persistent subscriptions that match, for a publication that this poll hears.
+    fn hears(&self, listener: &Connection, publication: &Publication) -> Option<Vec<Box<str>>> {
+        if !hears(listener, publication) {
+            return None;
+        }
+        let mut verdicts = Verdicts::on(&publication.payload);
+        let ids = self.interests.as_ref().map_or_else(Vec::new, |interests| {
+            matching(interests, &publication.kind, &mut verdicts)
+        });
+        (self.asked || !ids.is_empty()).then_some(ids)
+    }
 }
 
 /// One event: how it moves the cursor, and its document, which begins with the message's id.
@@ -49,12 +70,17 @@ pub(super) struct Gathered {
     /// No channel had lost anything.
     pub(super) recovered: bool,
     pub(super) twins: Vec<u64>,
+    /// Notifications among the events: with the answer the user has them.
+    pub(super) notifications: Vec<Arc<Dispatch>>,
 }
+
+/// A publication, and which of the user's persistent subscriptions match it.
+type Heard = (Publication, Vec<Box<str>>);
 
 /// What one channel has, in order.
 struct Lane {
     index: usize,
-    publications: VecDeque<Publication>,
+    publications: VecDeque<Heard>,
     /// Where the channel stands behind them, and why that is elsewhere than expected.
     moved: Option<(Position, &'static str)>,
     /// The last position read, hidden publications included.
@@ -93,9 +119,11 @@ async fn read_lanes(
         kept.iter().map(|(_, listened, ..)| listened.channel.clone()).collect();
     let tops = node.broker.tops(&names).await?;
     let changed = kept.into_iter().zip(tops).filter(|((_, _, at, _), top)| at != top);
-    try_join_all(changed.map(|((index, listened, at, age), _)| {
-        read_lane(node, listener, index, &listened.channel, at, age)
-    }))
+    try_join_all(
+        changed.map(|((index, listened, at, age), _)| {
+            read_lane(node, listener, index, listened, at, age)
+        }),
+    )
     .await
 }
 
@@ -103,10 +131,11 @@ async fn read_lane(
     node: &Node,
     listener: &Connection,
     index: usize,
-    channel: &ChannelName,
+    listened: &Listened,
     at: Position,
     age: Duration,
 ) -> Result<Lane, BrokerError> {
+    let channel = &listened.channel;
     let mut lane =
         Lane { index, publications: VecDeque::new(), moved: None, end: at, exhausted: false };
     while lane.publications.len() < EVENTS_MAX {
@@ -122,8 +151,8 @@ async fn read_lane(
         }
         for publication in &page.publications {
             lane.end = publication.position.unwrap_or(lane.end);
-            if hears(listener, publication) {
-                lane.publications.push_back(publication.clone());
+            if let Some(ids) = listened.hears(listener, publication) {
+                lane.publications.push_back((publication.clone(), ids));
             }
         }
         if lane.end.offset >= page.top.offset {
@@ -161,7 +190,7 @@ fn merge(
     let mut end = from.clone();
     let channels = from.positions();
     let mut twins: VecDeque<u64> = known_twins.iter().copied().collect();
-    let mut events = Vec::new();
+    let (mut events, mut notifications) = (Vec::new(), Vec::new());
     let mut bytes = 0;
     let mut recovered = true;
     while events.len() < events_max && (bytes < BYTES_MAX || events.is_empty()) {
@@ -169,11 +198,11 @@ fn merge(
             .iter_mut()
             .filter(|lane| !lane.publications.is_empty() || lane.moved.is_some())
             .min_by_key(|lane| {
-                lane.publications.front().map_or(i64::MAX, |first| first.timestamp_ms)
+                lane.publications.front().map_or(i64::MAX, |(first, _)| first.timestamp_ms)
             });
         let Some(lane) = next else { break };
         let (channel, _) = &channels[lane.index];
-        let Some(publication) = lane.publications.pop_front() else {
+        let Some((publication, ids)) = lane.publications.pop_front() else {
             if let Some((position, reason)) = lane.moved.take() {
                 recovered = false;
                 lane.end = position;
@@ -196,7 +225,11 @@ fn merge(
                 twins.pop_front();
             }
         }
-        let document = Dispatch::new(publication).frame(listener.dress).clone();
+        let dispatch = Arc::new(Dispatch::new(publication));
+        let document = document_of(&dispatch, listener, &ids);
+        if is_notification(&dispatch.publication) {
+            notifications.push(dispatch);
+        }
         bytes += document.len();
         events.push(Event { step: Step::Kept(index, position.offset, position.tag), document });
     }
@@ -209,7 +242,15 @@ fn merge(
         more |= !lane.publications.is_empty() || lane.moved.is_some() || !lane.exhausted;
     }
     more |= events.len() >= EVENTS_MAX;
-    Gathered { events, end, more, recovered, twins: twins.into() }
+    Gathered { events, end, more, recovered, twins: twins.into(), notifications }
+}
+
+fn document_of(dispatch: &Dispatch, listener: &Connection, ids: &[Box<str>]) -> Bytes {
+    if ids.is_empty() {
+        dispatch.frame(listener.dress).clone()
+    } else {
+        dispatch.frame_for(listener.dress, ids)
+    }
 }
 
 /// Whether the same entity event waits on a more specific channel (R14).
@@ -223,7 +264,7 @@ fn heard_elsewhere(
     lanes.iter().any(|lane| {
         lane.index != index
             && channels[lane.index].0.as_str().len() > own
-            && lane.publications.iter().any(|other| other.id == event.id)
+            && lane.publications.iter().any(|(other, _)| other.id == event.id)
     })
 }
 
@@ -253,11 +294,8 @@ pub(super) async fn again(
             _ => None,
         };
         let Some(last) = page.steps.iter().filter_map(of_channel).max() else { continue };
-        let age = channels
-            .iter()
-            .find(|listened| listened.channel == *channel)
-            .and_then(|listened| listened.age);
-        let Some(age) = age else { return Ok(None) };
+        let listened = channels.iter().find(|listened| listened.channel == *channel);
+        let Some(age) = listened.and_then(|listened| listened.age) else { return Ok(None) };
         let mut offset = at.offset;
         while offset < last {
             let read: Arc<_> = node.relay.history(channel, Start::After(offset), PAGE, age).await?;
@@ -285,7 +323,12 @@ pub(super) async fn again(
                 };
                 let Some(at) = lane.iter().position(same) else { return Ok(None) };
                 let Some(publication) = lane.drain(..=at).next_back() else { return Ok(None) };
-                Dispatch::new(publication).frame(listener.dress).clone()
+                let listened = channels
+                    .iter()
+                    .find(|listened| listened.channel == publication.channel)
+                    .and_then(|listened| listened.hears(listener, &publication));
+                let ids = listened.unwrap_or_default();
+                document_of(&Dispatch::new(publication), listener, &ids)
             }
         };
         events.push(Event { step: step.clone(), document });

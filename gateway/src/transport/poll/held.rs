@@ -2,6 +2,7 @@
 //! held it listens. What has a history only wakes it; what has none is taken from the outbox.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -65,15 +66,17 @@ impl Held {
         node: &Arc<Node>,
         claims: &Claims,
         profile: Profile,
+        remote: Option<IpAddr>,
     ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
-        let outbox = Outbox::new(Wire::Pulled, node.config.limits.queue_bytes);
-        let dress = Dress { medium: Medium::Poll, profile };
+        let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes);
+        let dress = Dress { medium: Medium::Poll, profile, compressed: false };
         let connection = Connection::new(
             admitted.id.clone(),
             Some(claims.user.clone()),
             Transport::Poll,
             dress,
+            remote,
             outbox,
         );
         node.presence.arrived(&claims.user);
@@ -112,6 +115,7 @@ impl Held {
                 _ => self.driver.perform_message(message).await,
             }
         }
+        self.driver.calls_answered().await;
         self.connection().outbox.take()
     }
 
@@ -137,8 +141,8 @@ impl Held {
                 labels: Labels::ALL,
                 filter: None,
                 conflate: listened.conflate,
-                asked: true,
-                interests: None,
+                asked: listened.asked,
+                interests: listened.interests.clone(),
             };
             let position = || self.node.relay.position(&listened.channel);
             let key = self.node.hub.subscribe(&listened.channel, subscription, position, |_| {});

@@ -29,7 +29,7 @@ impl Rate {
         counter: &str,
         user: &UserId,
     ) -> Result<Option<Self>, Refusal> {
-        let limit = u64::from(node.config.limits.polls_per_minute);
+        let limit = u64::from(node.config.load().limits.polls_per_minute);
         if limit == 0 {
             return Ok(None);
         }

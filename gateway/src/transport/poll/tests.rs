@@ -107,7 +107,7 @@ impl Nodes {
         let ttl = Duration::from_secs(600);
         let token =
             auth::NewToken { user: user.to_owned(), name: None, scope: None, channels: None, ttl };
-        auth::mint(&self.node(0).config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+        auth::mint(&self.node(0).config.load().auth.jwt, None, &token, clock::unix_ms() / 1_000)
             .expect("minted")
     }
 

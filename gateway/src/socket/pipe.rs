@@ -1,8 +1,5 @@
-//! One client's socket, as its task and its outbox use it: TCP, or a pipe in memory, over which the
-//! simulation runs the same code under a clock of its own.
-//!
-//! Reading and writing never wait; waiting for either is apart, so that anybody may write and only the
-//! connection's task waits. It must not know: frames, sessions, who says what.
+//! A connection in memory, as a socket of the simulation: the same code runs over it under a clock of its own. Reading and
+//! writing never wait. It must not know: TLS, frames, who says what.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read as _};
@@ -10,88 +7,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
-
-/// See the module. Cheap to clone; clones are the same socket.
-#[derive(Clone, Debug)]
-pub enum Socket {
-    /// The kernel's.
-    Tcp(Arc<TcpStream>),
-    /// One end of [`pipe`].
-    Memory(Arc<PipeEnd>),
-}
-
-impl Socket {
-    /// Waits until a read may bring something. Cancel safe.
-    ///
-    /// # Errors
-    /// The socket failed.
-    pub async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.readable().await,
-            Self::Memory(end) => end.readable().await,
-        }
-    }
-
-    /// Waits until a write may take something. Cancel safe.
-    ///
-    /// # Errors
-    /// The socket failed.
-    pub async fn writable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.writable().await,
-            Self::Memory(end) => end.writable().await,
-        }
-    }
-
-    /// Reads what is there; 0 at the end.
-    ///
-    /// # Errors
-    /// `WouldBlock` when nothing is there, others when the socket failed.
-    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.try_read(buffer),
-            Self::Memory(end) => end.try_read(buffer),
-        }
-    }
-
-    /// Writes as much as there is room for.
-    ///
-    /// # Errors
-    /// `WouldBlock` without room, others when the socket failed.
-    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.try_write(bytes),
-            Self::Memory(end) => end.try_write(bytes),
-        }
-    }
-
-    /// Writes as much of the slices as there is room for.
-    ///
-    /// # Errors
-    /// As [`Socket::try_write`].
-    pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(socket) => socket.try_write_vectored(slices),
-            Self::Memory(end) => end.try_write_vectored(slices),
-        }
-    }
-
-    /// Ends one direction or both.
-    ///
-    /// # Errors
-    /// The peer ended it before.
-    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket2::SockRef::from(socket).shutdown(how),
-            Self::Memory(end) => {
-                end.shutdown(how);
-                Ok(())
-            }
-        }
-    }
-}
 
 /// Two ends of a connection in memory. Each direction holds at most `bytes_max` bytes, as a kernel's
 /// buffers would; dropping an end is what a peer's death is to TCP.
@@ -132,7 +48,7 @@ struct Flow {
 }
 
 impl PipeEnd {
-    /// As [`Socket::readable`].
+    /// As [`super::Socket::readable`].
     ///
     /// # Errors
     /// Never; a broken pipe shows in the read.
@@ -144,7 +60,7 @@ impl PipeEnd {
             .await
     }
 
-    /// As [`Socket::writable`].
+    /// As [`super::Socket::writable`].
     ///
     /// # Errors
     /// Never; a broken pipe shows in the write.
@@ -155,7 +71,7 @@ impl PipeEnd {
             .await
     }
 
-    /// As [`Socket::try_read`].
+    /// As [`super::Socket::try_read`].
     ///
     /// # Errors
     /// `WouldBlock`, `ConnectionReset`.
@@ -173,7 +89,7 @@ impl PipeEnd {
         Ok(count)
     }
 
-    /// As [`Socket::try_write`].
+    /// As [`super::Socket::try_write`].
     ///
     /// # Errors
     /// `WouldBlock`, `BrokenPipe`.
@@ -181,7 +97,7 @@ impl PipeEnd {
         self.try_write_vectored(&[IoSlice::new(bytes)])
     }
 
-    /// As [`Socket::try_write_vectored`].
+    /// As [`super::Socket::try_write_vectored`].
     ///
     /// # Errors
     /// `WouldBlock`, `BrokenPipe`.

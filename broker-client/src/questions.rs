@@ -1,7 +1,9 @@
-//! What nodes ask each other, and the shapes of the answers. Plain data.
+//! What nodes and backends ask nodes, and the shapes of the answers. Plain data.
 
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::{ConnectionId, UserId};
+
+use crate::Revocation;
 
 /// A message for connections rather than a channel.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -79,6 +81,9 @@ pub struct ConnectionView {
     pub node: String,
     /// RFC 3339.
     pub connected_at: String,
+    /// Its address, as trusted proxies say it; absent from nodes that do not know.
+    #[serde(default)]
+    pub remote: Option<String>,
     /// Channels it is subscribed to.
     pub channels: Vec<String>,
 }
@@ -119,6 +124,10 @@ pub enum Question {
     Connections(ConnectionFilter),
     /// A user's persistent subscriptions changed; no answer.
     SubscriptionsChanged(UserId),
+    /// Tokens were revoked; the version before and after: `u64`, connections closed.
+    Revoked(Revocation, u64, u64),
+    /// There is something in the notifications' outbox; no answer.
+    OutboxFilled,
     /// One connection: `Option<ConnectionView>`.
     Connection(ConnectionId),
 }
