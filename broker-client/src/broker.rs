@@ -3,6 +3,8 @@
 //! * Append and publish are one step for a channel: what history does not hold is never delivered,
 //!   what is acknowledged is in history.
 //! * Offsets of a channel grow by one; each publication carries a random tag and its predecessor's.
+//! * What storage acknowledged and then lost (a replica promoted without the last writes) cannot be known to it.
+//!   Whoever has a position from before tells it with [`Broker::fence`]; from then on everybody knows.
 //! * A node hears a channel only between `subscribe` and `unsubscribe`.
 //! * Deliveries may be lost while a connection is interrupted; the broker says so with
 //!   [`Event::Interrupted`] and [`Event::Restored`], and the node audits. The broker never refills.
@@ -109,6 +111,8 @@ pub struct HistoryPage {
 pub enum Event {
     /// A publication on a channel that the node hears.
     Publication(Publication),
+    /// A channel that the node hears began a new epoch: compare with its top now.
+    Renewed(ChannelName),
     /// A message from a node (or a backend) to this node.
     Told(Bytes),
     /// Deliveries may be missing from now on.
@@ -213,7 +217,15 @@ pub trait Broker:
         query: HistoryQuery,
     ) -> Result<HistoryPage, BrokerError>;
 
-    /// Forgets a channel's history and begins a new epoch (R17); the new top.
+    /// Compares positions that were acknowledged or heard with what history holds. Where it has lost or replaced
+    /// one, the channel begins a new epoch (its publications stay, under their offsets): no position of the old one is
+    /// continued by anybody, and who hears the channel hears [`Event::Renewed`]. `true` for each position that was lost.
+    /// What was trimmed, cleared or belongs to another epoch already is not: those who had it find out by themselves.
+    ///
+    /// Positions must come from this product's own words, never from a client.
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError>;
+
+    /// Forgets a channel's history and begins a new epoch (R17); the new top. Who hears it hears [`Event::Renewed`].
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError>;
 
     /// Registers a connection, unless the user has `limit` connections on live nodes (0: no limit).
@@ -244,6 +256,10 @@ pub trait Broker:
 
     /// Counts one call under `key` in a fixed window that begins with the first call.
     async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError>;
+
+    /// Grows whenever commands may have found another server, or another life of it. What was acknowledged before
+    /// is worth a [`Broker::fence`] then.
+    fn generation(&self) -> u64;
 
     /// This node.
     fn node(&self) -> &NodeId;

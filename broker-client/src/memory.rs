@@ -12,6 +12,7 @@ mod application;
 mod channels;
 mod counters;
 mod ear;
+mod line;
 mod log;
 mod polls;
 mod presence;
@@ -35,6 +36,7 @@ use tokio::time::Instant;
 use self::channels::{Attempt, Channels};
 use self::counters::Windows;
 use self::ear::{Ear, Kept};
+use self::line::{Line, Lines};
 use self::polls::Polls;
 use self::registry::Registry;
 use crate::polls::{NewPollPage, PollPage, PollState, PollStore};
@@ -63,7 +65,7 @@ struct Shared {
     application: Mutex<application::Application>,
     revoked: Mutex<revocations::Revoked>,
     polls: Mutex<Polls>,
-    health: watch::Sender<Health>,
+    lines: Lines,
 }
 
 /// One node's handle. Cheap to clone.
@@ -74,8 +76,11 @@ struct Node {
     id: NodeId,
     cluster: MemoryCluster,
     ear: Arc<Ear>,
+    line: Arc<Line>,
     /// What this node registered, to restore it after the cluster lost it (R43).
     registered: Mutex<HashMap<ConnectionId, UserId>>,
+    /// What must not stay registered, and could not be taken back yet.
+    owed: Mutex<HashMap<ConnectionId, UserId>>,
     /// The same for presence.
     presence: Mutex<presence::Held>,
     /// The same for what it reported.
@@ -103,7 +108,7 @@ impl MemoryCluster {
             application: Mutex::default(),
             revoked: Mutex::default(),
             polls: Mutex::default(),
-            health: watch::Sender::new(Health::Up),
+            lines: Lines::default(),
         }))
     }
 
@@ -131,11 +136,14 @@ impl MemoryCluster {
         ears.retain(|_, ear| !ear.is_closed());
         ears.insert(node.clone(), ear.clone());
         drop(ears);
+        let line = self.0.lines.join(&node);
         let node = Node {
             id: node,
             cluster: self.clone(),
             ear,
+            line,
             registered: Mutex::default(),
+            owed: Mutex::default(),
             presence: Mutex::default(),
             reported: Mutex::default(),
         };
@@ -159,13 +167,12 @@ impl MemoryCluster {
     /// Fault: while `false`, health is down and every command answers
     /// [`BrokerError::Unavailable`]. Interest stays, and nothing is said on the event queues.
     pub fn set_available(&self, available: bool) {
-        let health =
-            if available { Health::Up } else { Health::Down("simulated outage".to_owned()) };
-        self.0.health.send_if_modified(|present| {
-            let modified = *present != health;
-            *present = health;
-            modified
-        });
+        self.0.lines.set_outage(!available);
+    }
+
+    /// Fault: while `false`, every command of this node answers [`BrokerError::Unavailable`], and its health is down.
+    pub fn set_reachable(&self, node: &NodeId, reachable: bool) {
+        self.0.lines.set_cut(node, !reachable);
     }
 
     /// Fault: all history, receipts, leases, registrations, windows and inbound entries are gone;
@@ -182,7 +189,8 @@ impl MemoryCluster {
     }
 
     /// Fault: the channel's history ends at `keep_offset`, in the same epoch, as after the promotion
-    /// of a replica that had not seen the rest. The next publication reuses the offset with another tag.
+    /// of a replica that had not seen the rest; receipts of the rest are gone too. The next publication reuses
+    /// the offset with another tag.
     pub fn fork(&self, channel: &ChannelName, keep_offset: u64) {
         self.0.channels.fork(channel, keep_offset);
     }
@@ -196,12 +204,8 @@ impl MemoryCluster {
 
 impl Node {
     fn available(&self) -> Result<&Shared, BrokerError> {
-        let shared = &*self.cluster.0;
-        match &*shared.health.borrow() {
-            Health::Up => Ok(shared),
-            Health::Starting => Err(BrokerError::unavailable("starting")),
-            Health::Down(reason) => Err(BrokerError::unavailable(reason)),
-        }
+        self.line.check()?;
+        Ok(&*self.cluster.0)
     }
 
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
@@ -273,6 +277,13 @@ impl Broker for MemoryBroker {
         Ok(self.0.available()?.channels.history(channel, query))
     }
 
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
+        let shared = self.0.available()?;
+        let lost =
+            known.iter().map(|(channel, position)| shared.channels.fence(channel, *position));
+        Ok(lost.collect())
+    }
+
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
         Ok(self.0.available()?.channels.clear(channel))
     }
@@ -286,6 +297,7 @@ impl Broker for MemoryBroker {
         let mut registry = shared.registry.lock();
         let admission = registry.register(&self.0.id, record, limit, Instant::now());
         if admission == Admission::Admitted {
+            self.0.owed.lock().remove(&record.id);
             self.0.registered.lock().insert(record.id.clone(), record.user.clone());
         }
         Ok(admission)
@@ -294,8 +306,11 @@ impl Broker for MemoryBroker {
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
-        self.0.available()?.registry.lock().deregister(record);
-        Ok(())
+        let removed = self.0.available().map(|shared| shared.registry.lock().deregister(record));
+        if removed.is_err() {
+            self.0.owed.lock().insert(record.id.clone(), record.user.clone());
+        }
+        removed
     }
 
     async fn connections_of(&self, user: &UserId) -> Result<Vec<ConnectionId>, BrokerError> {
@@ -307,6 +322,9 @@ impl Broker for MemoryBroker {
         self.0.ear.settle();
         let now = Instant::now();
         let mut registry = shared.registry.lock();
+        for (id, user) in self.0.owed.lock().drain() {
+            registry.deregister(&ConnectionRecord { id, user });
+        }
         let (living, lease_is_new) = registry.beat(record, now);
         if lease_is_new {
             for (id, user) in self.0.registered.lock().iter() {
@@ -353,12 +371,16 @@ impl Broker for MemoryBroker {
         Ok(self.0.available()?.windows.lock().count(key, window, Instant::now()))
     }
 
+    fn generation(&self) -> u64 {
+        self.0.line.generation()
+    }
+
     fn node(&self) -> &NodeId {
         &self.0.id
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.0.cluster.0.health.subscribe()
+        self.0.line.watch()
     }
 }
 

@@ -257,6 +257,10 @@ impl Broker for RedisBroker {
         history::history(&self.inner.layout, &self.inner.shared.names, channel, query).await
     }
 
+    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
+        history::fence(&self.inner.layout, &self.inner.shared.names, known).await
+    }
+
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
         history::clear(&self.inner.layout, &self.inner.shared.names, channel).await
     }
@@ -315,6 +319,10 @@ impl Broker for RedisBroker {
         let (count, left): (u64, i64) =
             answer::read(self.inner.layout.run(&place, &command).await?)?;
         Ok(RateCount { count, reset_in: Duration::from_millis(u64::try_from(left).unwrap_or(0)) })
+    }
+
+    fn generation(&self) -> u64 {
+        self.inner.shared.counters.command_connects.load(Ordering::Relaxed)
     }
 
     fn node(&self) -> &NodeId {

@@ -36,6 +36,8 @@ macro_rules! every_fact {
             history_of_nothing_is_the_top_alone
             history_is_paged
             clearing_history_begins_a_new_epoch
+            a_known_position_that_history_lost_begins_a_new_epoch
+            what_was_trimmed_is_not_lost
             publishing_without_retention_keeps_nothing
         }
         $crate::every_fact! { @ $fixture, $test, facts_delivery:

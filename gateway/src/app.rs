@@ -28,7 +28,7 @@ use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::interests::{self, News};
 use crate::metrics::Metrics;
-use crate::node::{Banished, Node, PublishLimits, Stores};
+use crate::node::{Banished, Node, PublishLimits, Stores, Unregistered};
 use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
@@ -114,6 +114,73 @@ impl App {
         events: Events,
         stores: Stores,
     ) -> Result<Self, StartError> {
+        let (client, operator) = (listen(config.server.listen)?, listen(config.operator.listen)?);
+        let (node, told) = assemble(config, id, broker, events, stores)?;
+        Ok(Self { node, told, client, operator })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn client_address(&self) -> Option<SocketAddr> {
+        self.client.local_addr().ok()
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn operator_address(&self) -> Option<SocketAddr> {
+        self.operator.local_addr().ok()
+    }
+
+    /// The node's services.
+    #[must_use]
+    pub fn node(&self) -> Arc<Node> {
+        Arc::clone(&self.node)
+    }
+
+    /// Serves until `shutdown` completes, then drains (`app/drain.rs`). When `hurry` completes, ends at once.
+    pub async fn run(self, shutdown: impl Future<Output = ()>, hurry: CancellationToken) {
+        let Self { node, told, client, operator } = self;
+        let accepting = CancellationToken::new();
+        let serving = node.stop.child_token();
+        work(&node, told);
+        let routes = router::client(&node);
+        node.tasks.spawn(transport::accept::accept(
+            Arc::clone(&node),
+            client,
+            routes,
+            accepting.clone(),
+        ));
+        let operators = axum::serve(operator, operator::router(Arc::clone(&node)))
+            .with_graceful_shutdown(serving.cancelled_owned());
+        node.tasks.spawn(async move {
+            if let Err(error) = operators.await {
+                tracing::error!(%error, "the operators' port failed");
+            }
+        });
+        tokio::select! {
+            () = shutdown => {}
+            () = hurry.cancelled() => {}
+        }
+        tokio::select! {
+            () = drain::drain(&node, &accepting) => {}
+            () = hurry.cancelled() => tracing::warn!("asked twice: ending at once"),
+        }
+        accepting.cancel();
+        drain::end(&node, &hurry).await;
+    }
+}
+
+/// Builds a node without sockets; the tasks that hear the broker start. [`work`] starts the others.
+///
+/// # Errors
+/// Keys, routes and namespaces that cannot be used.
+pub fn assemble(
+    config: Config,
+    id: NodeId,
+    broker: Arc<dyn Broker>,
+    events: Events,
+    stores: Stores,
+) -> Result<(Arc<Node>, Told), StartError> {
         let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
         let tls = config
             .server
@@ -126,8 +193,6 @@ impl App {
         let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
         let api_keys = ApiKeys::new(&config.auth.api_keys);
         let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
-        let client = listen(config.server.listen)?;
-        let operator = listen(config.operator.listen)?;
         let metrics = Metrics::new();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -171,6 +236,7 @@ impl App {
             revoked: Revoked::default(),
             publish_limits: PublishLimits::default(),
             banished: Banished::default(),
+            unregistered: Unregistered::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             config: ArcSwap::from_pointee(config),
@@ -183,70 +249,24 @@ impl App {
             tasks,
             stop,
         };
-        Ok(Self { node: Arc::new(node), told, client, operator })
-    }
+        Ok((Arc::new(node), told))
+}
 
-    /// Where clients connect.
-    #[must_use]
-    pub fn client_address(&self) -> Option<SocketAddr> {
-        self.client.local_addr().ok()
-    }
-
-    /// Where operators look.
-    #[must_use]
-    pub fn operator_address(&self) -> Option<SocketAddr> {
-        self.operator.local_addr().ok()
-    }
-
-    /// The node's services.
-    #[must_use]
-    pub fn node(&self) -> Arc<Node> {
-        Arc::clone(&self.node)
-    }
-
-    /// Serves until `shutdown` completes, then drains (`app/drain.rs`). When `hurry` completes, ends at once.
-    pub async fn run(self, shutdown: impl Future<Output = ()>, hurry: CancellationToken) {
-        let Self { node, told, client, operator } = self;
-        let accepting = CancellationToken::new();
-        let serving = node.stop.child_token();
+/// Starts the tasks that make a node work, sockets apart: lease, answers, pings, presence, outbox, keys.
+pub fn work(node: &Arc<Node>, told: Told) {
         node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
-        node.tasks.spawn(cluster::answer(Arc::clone(&node), told, node.stop.clone()));
-        node.tasks.spawn(cluster::beat(Arc::clone(&node), node.stop.clone()));
+        node.tasks.spawn(cluster::answer(Arc::clone(node), told, node.stop.clone()));
+        node.tasks.spawn(cluster::beat(Arc::clone(node), node.stop.clone()));
         node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
-        node.tasks.spawn(notifications::carry(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(revocations::follow(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(application::run(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(interests::follow(Arc::clone(&node), node.stop.clone()));
-        node.tasks.spawn(keep_keys_fresh(Arc::clone(&node)));
+        node.tasks.spawn(notifications::carry(Arc::clone(node), node.stop.clone()));
+        node.tasks.spawn(revocations::follow(Arc::clone(node), node.stop.clone()));
+        node.tasks.spawn(application::run(Arc::clone(node), node.stop.clone()));
+        node.tasks.spawn(interests::follow(Arc::clone(node), node.stop.clone()));
+        node.tasks.spawn(keep_keys_fresh(Arc::clone(node)));
         if let Some(tls) = &node.tls {
             let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());
             node.tasks.spawn(watch);
         }
-        let routes = router::client(&node);
-        node.tasks.spawn(transport::accept::accept(
-            Arc::clone(&node),
-            client,
-            routes,
-            accepting.clone(),
-        ));
-        let operators = axum::serve(operator, operator::router(Arc::clone(&node)))
-            .with_graceful_shutdown(serving.cancelled_owned());
-        node.tasks.spawn(async move {
-            if let Err(error) = operators.await {
-                tracing::error!(%error, "the operators' port failed");
-            }
-        });
-        tokio::select! {
-            () = shutdown => {}
-            () = hurry.cancelled() => {}
-        }
-        tokio::select! {
-            () = drain::drain(&node, &accepting) => {}
-            () = hurry.cancelled() => tracing::warn!("asked twice: ending at once"),
-        }
-        accepting.cancel();
-        drain::end(&node, &hurry).await;
-    }
 }
 
 /// Refreshes a configured JWK set; follows the verifier when a reload replaces it.

@@ -102,7 +102,10 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
         match node.broker.beat(&record(&node)).await {
-            Ok(nodes) => node.cluster.nodes.store(Arc::new(nodes)),
+            Ok(nodes) => {
+                node.cluster.nodes.store(Arc::new(nodes));
+                node.register_late().await;
+            }
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),
         }
         let (subscriptions, queued) = (node.hub.subscriptions(), node.hub.queued_bytes());

@@ -34,7 +34,7 @@ use crate::relay::Relay;
 use crate::revocations::Revoked;
 use crate::socket::Tls;
 
-pub use admission::Admitted;
+pub use admission::{Admitted, Unregistered};
 pub use banished::Banished;
 pub(crate) use publish::channel_not_found;
 pub use publish::{Outgoing, PublishLimits, RateState};
@@ -92,6 +92,8 @@ pub struct Node {
     pub publish_limits: PublishLimits,
     /// Users that an operator disconnected a moment ago.
     pub banished: Banished,
+    /// Connections that the broker has not heard of yet.
+    pub unregistered: Unregistered,
     /// Every task of the node runs under it.
     pub tasks: TaskTracker,
     /// Ends every task.

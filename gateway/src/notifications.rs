@@ -185,7 +185,15 @@ async fn publish_to(
     // Recipients were checked when it was stored: each has a channel.
     let asked = requests.len();
     node.metrics.published(asked as u64);
+    let channels: Vec<ChannelName> =
+        requests.iter().map(|request| request.publication.channel.clone()).collect();
+    let generation = node.broker.generation();
     let results = node.broker.publish_batch(requests).await;
+    for (channel, receipt) in channels.iter().zip(&results) {
+        if let Ok(receipt) = receipt {
+            node.relay.acknowledged(channel, receipt, generation);
+        }
+    }
     let served = results
         .iter()
         .take_while(|result| !matches!(result, Err(BrokerError::Unavailable(_))))
@@ -256,8 +264,11 @@ pub async fn tell_devices(node: &Node, user: &UserId, mark: &Mark, exclude: Excl
     let payload = Payload::of(&mark.payload);
     let Some(request) = to_user(node, user, mark.kind, payload, exclude) else { return };
     node.metrics.published(1);
-    if let Err(error) = node.broker.publish(request).await {
-        tracing::debug!(%error, "a user's devices were not told what was read");
+    let channel = request.publication.channel.clone();
+    let generation = node.broker.generation();
+    match node.broker.publish(request).await {
+        Ok(receipt) => node.relay.acknowledged(&channel, &receipt, generation),
+        Err(error) => tracing::debug!(%error, "a user's devices were not told what was read"),
     }
 }
 

@@ -147,8 +147,9 @@ impl Presence {
                 Ok(joined)
             }
             Err(error) => {
-                // It may have happened; the client was told that it did not.
-                if holds.remove(resource).is_none_or(|hold| hold.lapsed) {
+                // A hold from before stands. Without one it may have happened; the client was told that it did not.
+                if holds.get(resource).is_none_or(|hold| hold.lapsed) {
+                    holds.remove(resource);
                     let last_seen_ms = clock::unix_ms();
                     let (resource, connection) = (resource.clone(), connection.id.clone());
                     self.inner.owe(

@@ -9,15 +9,17 @@
 //!
 //! It must not know: connections, frames, profiles.
 
+mod evidence;
 mod interest;
 mod repair;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_broker_client::{
-    Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Start,
+    Broker, BrokerError, Event, Events, HistoryPage, HistoryQuery, Receipt, Start,
 };
 use carillon_protocol::{ChannelName, Position, Publication};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -28,6 +30,7 @@ use crate::application::Occupancy;
 use crate::dispatch::Dispatch;
 use crate::hub::{Hub, Notice};
 use crate::metrics::Metrics;
+use evidence::Evidence;
 use interest::{Admitted, Interest, Wanted};
 use repair::Flights;
 pub use repair::{Bridge, PAGE};
@@ -59,6 +62,9 @@ struct Inner {
     interest: Interest,
     requests: mpsc::Sender<Request>,
     flights: Flights,
+    evidence: Evidence,
+    /// What was acknowledged must be held against history before anything else is believed.
+    doubted: AtomicBool,
     occupancy: OnceLock<Occupancy>,
     /// Messages of other nodes may have been lost.
     missed: Arc<Notify>,
@@ -94,6 +100,8 @@ impl Relay {
             interest: Interest::default(),
             requests,
             flights: Flights::default(),
+            evidence: Evidence::default(),
+            doubted: AtomicBool::new(false),
             occupancy: OnceLock::new(),
             missed: Arc::default(),
         };
@@ -115,8 +123,8 @@ impl Relay {
     }
 
     /// Adds a listener to a channel; returns when the node hears it. Every `Ok` **and** every `Err` counts
-    /// as one listener until [`Relay::leave`]: after an `Err` the channel opens by itself when the broker is back,
-    /// and its listeners are then told `resync`.
+    /// as one listener until [`Relay::leave`]: after an `Err` the channel opens by itself when the broker is back.
+    /// Who stays says so with [`Relay::expect_resync`].
     pub async fn join(
         &self,
         channel: &ChannelName,
@@ -138,6 +146,18 @@ impl Relay {
         waiter.await.unwrap_or_else(|_: oneshot::error::RecvError| {
             Err(BrokerError::unavailable("the node is stopping"))
         })
+    }
+
+    /// A listener whose join failed stays; it is told `resync` when the channel opens.
+    pub fn expect_resync(&self, channel: &ChannelName) {
+        self.inner.interest.expect_resync(channel);
+    }
+
+    /// A publish of this node was acknowledged. `generation` is the broker's from before it was sent.
+    pub fn acknowledged(&self, channel: &ChannelName, receipt: &Receipt, generation: u64) {
+        if let Some(position) = receipt.position.filter(|_| !receipt.duplicate) {
+            self.inner.evidence.note(channel, position, generation);
+        }
     }
 
     /// Takes a listener back.
@@ -205,6 +225,12 @@ impl Relay {
                             self.inner.missed.notify_one();
                         }
                     }
+                    Event::Renewed(channel) => {
+                        // Where the queue is full, the tick finds it among the damaged.
+                        if self.inner.interest.doubt(&channel) {
+                            let _ = self.inner.requests.try_send(Request::Repair(channel));
+                        }
+                    }
                     Event::Interrupted => self.inner.interest.mark_interrupted(),
                     // A full request queue already holds work that ends in a look at history.
                     Event::Restored => {
@@ -257,6 +283,10 @@ impl Relay {
                 received = requests.recv_many(&mut batch, 1024) => if received == 0 { return },
                 _ = tick.tick() => {
                     self.close_idle().await;
+                    self.inner.evidence.forget_old();
+                    if self.inner.doubted.load(Ordering::Relaxed) {
+                        self.audit().await;
+                    }
                     let waiting = self.inner.interest.unopened();
                     if !waiting.is_empty() {
                         self.open(waiting).await;

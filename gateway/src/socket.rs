@@ -5,16 +5,19 @@
 //! It must not know: HTTP, frames, connections.
 
 mod certificates;
+mod pipe;
 mod session;
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 pub use certificates::{Certificates, Tls, TlsError};
+pub use pipe::{PipeEnd, pipe};
 use session::Session;
 
 /// See the module.
@@ -24,6 +27,8 @@ pub enum Socket {
     Plain(TcpStream),
     /// Bytes in TLS records.
     Tls(Box<Session>),
+    /// In memory, for the simulation. hyper never sees one.
+    Memory(Arc<PipeEnd>),
 }
 
 impl Socket {
@@ -36,10 +41,11 @@ impl Socket {
         Ok(Self::Tls(Box::new(Session::new(socket, connection))))
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> io::Result<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(session) => session.tcp(),
+            Self::Plain(socket) => Ok(socket),
+            Self::Tls(session) => Ok(session.tcp()),
+            Self::Memory(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -51,6 +57,7 @@ impl Socket {
         match self {
             Self::Plain(socket) => socket.try_read(buffer),
             Self::Tls(session) => session.try_read(buffer),
+            Self::Memory(end) => end.try_read(buffer),
         }
     }
 
@@ -62,6 +69,7 @@ impl Socket {
         match self {
             Self::Plain(socket) => socket.try_write(bytes),
             Self::Tls(session) => session.try_write_vectored(&[IoSlice::new(bytes)]),
+            Self::Memory(end) => end.try_write(bytes),
         }
     }
 
@@ -73,6 +81,7 @@ impl Socket {
         match self {
             Self::Plain(socket) => socket.try_write_vectored(slices),
             Self::Tls(session) => session.try_write_vectored(slices),
+            Self::Memory(end) => end.try_write_vectored(slices),
         }
     }
 
@@ -82,7 +91,7 @@ impl Socket {
     /// `WouldBlock` where some are still here, others end the connection.
     pub fn try_flush(&self) -> io::Result<()> {
         match self {
-            Self::Plain(_) => Ok(()),
+            Self::Plain(_) | Self::Memory(_) => Ok(()),
             Self::Tls(session) => session.try_flush(),
         }
     }
@@ -94,7 +103,8 @@ impl Socket {
     pub async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tls(session) if session.has_unread() => Ok(()),
-            _ => self.tcp().readable().await,
+            Self::Memory(end) => end.readable().await,
+            _ => self.tcp()?.readable().await,
         }
     }
 
@@ -103,7 +113,10 @@ impl Socket {
     /// # Errors
     /// The socket is no more.
     pub async fn writable(&self) -> io::Result<()> {
-        self.tcp().writable().await
+        match self {
+            Self::Memory(end) => end.writable().await,
+            _ => self.tcp()?.writable().await,
+        }
     }
 
     /// As [`Socket::readable`], for polling.
@@ -113,7 +126,7 @@ impl Socket {
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tls(session) if session.has_unread() => Poll::Ready(Ok(())),
-            _ => self.tcp().poll_read_ready(cx),
+            _ => self.tcp()?.poll_read_ready(cx),
         }
     }
 
@@ -122,7 +135,7 @@ impl Socket {
     /// # Errors
     /// The socket is no more.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().poll_write_ready(cx)
+        self.tcp()?.poll_write_ready(cx)
     }
 
     /// Ends our side: the peer reads what was written, then the end.
@@ -130,14 +143,25 @@ impl Socket {
     /// # Errors
     /// The socket is no more.
     pub fn finish(&self) -> io::Result<()> {
-        if let Self::Tls(session) = self {
-            session.say_goodbye();
+        match self {
+            Self::Tls(session) => session.say_goodbye(),
+            Self::Memory(end) => {
+                end.shutdown(Shutdown::Write);
+                return Ok(());
+            }
+            Self::Plain(_) => {}
         }
-        socket2::SockRef::from(self.tcp()).shutdown(Shutdown::Write)
+        socket2::SockRef::from(self.tcp()?).shutdown(Shutdown::Write)
     }
 
     /// Ends both sides at once. A socket that is no more stays so.
     pub fn shut(&self) {
-        let _ = socket2::SockRef::from(self.tcp()).shutdown(Shutdown::Both);
+        match self {
+            Self::Memory(end) => end.shutdown(Shutdown::Both),
+            Self::Plain(socket) => drop(socket2::SockRef::from(socket).shutdown(Shutdown::Both)),
+            Self::Tls(session) => {
+                drop(socket2::SockRef::from(session.tcp()).shutdown(Shutdown::Both));
+            }
+        }
     }
 }

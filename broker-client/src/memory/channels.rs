@@ -140,7 +140,20 @@ impl Channels {
         let now = Instant::now();
         let mut shard = self.shard(channel, now);
         let state = shard.channels.entry(channel.clone()).or_default();
-        state.log.insert(Log::begin(now)).top(now)
+        let top = state.log.insert(Log::begin(now)).top(now);
+        state.announce_renewal(channel);
+        top
+    }
+
+    /// Whether history lost the position; the channel has begun a new epoch then.
+    pub(super) fn fence(&self, channel: &ChannelName, position: Position) -> bool {
+        let mut shard = self.shard(channel, Instant::now());
+        let Some(state) = shard.channels.get_mut(channel) else { return false };
+        let lost = state.log.as_mut().is_some_and(|log| log.fence(position));
+        if lost {
+            state.announce_renewal(channel);
+        }
+        lost
     }
 
     pub(super) fn fork(&self, channel: &ChannelName, keep_offset: u64) {
@@ -148,6 +161,7 @@ impl Channels {
         if let Some(log) = shard.channels.get_mut(channel).and_then(|state| state.log.as_mut()) {
             log.fork(keep_offset);
         }
+        shard.receipts.forget_after(channel, keep_offset);
     }
 
     /// Forgets all history and receipts; who hears what stays.
@@ -186,6 +200,13 @@ impl Channel {
     fn log(&mut self, now: Instant) -> &mut Log {
         self.log.take_if(|log| log.is_over(now));
         self.log.get_or_insert_with(|| Log::begin(now))
+    }
+
+    /// Nobody waits for a full queue here: its node audits anyway.
+    fn announce_renewal(&self, channel: &ChannelName) {
+        for ear in &self.listeners {
+            ear.deliver_or_miss(|| Event::Renewed(channel.clone()));
+        }
     }
 
     fn publish(&mut self, attempt: &mut Attempt, now: Instant) -> Result<Receipt, Arc<Ear>> {
@@ -268,6 +289,16 @@ impl Receipts {
     fn keep(&mut self, key: Arc<ReceiptKey>, receipt: Receipt, now: Instant) {
         self.expiring.push_back((now + IDEMPOTENCY_WINDOW, key.clone()));
         self.first.insert(key, receipt);
+    }
+
+    /// Receipts are written in one step with what they are for, and lost with it.
+    fn forget_after(&mut self, channel: &ChannelName, keep_offset: u64) {
+        let is_lost = |receipt: &Receipt| {
+            receipt.position.is_some_and(|position| position.offset > keep_offset)
+        };
+        self.first.retain(|key, receipt| key.channel != *channel || !is_lost(receipt));
+        let first = &self.first;
+        self.expiring.retain(|(_, key)| first.contains_key(key));
     }
 
     fn expire(&mut self, now: Instant) {

@@ -104,6 +104,14 @@ impl Ear {
         }
     }
 
+    /// Queues the event if there is room now; a node whose queue is full is behind from now on.
+    pub(super) fn deliver_or_miss(self: &Arc<Self>, event: impl FnOnce() -> Event) {
+        match self.room(&mut Kept::new()) {
+            Ok(room) => self.deliver(room, event),
+            Err(Full) => self.announce(&mut self.state.lock()),
+        }
+    }
+
     /// Whether the node hears (again).
     pub(super) fn settle(&self) -> bool {
         if !self.troubled.load(Ordering::Acquire) {

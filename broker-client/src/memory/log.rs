@@ -110,6 +110,27 @@ impl Log {
         }
     }
 
+    /// Whether the position was lost: then a new epoch begins, with the same entries.
+    pub(super) fn fence(&mut self, known: Position) -> bool {
+        if known.epoch != self.top.epoch {
+            return false;
+        }
+        let lost = match self.tag_at(known.offset, 0) {
+            Some(tag) => tag != known.tag,
+            // Beyond the top it is lost, before the oldest entry it was trimmed.
+            None => known.offset > self.top.offset,
+        };
+        if lost {
+            self.top.epoch = Epoch::from_random(rand::random());
+            for entry in &mut self.entries {
+                if let Some(position) = &mut entry.publication.position {
+                    position.epoch = self.top.epoch;
+                }
+            }
+        }
+        lost
+    }
+
     /// How many of the oldest entries are older than `age`.
     fn aged(&self, now: Instant, age: Duration) -> usize {
         self.entries.partition_point(|entry| now.saturating_duration_since(entry.at) > age)

@@ -279,3 +279,53 @@ async fn a_cancelled_publish_gives_its_places_back() {
     }
     assert_eq!(drain(&mut events).len(), EVENTS_MAX);
 }
+
+#[tokio::test(start_paused = true)]
+async fn receipts_are_lost_with_what_they_are_for() {
+    let cluster = MemoryCluster::new();
+    let (broker, _events) = listening(&cluster).await;
+    let keyed = |key: &str| {
+        let idempotency = Idempotency { sender: "user:ada".to_owned(), key: key.to_owned() };
+        Publish { idempotency: Some(idempotency), ..publish(key) }
+    };
+    broker.publish(keyed("kept")).await.expect("published");
+    broker.publish(keyed("lost")).await.expect("published");
+    cluster.fork(&channel(), 1);
+    assert!(broker.publish(keyed("kept")).await.expect("repeated").duplicate);
+    assert!(!broker.publish(keyed("lost")).await.expect("published again").duplicate);
+    assert!(broker.publish(keyed("lost")).await.expect("repeated").duplicate);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_ended_during_an_outage_is_taken_back_by_the_next_beat() {
+    let cluster = MemoryCluster::new();
+    let (broker, _events) = cluster.join(NodeId::random());
+    let id = ConnectionId::new("c1").expect("an id");
+    let user = UserId::new("ada").expect("a user id");
+    let registered = ConnectionRecord { id, user: user.clone() };
+    broker.beat(&record(broker.node())).await.expect("beaten");
+    broker.register(&registered, 0).await.expect("registered");
+    cluster.set_available(false);
+    assert!(broker.deregister(&registered).await.is_err());
+    cluster.set_available(true);
+    broker.beat(&record(broker.node())).await.expect("beaten");
+    assert_eq!(broker.connections_of(&user).await, Ok(vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_node_may_be_cut_off_and_counts_its_generations() {
+    let cluster = MemoryCluster::new();
+    let ((one, _), (two, _)) = (cluster.join(NodeId::random()), cluster.join(NodeId::random()));
+    let before = one.generation();
+    cluster.set_reachable(one.node(), false);
+    assert!(matches!(*one.health().borrow(), Health::Down(_)));
+    assert!(one.tops(&[channel()]).await.is_err());
+    assert!(two.tops(&[channel()]).await.is_ok());
+    cluster.set_available(false);
+    cluster.set_reachable(one.node(), true);
+    assert!(one.tops(&[channel()]).await.is_err(), "there is nothing at the other end");
+    assert_eq!(one.generation(), before);
+    cluster.set_available(true);
+    assert!(one.tops(&[channel()]).await.is_ok());
+    assert!(one.generation() > before);
+}

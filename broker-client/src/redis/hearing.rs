@@ -446,6 +446,7 @@ impl<'a> Ear<'a> {
         }
         match self.link.hearing.wish_of(key)? {
             Wish::Told => Some(Event::Told(body)),
+            Wish::Channel(channel) if body == message::RENEWED => Some(Event::Renewed(channel)),
             Wish::Channel(channel) => match message::read(channel.clone(), &body) {
                 Some(publication) => Some(Event::Publication(publication)),
                 None => {

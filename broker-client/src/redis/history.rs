@@ -6,7 +6,7 @@ use redis::Value;
 use super::layout::{Call, Layout};
 use super::names::Names;
 use super::publishing::{beginning, random_epoch};
-use super::{answer, scripts};
+use super::{answer, message, scripts};
 use crate::broker::EPOCH_LIFETIME;
 use crate::{BrokerError, HistoryPage, HistoryQuery, Start};
 
@@ -93,8 +93,26 @@ pub(super) async fn clear(
     channel: &ChannelName,
 ) -> Result<Position, BrokerError> {
     let epoch = random_epoch();
-    let mut command = scripts::CLEAR.call(&[&names.meta(channel), &names.history(channel)]);
+    let keys = [&*names.meta(channel), &names.history(channel), &names.publications(channel)];
+    let mut command = scripts::CLEAR.call(&keys);
     command.arg(epoch.as_str()).arg(EPOCH_LIFETIME.as_millis() as u64);
+    command.arg(layout.publish_verb()).arg(message::RENEWED);
     layout.run(&layout.place(channel.as_str()), &command).await?;
     Ok(beginning(epoch))
+}
+
+pub(super) async fn fence(
+    layout: &Layout,
+    names: &Names,
+    known: &[(ChannelName, Position)],
+) -> Result<Vec<bool>, BrokerError> {
+    let calls = known.iter().map(|(channel, position)| {
+        let keys = [&*names.meta(channel), &names.history(channel), &names.publications(channel)];
+        let mut command = scripts::FENCE.call(&keys);
+        command.arg(position.epoch.as_str()).arg(position.offset).arg(position.tag.as_str());
+        command.arg(random_epoch().as_str()).arg(layout.publish_verb()).arg(message::RENEWED);
+        Call { place: layout.place(channel.as_str()), command }
+    });
+    let answers = layout.run_all(calls.collect()).await.into_iter();
+    answers.map(|answer| Ok(answer::read::<u8>(answer?)? == 1)).collect()
 }

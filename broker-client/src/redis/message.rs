@@ -1,11 +1,14 @@
 //! A publication as it crosses pub/sub: `offset SP epoch SP tag SP previous SP body`, written by
-//! `publish.lua`; `- - - - body` without history.
+//! `publish.lua`; `- - - - body` without history; `!` when the channel began a new epoch.
 
 use bytes::Bytes;
 use carillon_protocol::{ChannelName, Epoch, Position, Publication, Tag};
 
 /// In front of a body that no history holds.
 pub(super) const WITHOUT_HISTORY: &[u8] = b"- - - - ";
+
+/// The channel began a new epoch.
+pub(super) const RENEWED: &[u8] = b"!";
 
 /// `None` when the bytes are not ours.
 pub(super) fn read(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {

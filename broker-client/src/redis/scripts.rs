@@ -17,6 +17,7 @@ scripts! {
     HISTORY "history.lua";
     TOP "top.lua";
     CLEAR "clear.lua";
+    FENCE "fence.lua";
     REGISTER "register.lua";
     BEAT "beat.lua";
     CLAIM "claim.lua";

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carillon_broker_client::{HistoryQuery, Publish, Retention, Start};
+use carillon_broker_client::{Event, HistoryQuery, Publish, Retention, Start};
 use carillon_protocol::Position;
 
 use crate::fixture::{Fixture, HOUR, after, channel, fleeting, ids, kept, last};
@@ -193,6 +193,7 @@ pub(crate) async fn clearing_history_begins_a_new_epoch(make: &impl Fixture) {
     let new = node.broker.publish(kept(&name, "m2")).await.unwrap().position.unwrap();
     assert_eq!((new.epoch, new.offset), (top.epoch, 1));
     assert_eq!(node.heard_publication().await.id.as_str(), "m1");
+    assert_eq!(node.heard().await, Event::Renewed(name));
     assert_eq!(node.heard_publication().await.position, Some(new));
 }
 
@@ -206,4 +207,62 @@ pub(crate) async fn publishing_without_retention_keeps_nothing(make: &impl Fixtu
     assert_eq!((heard.id.as_str(), heard.position, heard.previous_tag), ("m1", None, None));
     let page = node.broker.history(&name, after(0, 10)).await.unwrap();
     assert_eq!((page.top.offset, page.publications.len()), (0, 0));
+}
+
+pub(crate) async fn a_known_position_that_history_lost_begins_a_new_epoch(make: &impl Fixture) {
+    let mut node = make.join().await;
+    let name = channel("room:fenced");
+    node.subscribe(&name).await;
+    let mut held = Vec::new();
+    for id in ["m1", "m2", "m3"] {
+        let receipt = node.broker.publish(kept(&name, id)).await.unwrap();
+        held.push(receipt.position.unwrap());
+        node.heard_publication().await;
+    }
+    let fence = async |position| node.broker.fence(&[(name.clone(), position)]).await.unwrap();
+    for position in &held {
+        assert_eq!(fence(*position).await, [false], "{position:?} is there");
+    }
+    let start = Position { offset: 0, tag: Position::START_TAG, ..held[0] };
+    assert_eq!(fence(start).await, [false], "the place before the first is there");
+    let top = async || node.broker.tops(std::slice::from_ref(&name)).await.unwrap()[0];
+    assert_eq!(top().await, held[2]);
+
+    // Whoever has this heard another second message.
+    let replaced = Position { tag: held[0].tag, ..held[1] };
+    assert_eq!(fence(replaced).await, [true]);
+    let renewed = top().await;
+    assert_ne!(renewed.epoch, held[2].epoch);
+    assert_eq!((renewed.offset, renewed.tag), (3, held[2].tag), "what is there stays");
+    assert_eq!(fence(replaced).await, [false], "once");
+    let beyond = Position { offset: 4, ..renewed };
+    assert_eq!(fence(beyond).await, [true]);
+    let other = Position { tag: held[1].tag, ..top().await };
+    assert_eq!(fence(other).await, [true], "the top was replaced");
+
+    let page = node.broker.history(&name, after(0, 100)).await.unwrap();
+    assert_eq!(ids(&page.publications), ["m1", "m2", "m3"]);
+    let epochs = page.publications.iter().map(|publication| publication.position.unwrap().epoch);
+    assert!(epochs.into_iter().all(|epoch| epoch == page.top.epoch));
+    for _ in 0..3 {
+        assert_eq!(node.heard().await, Event::Renewed(name.clone()));
+    }
+    let next = node.broker.publish(kept(&name, "m4")).await.unwrap().position.unwrap();
+    assert_eq!((next.epoch, next.offset), (page.top.epoch, 4));
+    assert_eq!(node.heard_publication().await.previous_tag, Some(held[2].tag));
+    let nowhere = [(channel("room:never"), held[0])];
+    assert_eq!(node.broker.fence(&nowhere).await.unwrap(), [false]);
+}
+
+pub(crate) async fn what_was_trimmed_is_not_lost(make: &impl Fixture) {
+    let node = make.join().await;
+    let name = channel("room:trimmed-fence");
+    let mut first = None;
+    for index in 1..=300 {
+        let receipt = node.broker.publish(sized(kept(&name, &format!("m{index}")), 5)).await;
+        let position = receipt.unwrap().position.unwrap();
+        first.get_or_insert(position);
+    }
+    let known = [(name.clone(), first.unwrap())];
+    assert_eq!(node.broker.fence(&known).await.unwrap(), [false]);
 }

@@ -292,6 +292,9 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
+        if !self.subscriptions_owed.is_empty() {
+            self.subscribe_owed().await;
+        }
         if self.connection.take_grants_doubted() {
             self.ask_again().await;
         }

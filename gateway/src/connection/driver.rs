@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 use super::Connection;
 use super::grants::Grants;
 use super::subscriptions::Subscriptions;
+use super::welcome::Resume;
 use crate::application::calls::Queue;
 use crate::auth::Claims;
 use crate::clock;
@@ -50,6 +51,8 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
+    /// Channels of the query that could not be subscribed to while the broker was away, and where they resume.
+    pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
     /// Where their channels go on, while some are owed.
     pub(super) interests_resume: Option<Box<Result<Cursor, ()>>>,
     /// Calls to the application that are under way.
@@ -158,6 +161,7 @@ impl Driver {
             retry: None,
             pending_owed: false,
             interests_owed: false,
+            subscriptions_owed: Vec::new(),
             interests_resume: None,
             calls: None,
             grants: Grants::default(),
@@ -230,7 +234,7 @@ impl Driver {
                 biased;
                 () = &mut gone => break Ending::Peer,
                 () = self.connection.outbox.woken() => {}
-                () = writable(socket.as_deref()), if signals.blocked => self.connection.outbox.flush(),
+                () = writable(socket.as_ref()), if signals.blocked => self.connection.outbox.flush(),
                 () = due(&mut self.retry), if self.retry.is_some() => {
                     self.retry = None;
                     self.connection.outbox.mark_behind();
@@ -440,7 +444,7 @@ impl Driver {
 
     /// Waits until the outbox has room for a page of history. `false` when the connection ends.
     pub(super) async fn drained(&mut self) -> bool {
-        let socket = self.socket.as_deref();
+        let socket = self.socket.as_ref();
         loop {
             self.connection.outbox.flush();
             if self.connection.outbox.is_closing() {
@@ -467,7 +471,7 @@ impl Driver {
     /// Says goodbye where that is due, and takes everything back.
     async fn end(mut self: Box<Self>, ending: Ending) {
         let socket = self.socket.clone();
-        let socket = socket.as_deref();
+        let socket = socket.as_ref();
         let connection = Arc::clone(&self.connection);
         let outbox = &connection.outbox;
         if let Ending::Said(code) = ending {

@@ -9,7 +9,7 @@ use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
 
 use super::Connection;
 use super::catch_up::{Beginning, subscribed};
-use super::driver::Driver;
+use super::driver::{Driver, RETRY};
 use super::requests::Named;
 use super::subscriptions::Own;
 use crate::clock;
@@ -23,6 +23,7 @@ pub type Resume = Option<Result<Cursor, ()>>;
 impl Driver {
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
+        self.hold_positions(channels, &resume);
         let stream =
             self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         match stream {
@@ -34,10 +35,7 @@ impl Driver {
             channels.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
         self.ask_ahead(&named).await;
         for name in channels {
-            if let Err(refusal) = self.subscribe_from_query(name, &resume).await {
-                self.connection
-                    .push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
-            }
+            self.subscribe_from_query(name, &resume).await;
         }
         self.sync_interests(&resume).await;
         self.send_pending().await;
@@ -51,6 +49,7 @@ impl Driver {
         if let Err(error) = self.node.relay.join(&stream, traits).await {
             // The stream opens when the broker is back, and the client is told `resync` then (R42).
             tracing::debug!(%error, "a connection begins without its stream's position");
+            self.node.relay.expect_resync(&stream);
         }
         self.connection.outbox.expect_pending();
         let named = Named {
@@ -71,7 +70,7 @@ impl Driver {
             &stream,
             subscription,
             || self.node.relay.position(&stream),
-            |position| self.greet(&stream, traits, position),
+            |position| self.greet(&stream, traits, position, resume),
         );
         let own = Own {
             key,
@@ -104,8 +103,40 @@ impl Driver {
         }
     }
 
-    fn greet(&self, stream: &ChannelName, traits: ChannelTraits, position: Option<Position>) {
-        if let Some(position) = position {
+    /// The cursor that comes back with every event holds from the first one on what the client gave: a stream that breaks
+    /// again before a channel was resumed must not lose its place there.
+    fn hold_positions(&self, channels: &[String], resume: &Resume) {
+        let user = self.connection.user.as_ref();
+        if let Some(stream) = user.and_then(|user| ChannelName::user_stream(user.as_str())) {
+            self.hold_position(&stream, resume);
+        }
+        channels.iter().for_each(|name| self.hold_position_of(name, resume));
+    }
+
+    fn hold_position_of(&self, name: &str, resume: &Resume) {
+        let named = ChannelName::new(name).ok().and_then(|name| self.resolve(&name).ok());
+        if let Some(named) = named {
+            self.hold_position(&named.channel, resume);
+        }
+    }
+
+    fn hold_position(&self, channel: &ChannelName, resume: &Resume) {
+        if let Some(Ok(cursor)) = resume
+            && let Some(position) = cursor.get(channel.as_str())
+        {
+            self.connection.outbox.set_position(channel, position);
+        }
+    }
+
+    fn greet(
+        &self,
+        stream: &ChannelName,
+        traits: ChannelTraits,
+        position: Option<Position>,
+        resume: &Resume,
+    ) {
+        let resumes = matches!(resume, Some(Ok(cursor)) if cursor.get(stream.as_str()).is_some());
+        if let Some(position) = position.filter(|_| !resumes) {
             self.connection.outbox.set_position(stream, position);
         }
         let profile = self.connection.dress.profile;
@@ -117,7 +148,35 @@ impl Driver {
         }
     }
 
-    async fn subscribe_from_query(&mut self, name: &str, resume: &Resume) -> Result<(), Refusal> {
+    /// Subscribes to a channel of the query, or says why not. While the broker is away the subscription is owed, and
+    /// answered when it is back (R42): an event stream has no way to ask again.
+    async fn subscribe_from_query(&mut self, name: &str, resume: &Resume) {
+        let refusal = match self.try_subscribe_from_query(name, resume).await {
+            Ok(()) => return,
+            Err(refusal) => refusal,
+        };
+        if refusal.code == ErrorCode::Unavailable {
+            self.hold_position_of(name, resume);
+            self.subscriptions_owed.push((name.into(), resume.clone()));
+            self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
+            return;
+        }
+        self.connection.outbox.forget_position(name);
+        self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
+    }
+
+    /// Tries again what is owed.
+    pub(super) async fn subscribe_owed(&mut self) {
+        for (name, resume) in std::mem::take(&mut self.subscriptions_owed) {
+            self.subscribe_from_query(&name, &resume).await;
+        }
+    }
+
+    async fn try_subscribe_from_query(
+        &mut self,
+        name: &str,
+        resume: &Resume,
+    ) -> Result<(), Refusal> {
         let channel = ChannelName::new(name).map_err(|invalid| {
             Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()).with("channel", name)
         })?;

@@ -63,6 +63,12 @@ pub struct Subscription {
 }
 
 impl Subscription {
+    /// Sends the connection's task to history once more; it may be there already.
+    pub(super) fn look_again(&mut self, behind: Behind) {
+        self.behind = Some(Behind::at(behind.from));
+        self.connection.outbox.mark_behind();
+    }
+
     /// Whether this listener hears the publication at all.
     #[must_use]
     pub fn admits(&self, dispatch: &Dispatch) -> bool {
@@ -83,6 +89,15 @@ pub struct Behind {
 }
 
 impl Behind {
+    /// Whether this is the publication right after what is queued.
+    pub(super) fn is_followed_by(&self, dispatch: &Dispatch) -> bool {
+        let publication = &dispatch.publication;
+        publication.previous_tag == Some(self.from.tag)
+            && publication.position.is_some_and(|here| {
+                here.epoch == self.from.epoch && here.offset == self.from.offset + 1
+            })
+    }
+
     /// Behind, with history still to be read.
     #[must_use]
     pub fn at(from: Position) -> Self {

@@ -352,11 +352,16 @@ fn deliver(
     let mut conflate_hash = None;
     for (_, (_, subscription)) in &mut channel.subscriptions {
         if let Some(behind) = subscription.behind {
-            let joins = behind.joining
-                && here.is_some_and(|here| {
-                    here.epoch == behind.from.epoch && here.offset == behind.from.offset + 1
-                });
-            if !joins {
+            if !behind.joining
+                || here.is_none_or(|here| {
+                    here.epoch == behind.from.epoch && here.offset <= behind.from.offset
+                })
+            {
+                continue;
+            }
+            if !behind.is_followed_by(dispatch) {
+                // Something lies between, or this is another history: only a look at it can tell.
+                subscription.look_again(behind);
                 continue;
             }
             subscription.behind = None;
@@ -407,7 +412,8 @@ fn conflation(dispatch: &Dispatch) -> u64 {
     foldhash::fast::FixedState::default().hash_one((&dispatch.publication.channel, key)) | 1
 }
 
-/// Tells every listener that the channel cannot go on from where it stood.
+/// Tells every live listener that the channel cannot go on from where it stood. One that is behind stands elsewhere:
+/// its own reading of history finds out, and says so in its turn among what it still has to send.
 fn resync(
     channel: &mut Channel,
     name: &ChannelName,
@@ -417,8 +423,11 @@ fn resync(
 ) {
     channel.reset(position);
     for (_, (_, subscription)) in &mut channel.subscriptions {
+        if let Some(behind) = subscription.behind {
+            subscription.look_again(behind);
+            continue;
+        }
         let connection = &subscription.connection;
-        subscription.behind = None;
         if let Some(position) = position {
             connection.outbox.set_position(name, position);
         }

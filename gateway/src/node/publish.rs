@@ -120,8 +120,11 @@ impl Node {
         let copy = self.copy_of(&outgoing);
         let request = self.prepare(outgoing)?;
         self.metrics.published(1);
+        let channel = request.publication.channel.clone();
+        let generation = self.broker.generation();
         let published = self.broker.publish(request).await;
         let receipt = published.map_err(|error| self.broker_refusal(&error))?;
+        self.relay.acknowledged(&channel, &receipt, generation);
         self.copy(copy).await?;
         Ok(receipt)
     }
@@ -164,8 +167,17 @@ impl Node {
         let refusals: Vec<Option<Refusal>> =
             prepared.iter().map(|prepared| prepared.as_ref().err().cloned()).collect();
         let requests: Vec<Publish> = prepared.into_iter().filter_map(Result::ok).collect();
+        let channels: Vec<ChannelName> =
+            requests.iter().map(|request| request.publication.channel.clone()).collect();
         self.metrics.published(requests.len() as u64);
-        let mut results = self.broker.publish_batch(requests).await.into_iter();
+        let generation = self.broker.generation();
+        let results = self.broker.publish_batch(requests).await;
+        for (channel, receipt) in channels.iter().zip(&results) {
+            if let Ok(receipt) = receipt {
+                self.relay.acknowledged(channel, receipt, generation);
+            }
+        }
+        let mut results = results.into_iter();
         let mut answers = Vec::with_capacity(refusals.len());
         for (refusal, copy) in refusals.into_iter().zip(copies) {
             let answer = match refusal {

@@ -252,6 +252,52 @@ async fn two_tabs_are_one_entry() {
 }
 
 #[tokio::test]
+async fn a_second_join_that_fails_leaves_the_first_one_standing() {
+    let cluster = MemoryCluster::new();
+    let one = Running::start(&cluster, &[]).await;
+    let room = "presence:twice";
+    let (mut ada, mut watcher) = (one.connect("ada").await, one.connect("watcher").await);
+    watcher.join(room).await;
+    ada.join(room).await;
+    assert_eq!(watcher.until("presence:join").await["payload"]["id"], "ada");
+    cluster.set_available(false);
+    let answer = ada.ask(json!({"type": "presence:join", "channel": room})).await;
+    assert_eq!(answer.last().expect("an error")["payload"]["code"], "UNAVAILABLE");
+    cluster.set_available(true);
+    let heard = watcher.join(room).await;
+    assert_eq!(ids(&heard[0]["payload"]["users"]), ["ada", "watcher"]);
+    drop(ada);
+    assert_eq!(watcher.until("presence:leave").await["payload"]["id"], "ada");
+    one.stop().await;
+}
+
+#[tokio::test]
+async fn who_came_during_an_outage_is_counted_when_it_is_over() {
+    let cluster = MemoryCluster::new();
+    let one = Running::start(&cluster, &[]).await;
+    cluster.set_available(false);
+    let here = one.connect("ada").await;
+    let gone = one.connect("ada").await;
+    drop(gone);
+    cluster.set_available(true);
+    let user = carillon_protocol::UserId::new("ada").expect("a user id");
+    let counted = async {
+        while one.node.broker.connections_of(&user).await != Ok(vec![here_id(&one)]) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("counted, and once");
+    drop(here);
+    one.stop().await;
+}
+
+/// The one connection of a node that has one.
+fn here_id(running: &Running) -> carillon_protocol::ConnectionId {
+    let connections = running.node.hub.connections();
+    connections.first().map(|connection| connection.id.clone()).expect("a connection")
+}
+
+#[tokio::test]
 async fn silence_is_leaving_and_a_heartbeat_brings_back() {
     let cluster = MemoryCluster::new();
     let one = Running::start(&cluster, &[("presence.timeout", "2s")]).await;

@@ -1,13 +1,14 @@
 //! The table of channels that the node hears: how many listen, and the last position handed over.
 //! Plain state behind short locks; never awaits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use carillon_broker_client::BrokerError;
 use carillon_protocol::{ChannelName, Position, Publication};
 use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::ChannelTraits;
 
@@ -50,7 +51,7 @@ struct Entry {
     position: Option<Position>,
     idle_since: Option<Instant>,
     waiters: Vec<oneshot::Sender<Result<(), BrokerError>>>,
-    /// A waiter was told that the broker is away: tell `resync` when it is back.
+    /// A listener stays although the broker is away: tell `resync` when it is back.
     told_unavailable: bool,
 }
 
@@ -117,6 +118,8 @@ impl Interest {
             entry.listeners = entry.listeners.saturating_sub(1);
             if entry.listeners == 0 {
                 entry.idle_since = Some(Instant::now());
+                // Who was told went away with it; a later listener begins with its own look at history.
+                entry.told_unavailable = false;
             }
         }
     }
@@ -172,6 +175,17 @@ impl Interest {
         {
             entry.phase = Phase::Open;
         }
+    }
+
+    /// One channel must be looked at before it goes on. `false` when it is not heard, or being looked at.
+    pub(super) fn doubt(&self, channel: &ChannelName) -> bool {
+        let mut shard = self.shard(channel).lock();
+        let open = shard
+            .get_mut(channel)
+            .filter(|entry| entry.phase == Phase::Open && entry.position.is_some());
+        let Some(entry) = open else { return false };
+        entry.phase = Phase::Repairing { heard_offset: 0 };
+        true
     }
 
     /// Deliveries may be missing: every channel with history must be looked at before it goes on.
@@ -265,8 +279,16 @@ impl Interest {
         waiting
     }
 
-    /// The broker answered: wakes who waits. Returns channels whose listeners had been told that the
-    /// broker is away, with their position now.
+    /// A listener whose join failed stays and wants to be told when the channel opens. One that has opened
+    /// meanwhile is a position to begin at.
+    pub(super) fn expect_resync(&self, channel: &ChannelName) {
+        if let Some(entry) = self.shard(channel).lock().get_mut(channel) {
+            entry.told_unavailable |= entry.phase == Phase::Closed;
+        }
+    }
+
+    /// The broker answered: wakes who waits. Returns channels with listeners that stayed while the broker was
+    /// away, and their position now.
     pub(super) fn opened(
         &self,
         channels: &[ChannelName],
@@ -287,10 +309,7 @@ impl Interest {
                     }
                     Ok(())
                 }
-                Err(error) => {
-                    entry.told_unavailable = true;
-                    Err(error.clone())
-                }
+                Err(error) => Err(error.clone()),
             };
             for waiter in std::mem::take(&mut entry.waiters) {
                 // A waiter may have gone away; its listener count is taken back by its owner.

@@ -5,6 +5,7 @@
 //! bridge the gap, listeners are told `resync` and go on from the top.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use carillon_broker_client::{Broker, BrokerError, HistoryPage, HistoryQuery, Start};
 use carillon_protocol::ChannelName;
@@ -68,8 +69,16 @@ impl Bridge {
 }
 
 impl Relay {
-    /// Compares every channel with history to its top, pipelined, and repairs those that moved.
+    /// Holds what was acknowledged here against history, so that a loss becomes a new epoch; then compares every channel
+    /// with history to its top, pipelined, and repairs those that moved.
     pub(super) async fn audit(&self) {
+        self.inner.doubted.store(true, Ordering::Relaxed);
+        if let Err(error) = self.hold_evidence().await {
+            // Every channel was marked when deliveries stopped; the tick asks again.
+            tracing::warn!(%error, "audit interrupted");
+            return;
+        }
+        self.inner.doubted.store(false, Ordering::Relaxed);
         let affected = self.inner.interest.begin_audit();
         self.inner.metrics.audit();
         for chunk in affected.chunks(1_000) {
@@ -95,6 +104,17 @@ impl Relay {
         }
     }
 
+    async fn hold_evidence(&self) -> Result<(), BrokerError> {
+        for known in self.inner.evidence.all().chunks(1_000) {
+            let lost = self.inner.broker.fence(known).await?;
+            for ((channel, position), _) in known.iter().zip(lost).filter(|(_, lost)| *lost) {
+                tracing::warn!(%channel, offset = position.offset, "history lost what it had acknowledged");
+            }
+            self.inner.evidence.settled(known);
+        }
+        Ok(())
+    }
+
     /// Repairs channels one after the other; a failed read leaves the rest for the next tick.
     pub(super) async fn repair(&self, channels: Vec<ChannelName>) {
         for channel in channels {
@@ -112,11 +132,19 @@ impl Relay {
             let bridge = Bridge::judge(&from.into(), &page);
             if bridge != Bridge::Whole {
                 tracing::warn!(%channel, reason = bridge.reason(), "history cannot bridge the gap");
+                let mut top = page.top;
+                if bridge == Bridge::Fork {
+                    // This node heard what is gone. Others and resuming clients may not have: a new epoch tells them.
+                    let known = [(channel.clone(), from)];
+                    self.inner.broker.fence(&known).await?;
+                    let tops = self.inner.broker.tops(std::slice::from_ref(channel)).await?;
+                    top = tops.first().copied().unwrap_or(top);
+                }
                 self.inner.metrics.resync();
                 // Position first: a subscriber that comes between begins at the new top, and the hub drops
                 // nothing that it should have.
-                self.inner.interest.advance(channel, page.top, true);
-                let notice = Notice::Resync(channel.clone(), bridge.reason(), Some(page.top));
+                self.inner.interest.advance(channel, top, true);
+                let notice = Notice::Resync(channel.clone(), bridge.reason(), Some(top));
                 self.inner.hub.settle(vec![notice]).await;
                 continue;
             }

@@ -25,6 +25,7 @@ use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::{Admitted, Node};
 use crate::rest::ApiError;
+use crate::socket::Socket;
 
 /// RFC 6455 section 1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -104,12 +105,18 @@ async fn accept(
     Ok(response)
 }
 
-struct Opening {
-    handshake: Handshake,
-    admitted: Admitted,
-    dress: Dress,
-    remote: Option<IpAddr>,
-    name: Option<String>,
+/// A handshake that was accepted, and the connection's place.
+pub struct Opening {
+    /// Who, and what for.
+    pub handshake: Handshake,
+    /// Where it is counted.
+    pub admitted: Admitted,
+    /// How its messages are written.
+    pub dress: Dress,
+    /// Who is at the other end.
+    pub remote: Option<IpAddr>,
+    /// The name in `/ws/{name}`.
+    pub name: Option<String>,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -129,6 +136,12 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
+    begin(node, socket, early, opening).await;
+}
+
+/// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
+/// `early` are bytes that came with the handshake.
+pub async fn begin(node: Arc<Node>, socket: Arc<Socket>, early: Vec<u8>, opening: Opening) {
     let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
