@@ -311,5 +311,5 @@ def facts(check, cluster):
             ("events of several lines read as an EventSource reads them", several_lines),
             ("a message to all is counted", message_to_all_is_counted),
             ("errors have one shape", errors_have_one_shape)):
-        check(f"uno: {name}", test)
+        check(name, test)
     reader.forget()
