@@ -34,7 +34,7 @@ pub(super) fn add(document: &mut Value) {
                 let inner = name == "items" || name == "properties";
                 match (field.get_mut(&name), bound) {
                     (Some(Value::Object(known)), Value::Object(more)) if inner => {
-                        known.extend(more)
+                        known.extend(more);
                     }
                     (_, bound) => drop(field.insert(name, bound)),
                 }

@@ -102,11 +102,6 @@ fn all() -> Vec<(&'static str, Value, Value)> {
     let resource = subscription(new_resource(), "resource", "active");
     vec![
         (
-            "post /tokens/revoke",
-            json!({"user_id": "user-456", "issued_before": "2025-04-16T10:30:00Z", "until": "2025-04-17T10:30:00Z"}),
-            json!({"until": "2025-04-17T10:30:00Z", "issued_before": "2025-04-16T10:30:00Z", "disconnected": 2}),
-        ),
-        (
             "post /publish",
             json!({"channel": "room:42", "type": "message", "payload": {"text": "Hello!"}, "idempotency_key": "order-17"}),
             published.clone(),
