@@ -232,7 +232,10 @@ async fn read_mail(asker: Asker, mut events: Events, stop: CancellationToken) {
             },
             // Who asked waits no longer than its patience.
             Some(
-                crate::Event::Publication(_) | crate::Event::Interrupted | crate::Event::Restored,
+                crate::Event::Publication(_)
+                | crate::Event::Renewed(_)
+                | crate::Event::Interrupted
+                | crate::Event::Restored,
             ) => {}
         }
     }
