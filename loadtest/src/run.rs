@@ -77,6 +77,12 @@ pub(crate) struct Options {
     /// Handshakes in flight.
     #[arg(long, default_value_t = 128)]
     pub(crate) handshakes: usize,
+    /// Seconds that the scenario `connect` holds its connections.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) hold: u64,
+    /// Beginning of the users' names: one user a connection.
+    #[arg(long, default_value = "load")]
+    pub(crate) user: String,
     #[arg(long, env = "LOADTEST_JWT_SECRET", default_value = "", hide_env_values = true)]
     pub(crate) jwt_secret: String,
     #[arg(long, env = "LOADTEST_API_KEY", default_value = "", hide_env_values = true)]
@@ -107,6 +113,7 @@ async fn drive(options: &Options) -> Result<Report> {
         kind: options.target,
         address: address(&options.url)?,
         jwt_secret: options.jwt_secret.clone(),
+        user: options.user.clone(),
         api_key: options.api_key.clone(),
     };
     let channels = if options.scenario == Scenario::Fanout { 1 } else { options.channels.max(1) };
@@ -127,7 +134,7 @@ async fn drive(options: &Options) -> Result<Report> {
     let memory = run.memory()?;
     let subscribers = run.connect(connections).await?;
     match options.scenario {
-        Scenario::Connect => {}
+        Scenario::Connect => sleep(Duration::from_secs(options.hold)).await,
         Scenario::Idle => run.idle(&subscribers, memory).await?,
         Scenario::Rooms => run.rooms(&subscribers).await?,
         Scenario::Fanout | Scenario::Channels | Scenario::Publish => {
@@ -136,7 +143,11 @@ async fn drive(options: &Options) -> Result<Report> {
     }
     run.report.closed = run.tally.closed.get();
     run.report.refused = run.tally.refused.get();
-    run.report.retried = run.tally.retried.get();
+    run.report.retries.clone_from(&run.tally.retries.borrow());
+    run.report.retried = run.report.retries.values().sum();
+    run.report.connect_p50_ms = run.tally.connect_ms(0.5);
+    run.report.connect_p99_ms = run.tally.connect_ms(0.99);
+    run.report.connect_max_ms = run.tally.connect_ms(1.0);
     Ok(run.report)
 }
 
