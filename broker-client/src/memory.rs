@@ -23,6 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -76,6 +77,8 @@ struct Node {
     ear: Arc<Ear>,
     /// What this node registered, to restore it after the cluster lost it (R43).
     registered: Mutex<HashMap<ConnectionId, UserId>>,
+    /// Some of them the cluster was not told of.
+    unwritten: AtomicBool,
     /// The same for presence.
     presence: Mutex<presence::Held>,
     /// The same for what it reported.
@@ -136,6 +139,7 @@ impl MemoryCluster {
             cluster: self.clone(),
             ear,
             registered: Mutex::default(),
+            unwritten: AtomicBool::new(false),
             presence: Mutex::default(),
             reported: Mutex::default(),
         };
@@ -291,6 +295,11 @@ impl Broker for MemoryBroker {
         Ok(admission)
     }
 
+    fn register_later(&self, record: &ConnectionRecord) {
+        self.0.registered.lock().insert(record.id.clone(), record.user.clone());
+        self.0.unwritten.store(true, Ordering::Release);
+    }
+
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
@@ -308,7 +317,7 @@ impl Broker for MemoryBroker {
         let now = Instant::now();
         let mut registry = shared.registry.lock();
         let (living, lease_is_new) = registry.beat(record, now);
-        if lease_is_new {
+        if self.0.unwritten.swap(false, Ordering::AcqRel) || lease_is_new {
             for (id, user) in self.0.registered.lock().iter() {
                 let record = ConnectionRecord { id: id.clone(), user: user.clone() };
                 registry.restore(&self.0.id, &record, now);

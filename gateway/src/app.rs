@@ -28,7 +28,7 @@ use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::interests::{self, News};
 use crate::metrics::Metrics;
-use crate::node::{Banished, Node, PublishLimits, Stores};
+use crate::node::{Banished, Doors, Node, PublishLimits, Stores};
 use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
@@ -170,6 +170,7 @@ impl App {
             application,
             revoked: Revoked::default(),
             publish_limits: PublishLimits::default(),
+            doors: Doors::default(),
             banished: Banished::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),

@@ -280,6 +280,7 @@ impl Driver {
 
     /// Leads every subscription that fell behind back to live.
     pub(super) async fn catch_up_all(&mut self) {
+        self.subscribe_owed().await;
         let channels: Vec<(ChannelName, Own)> = self
             .subscriptions
             .iter()

@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 use super::Connection;
 use super::grants::Grants;
 use super::subscriptions::Subscriptions;
+use super::welcome::Owed;
 use crate::application::calls::Queue;
 use crate::auth::Claims;
 use crate::clock;
@@ -46,6 +47,8 @@ pub struct Driver {
     pub(crate) claims: Option<Box<Claims>>,
     pub(crate) subscriptions: Subscriptions,
     pub(super) retry: Option<Pin<Box<Sleep>>>,
+    /// Channels of the query that wait for the broker.
+    pub(super) owed: Vec<Owed>,
     /// The store was out of reach when pending notifications were due.
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
@@ -156,6 +159,7 @@ impl Driver {
             claims: claims.map(Box::new),
             subscriptions: Subscriptions::default(),
             retry: None,
+            owed: Vec::new(),
             pending_owed: false,
             interests_owed: false,
             interests_resume: None,

@@ -134,6 +134,7 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
+        self.forget_owed(name);
         if let Ok(named) = self.resolve(name)
             && let Some(own) = self.subscriptions.get(&named.channel).cloned()
         {

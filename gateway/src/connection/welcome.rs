@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::session::Subscribe;
-use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
+use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile, Since};
 
 use super::Connection;
 use super::catch_up::{Beginning, subscribed};
-use super::driver::Driver;
+use super::driver::{Driver, RETRY};
 use super::requests::Named;
 use super::subscriptions::Own;
 use crate::clock;
@@ -20,9 +20,18 @@ use crate::relay::ChannelTraits;
 /// `since` of a query: a cursor, or something that is none.
 pub type Resume = Option<Result<Cursor, ()>>;
 
+/// A channel of the query that waits for the broker: its recovery is pending (R42).
+#[derive(Debug)]
+pub(super) struct Owed {
+    channel: ChannelName,
+    since: Option<Since>,
+    foreign_cursor: bool,
+}
+
 impl Driver {
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
+        self.seed_cursor(channels, &resume);
         let stream =
             self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         match stream {
@@ -71,7 +80,14 @@ impl Driver {
             &stream,
             subscription,
             || self.node.relay.position(&stream),
-            |position| self.greet(&stream, traits, position),
+            |position| {
+                let resumes =
+                    matches!(resume, Some(Ok(cursor)) if cursor.get(stream.as_str()).is_some());
+                if let Some(position) = position.filter(|_| !resumes) {
+                    self.connection.outbox.set_position(&stream, position);
+                }
+                self.greet(traits, position);
+            },
         );
         let own = Own {
             key,
@@ -104,10 +120,23 @@ impl Driver {
         }
     }
 
-    fn greet(&self, stream: &ChannelName, traits: ChannelTraits, position: Option<Position>) {
-        if let Some(position) = position {
-            self.connection.outbox.set_position(stream, position);
+    /// Puts what the client brought into the event stream's cursor before anything is sent: a stream that is cut while its
+    /// channels catch up one by one must not leave the client with a cursor that forgot the others.
+    fn seed_cursor(&self, channels: &[String], resume: &Resume) {
+        let Some(Ok(cursor)) = resume else { return };
+        let named = channels
+            .iter()
+            .filter_map(|name| Some(self.resolve(&ChannelName::new(name).ok()?).ok()?.channel));
+        let own =
+            self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
+        for channel in named.chain(own) {
+            if let Some(position) = cursor.get(channel.as_str()) {
+                self.connection.outbox.set_position(&channel, position);
+            }
         }
+    }
+
+    fn greet(&self, traits: ChannelTraits, position: Option<Position>) {
         let profile = self.connection.dress.profile;
         if profile != Profile::Dnr {
             self.connection.push(&welcome(&self.connection, position));
@@ -128,10 +157,48 @@ impl Driver {
             }
             _ => None,
         };
-        let request = Subscribe { channel: channel.clone(), since, limit: None, filter: None };
-        self.subscribe(request, &Correlation::default()).await?;
-        if matches!(resume, Some(Err(()))) {
-            let named = self.resolve(&channel)?;
+        let foreign_cursor = matches!(resume, Some(Err(())));
+        self.subscribe_or_owe(Owed { channel, since, foreign_cursor }).await
+    }
+
+    /// Subscribes to the query's channels that waited for the broker, if it is back.
+    pub(super) async fn subscribe_owed(&mut self) {
+        for owed in std::mem::take(&mut self.owed) {
+            let name = owed.channel.clone();
+            let asked_since = self.resolve(&name).is_ok_and(|named| {
+                self.subscriptions.get(&named.channel).is_some_and(|own| own.asked)
+            });
+            if asked_since {
+                continue;
+            }
+            if let Err(refusal) = self.subscribe_or_owe(owed).await {
+                let error = ServerMessage::error(Correlation::default(), &refusal);
+                self.connection.push(&error.on(name.as_str()));
+            }
+        }
+    }
+
+    /// The client does not want a channel any more that waits for the broker.
+    pub(super) fn forget_owed(&mut self, name: &ChannelName) {
+        self.owed.retain(|owed| owed.channel != *name);
+    }
+
+    /// Subscribes, or keeps the wish until the broker is back: an event stream cannot ask again by itself.
+    async fn subscribe_or_owe(&mut self, owed: Owed) -> Result<(), Refusal> {
+        let Owed { channel, since, foreign_cursor } = &owed;
+        let request =
+            Subscribe { channel: channel.clone(), since: *since, limit: None, filter: None };
+        match self.subscribe(request, &Correlation::default()).await {
+            Ok(()) => {}
+            Err(refusal) if refusal.code == ErrorCode::Unavailable => {
+                self.owed.push(owed);
+                self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
+                return Ok(());
+            }
+            Err(refusal) => return Err(refusal),
+        }
+        if *foreign_cursor {
+            let named = self.resolve(channel)?;
             if let Some(own) = self.subscriptions.get(&named.channel) {
                 self.resync(&named.channel, own.key, "cursor");
             }

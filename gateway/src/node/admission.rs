@@ -38,7 +38,13 @@ impl Node {
         let admission = match self.broker.register(&record, limit).await {
             Ok(admission) => admission,
             // Without Redis the node counts what it sees itself (R42).
-            Err(_) => self.admit_locally(user, limit),
+            Err(_) => {
+                let admission = self.admit_locally(user, limit);
+                if admission == Admission::Admitted {
+                    self.broker.register_later(&record);
+                }
+                admission
+            }
         };
         match admission {
             Admission::Admitted => {

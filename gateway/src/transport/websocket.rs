@@ -23,7 +23,7 @@ use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
-use crate::node::{Admitted, Node};
+use crate::node::{Admitted, Doorway, Node};
 use crate::rest::ApiError;
 
 /// RFC 6455 section 1.3.
@@ -76,6 +76,7 @@ async fn accept(
     let key = upgrade_key(request.method(), request.headers())?;
     let (codec, subprotocol) = negotiate(request.headers());
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
+    let doorway = node.doors.enter().await.inspect_err(|_| node.metrics.refused("storm"))?;
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let extension = deflate(&node, request.headers());
@@ -85,7 +86,7 @@ async fn accept(
         compressed: extension.is_some(),
     };
     let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
-    let opening = Opening { handshake, admitted, dress, remote, name };
+    let opening = Opening { handshake, admitted, dress, remote, name, doorway };
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
     tasks.spawn(Box::pin(open(node, upgrade, opening)));
@@ -110,6 +111,7 @@ struct Opening {
     dress: Dress,
     remote: Option<IpAddr>,
     name: Option<String>,
+    doorway: Doorway,
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
@@ -129,7 +131,7 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     let socket = parts.io.into_socket();
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
-    let Opening { handshake, admitted, dress, remote, name } = opening;
+    let Opening { handshake, admitted, dress, remote, name, doorway } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
         Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
@@ -148,6 +150,7 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
         node.metrics.named(if known { &name } else { OTHER })
     });
     driver.welcome(&handshake.channels, handshake.resume).await;
+    drop(doorway);
     node.tasks.spawn(driver.run_websocket(early));
 }
 

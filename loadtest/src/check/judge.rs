@@ -61,15 +61,13 @@ impl Verdict {
     }
 }
 
-/// Judges a log. `may_tell` are reasons that are no fault even where no data was lost: a client that
-/// comes while Redis is away has no other answer.
-pub(crate) fn judge(log: &Log, may_tell: &[&str]) -> Verdict {
+/// Judges a log.
+pub(crate) fn judge(log: &Log) -> Verdict {
     let mut court = Court {
         truth: log.histories.iter().map(|history| (history.channel, Truth::of(history))).collect(),
         sent: HashMap::new(),
         identity: HashMap::new(),
         data_lost: log.data_lost_ms.is_some(),
-        may_tell,
         verdict: Verdict::default(),
     };
     court.hear_publishers(log);
@@ -137,17 +135,16 @@ impl Span {
     }
 }
 
-struct Court<'a> {
+struct Court {
     truth: HashMap<Channel, Truth>,
     sent: HashMap<(Channel, Number), u64>,
     /// Which message stands at a place: the same for everybody who ever saw it.
     identity: HashMap<(Channel, Place), Number>,
     data_lost: bool,
-    may_tell: &'a [&'a str],
     verdict: Verdict,
 }
 
-impl Court<'_> {
+impl Court {
     fn hear_publishers(&mut self, log: &Log) {
         for published in &log.published {
             let (channel, number) = (published.channel, published.number);
@@ -349,7 +346,7 @@ impl Court<'_> {
 
     fn told(&mut self, lane: &Lane, reason: &str) {
         *self.verdict.told.entry(reason.to_owned()).or_default() += 1;
-        if !self.data_lost && !self.may_tell.contains(&reason) {
+        if !self.data_lost {
             self.verdict.needless += 1;
             self.verdict.note(|| {
                 format!(

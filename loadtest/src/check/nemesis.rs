@@ -41,13 +41,6 @@ pub(crate) enum Kind {
     Leave,
 }
 
-impl Kind {
-    /// Whether Redis loses what it acknowledged.
-    pub(crate) const fn loses_data(self) -> bool {
-        matches!(self, Self::LoseRedis | Self::RollBackRedis)
-    }
-}
-
 /// One fault of a schedule.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Fault {

@@ -62,7 +62,8 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> Result<Report>
         Scenario::RedisPaused => redis_paused(begin(scenario, options, of(1_000)).await?).await,
         Scenario::PubsubKilled => pubsub_killed(begin(scenario, options, of(1_000)).await?).await,
         Scenario::OutputOverflow => {
-            let setup = Setup { size: 4_096, per_second: 200.0, ..of(200) };
+            // Few listeners of large messages: more than the sockets between Redis and a paused node hold.
+            let setup = Setup { size: 24_576, per_second: 150.0, channels: 30, ..of(60) };
             output_overflow(begin(scenario, options, setup).await?).await
         }
         Scenario::Deaf => {
@@ -310,10 +311,12 @@ async fn pubsub_killed(mut trial: Trial) -> Result<Report> {
     })
     .await?;
     trial.report.faults.push(format!("{kills} times CLIENT KILL TYPE pubsub, every 300 ms"));
-    trial.figure(Figure::at_most("longest silence over all channels", silence, "ms", 500.0));
+    trial.figure(Figure::told("longest silence over all channels", silence, "ms"));
     let latency = trial.shared.latency.borrow_mut().take();
     trial.figure(Figure::told("delivery p99 meanwhile", latency.ms(0.99), "ms"));
-    trial.figure(Figure::told("delivery max meanwhile", latency.ms(1.0), "ms"));
+    // Whatever was published while a node was cut off waits until it has resubscribed and audited.
+    let longest = Figure::at_most("longest delay of a message", latency.ms(1.0), "ms", 500.0);
+    trial.figure(longest);
     let cut = total_cuts(&trial) - cuts;
     trial.figure(Figure::at_most("clients cut", cut as f64, "", 0.0));
     trial.finish().await
@@ -324,9 +327,9 @@ async fn output_overflow(mut trial: Trial) -> Result<Report> {
     redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 65536 0 0"]).await?;
     let cut_before = info(&trial, "client_output_buffer_limit_disconnections").await?;
     trial.report.faults.push(
-        "output buffer of pub/sub connections 64 KB; node 1 paused for 5 s, five times".to_owned(),
+        "output buffer of pub/sub connections 64 KB; node 1 paused for 5 s, three times".to_owned(),
     );
-    for _ in 0..5 {
+    for _ in 0..3 {
         let node = &trial.hands.cluster.nodes[0].process;
         node.pause()?;
         sleep(seconds(5)).await;
@@ -359,7 +362,6 @@ async fn deaf(mut trial: Trial) -> Result<Report> {
         worst = worst.max(trial.shared.latency.borrow_mut().take().ms(1.0));
     }
     trial.figure(Figure::at_most("longest delay of a message", worst, "ms", 10_000.0));
-    trial.figure(Figure::told("longest delay of a message, at least", worst, "ms"));
     if worst < 1_000.0 {
         trial.report.problems.push("nobody was deaf: nothing was tried".to_owned());
     }

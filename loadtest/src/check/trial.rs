@@ -87,7 +87,6 @@ pub(crate) struct Trial {
     pub(crate) setup: Setup,
     pub(crate) random: StdRng,
     publishers: Option<Publishers>,
-    may_tell: Vec<&'static str>,
     // Last: processes end before their directory goes.
     scratch: Scratch,
 }
@@ -140,18 +139,12 @@ impl Trial {
             setup,
             random,
             publishers: None,
-            may_tell: Vec::new(),
             scratch,
         };
         trial.wait_ready().await?;
         trial.start_clients().await?;
         trial.start_publishers(seed);
         Ok(trial)
-    }
-
-    /// A reason that clients may be told although no data was lost.
-    pub(crate) fn may_tell(&mut self, reason: &'static str) {
-        self.may_tell.push(reason);
     }
 
     async fn wait_ready(&self) -> Result<()> {
@@ -312,7 +305,7 @@ impl Trial {
         self.look_at_rest(&mut log, "at rest").await?;
         self.shared.stop.send_replace(true);
         self.look_at_rest(&mut log, "after all left").await?;
-        self.report.verdict = judge(&log, &self.may_tell);
+        self.report.verdict = judge(&log);
         self.report.seconds = self.shared.began.elapsed().as_secs_f64();
         self.report.retried.clone_from(&self.shared.retried.borrow());
         self.report.refused.clone_from(&self.shared.refused.borrow());
