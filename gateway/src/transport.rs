@@ -9,3 +9,6 @@ pub mod proxy;
 mod reserve;
 pub mod sse;
 pub mod websocket;
+
+#[cfg(test)]
+mod tests;

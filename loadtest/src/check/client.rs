@@ -256,9 +256,12 @@ impl Talk<'_> {
         let shared = &self.client.shared;
         let meaning = self.client.lanes.borrow_mut().hear(text, shared.now_ms());
         match &meaning {
-            Meaning::Message { due_ns } => {
+            Meaning::Message { channel, due_ns } => {
                 shared.deliveries.set(shared.deliveries.get() + 1);
-                shared.latency.borrow_mut().record_ns(shared.now_ns().saturating_sub(*due_ns));
+                if shared.hot != Some(*channel) {
+                    let late = shared.now_ns().saturating_sub(*due_ns);
+                    shared.latency.borrow_mut().record_ns(late);
+                }
             }
             Meaning::Subscribed => self.judge_live(),
             Meaning::Answer { ack_id, position, code } => {

@@ -245,6 +245,7 @@ pub(crate) struct Settings {
     pub(crate) drain_grace: Duration,
     pub(crate) history: u32,
     pub(crate) history_age: Duration,
+    pub(crate) heartbeat_timeout: Duration,
 }
 
 /// Secrets of one run.
@@ -309,7 +310,9 @@ impl Cluster {
         settings: &Settings,
     ) -> String {
         let Keys { jwt_secret, api_key } = &self.keys;
-        let Settings { drain_period, drain_grace, history, history_age } = settings;
+        let Settings { drain_period, drain_grace, history, history_age, heartbeat_timeout } =
+            settings;
+        let silence = heartbeat_timeout.as_secs();
         let (period, grace) = (drain_period.as_millis(), drain_grace.as_millis());
         let age = history_age.as_secs();
         format!(
@@ -332,7 +335,7 @@ period = "{period}ms"
 grace = "{grace}ms"
 [heartbeat]
 interval = "5s"
-timeout = "20s"
+timeout = "{silence}s"
 [limits]
 polls_per_minute = 0
 publishes_per_second_per_channel = 0

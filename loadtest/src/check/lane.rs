@@ -106,7 +106,7 @@ pub(crate) struct Lane {
 #[derive(Debug, PartialEq)]
 pub(crate) enum Meaning {
     /// A measured message, due then.
-    Message { due_ns: u64 },
+    Message { channel: Channel, due_ns: u64 },
     /// A channel is heard from now on.
     Subscribed,
     /// The server sends the client away.
@@ -229,7 +229,7 @@ impl Lanes {
                 *other = Some(Position { epoch, offset, tag });
             }
         }
-        Meaning::Message { due_ns: mark.due_ns }
+        Meaning::Message { channel: mark.channel, due_ns: mark.due_ns }
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
         let message = format!(
             r#"{{"type":"message","channel":"room:3","offset":5,"epoch":"e","tag":"u","payload":{mark}}}"#
         );
-        assert_eq!(lanes.hear(message.as_bytes(), 2), Meaning::Message { due_ns: 77 });
+        assert_eq!(lanes.hear(message.as_bytes(), 2), Meaning::Message { channel: 3, due_ns: 77 });
         let lane = &lanes.0[0];
         assert!(lanes.all_live());
         assert_eq!(

@@ -42,8 +42,18 @@ impl Publishers {
             let every = Duration::from_secs_f64(f64::from(channels.min(count)) / per_second);
             let (shared, over) = (Rc::clone(&self.shared), Rc::clone(&self.over));
             let random = StdRng::seed_from_u64(seed ^ u64::from(worker));
-            self.tasks.push(tokio::task::spawn_local(backend(shared, over, own, every, random)));
+            let size = shared.size;
+            let work = backend(shared, over, own, every, size, random);
+            self.tasks.push(tokio::task::spawn_local(work));
         }
+    }
+
+    /// A backend that publishes messages of `size` bytes on one channel.
+    pub(crate) fn add_hot(&mut self, channel: Channel, every: Duration, size: usize) {
+        let (shared, over) = (Rc::clone(&self.shared), Rc::clone(&self.over));
+        let random = StdRng::seed_from_u64(u64::from(channel));
+        let work = backend(shared, over, vec![channel], every, size, random);
+        self.tasks.push(tokio::task::spawn_local(work));
     }
 
     /// A client that publishes on its own first channel every `every`.
@@ -65,8 +75,8 @@ impl Publishers {
 }
 
 /// The message's payload and id.
-fn message(shared: &Shared, channel: Channel, number: Number, due_ns: u64) -> (String, String) {
-    let payload = Mark { channel, sequence: number, due_ns }.payload(shared.size);
+fn message(channel: Channel, number: Number, due_ns: u64, size: usize) -> (String, String) {
+    let payload = Mark { channel, sequence: number, due_ns }.payload(size);
     (format!("check-{channel}-{number}"), payload)
 }
 
@@ -75,6 +85,7 @@ async fn backend(
     over: Rc<Cell<bool>>,
     channels: Vec<Channel>,
     every: Duration,
+    size: usize,
     mut random: StdRng,
 ) {
     let mut line = None;
@@ -84,7 +95,7 @@ async fn backend(
         if over.get() {
             return;
         }
-        publish(&shared, &mut line, *channel, &mut random).await;
+        publish(&shared, &mut line, *channel, size, &mut random).await;
         // An outage is no backlog: what could not be published then is not due at once now.
         due = (due + every).max(Instant::now());
     }
@@ -95,10 +106,11 @@ pub(crate) async fn publish(
     shared: &Rc<Shared>,
     line: &mut Option<Http>,
     channel: Channel,
+    size: usize,
     random: &mut StdRng,
 ) -> Number {
     let (index, number) = shared.publish(channel);
-    let (id, payload) = message(shared, channel, number, shared.now_ns());
+    let (id, payload) = message(channel, number, shared.now_ns(), size);
     let name = Shared::channel(channel);
     let body =
         format!(r#"{{"channel":"{name}","type":"message","id":"{id}","payload":{payload}}}"#);
@@ -154,7 +166,7 @@ async fn talker(shared: Rc<Shared>, over: Rc<Cell<bool>>, client: Rc<Client>, ev
     let Some(channel) = client.lanes.borrow().0.first().map(|lane| lane.index) else { return };
     while !over.get() && !client.gone.get() {
         let (index, number) = shared.publish(channel);
-        let (id, payload) = message(&shared, channel, number, shared.now_ns());
+        let (id, payload) = message(channel, number, shared.now_ns(), shared.size);
         let (done, acknowledged) = oneshot::channel();
         let order = Order::Say(Saying { index, channel, id, payload }, done);
         if client.orders.send(order).await.is_err() || acknowledged.await.is_err() {
@@ -180,7 +192,7 @@ pub(crate) async fn burst(
             .map(|_| {
                 let (index, number) = shared.publish(channel);
                 indices.push(index);
-                let (id, payload) = message(shared, channel, number, shared.now_ns());
+                let (id, payload) = message(channel, number, shared.now_ns(), shared.size);
                 format!(
                     r#"{{"channel":"{name}","type":"message","id":"{id}","payload":{payload}}}"#
                 )

@@ -31,6 +31,11 @@ impl Latency {
         std::mem::take(self)
     }
 
+    /// Takes in another's.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("equal bounds");
+    }
+
     /// How many.
     pub(crate) fn count(&self) -> u64 {
         self.0.len()

@@ -20,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) balancer: Rc<Balancer>,
     /// Bytes of a payload.
     pub(crate) size: usize,
+    /// The channel whose deliveries are not in `latency`.
+    pub(crate) hot: Option<Channel>,
     /// Everything that was published.
     pub(crate) published: RefCell<Vec<Published>>,
     numbers: RefCell<Vec<Number>>,
@@ -44,12 +46,19 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Nothing has happened yet.
-    pub(crate) fn new(keys: Keys, balancer: Rc<Balancer>, channels: u32, size: usize) -> Self {
+    pub(crate) fn new(
+        keys: Keys,
+        balancer: Rc<Balancer>,
+        channels: u32,
+        size: usize,
+        hot: Option<Channel>,
+    ) -> Self {
         Self {
             began: Instant::now(),
             keys,
             balancer,
             size,
+            hot,
             published: RefCell::default(),
             numbers: RefCell::new(vec![0; channels as usize]),
             latency: RefCell::default(),

@@ -52,7 +52,18 @@ pub(crate) struct Setup {
     pub(crate) polls_percent: usize,
     /// A proxy stands before each node's Redis.
     pub(crate) proxied: bool,
+    /// One channel with more traffic than the others; its deliveries are not in the latencies.
+    pub(crate) hot: Option<Hot>,
     pub(crate) settings: Settings,
+}
+
+/// A channel with much traffic.
+#[derive(Debug, Clone)]
+pub(crate) struct Hot {
+    pub(crate) channel: Channel,
+    pub(crate) every: Duration,
+    /// Bytes of a payload.
+    pub(crate) size: usize,
 }
 
 impl Setup {
@@ -68,11 +79,13 @@ impl Setup {
             size: 128,
             polls_percent: 3,
             proxied: false,
+            hot: None,
             settings: Settings {
                 drain_period: Duration::from_secs(20),
                 drain_grace: Duration::from_secs(5),
                 history: 100_000,
                 history_age: Duration::from_secs(3_600),
+                heartbeat_timeout: Duration::from_secs(20),
             },
         }
     }
@@ -115,7 +128,8 @@ impl Trial {
         let addresses = cluster.nodes.iter().map(|node| (node.client, node.operator));
         let balancer = Rc::new(super::balancer::Balancer::new(addresses));
         let keys = cluster.keys.clone();
-        let shared = Rc::new(Shared::new(keys, balancer, setup.channels, setup.size));
+        let hot = setup.hot.as_ref().map(|hot| hot.channel);
+        let shared = Rc::new(Shared::new(keys, balancer, setup.channels, setup.size, hot));
         tokio::task::spawn_local(Rc::clone(&shared.balancer).watch());
         let hands = Hands {
             cluster: Rc::new(cluster),
@@ -223,6 +237,9 @@ impl Trial {
         let speakers = self.clients.iter().filter(|client| client.transport != Transport::Stream);
         for client in speakers.take(talkers) {
             publishers.add_talker(client, Duration::from_secs(2));
+        }
+        if let Some(hot) = &self.setup.hot {
+            publishers.add_hot(hot.channel, hot.every, hot.size);
         }
         self.publishers = Some(publishers);
     }
@@ -332,7 +349,9 @@ impl Trial {
         let mut line: Option<Http> = None;
         let mut numbers = Vec::new();
         for channel in 0..self.setup.channels {
-            numbers.push(publish(&self.shared, &mut line, channel, &mut self.random).await);
+            numbers.push(
+                publish(&self.shared, &mut line, channel, self.setup.size, &mut self.random).await,
+            );
         }
         numbers
     }
