@@ -8,11 +8,12 @@ use crate::tally::Tally;
 use crate::target::{Kind, Target, Transport};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
-use futures_util::StreamExt as _;
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// What is done to the server.
@@ -166,18 +167,27 @@ impl Run<'_> {
         let before = process::cpu_us_of_all(&self.pids)?;
         let began = Instant::now();
         let greeted = self.target.kind == Kind::Carillon;
-        let (target, tally, channels) = (&self.target, &self.tally, self.channels);
+        let channels = self.channels;
         let transport = self.options.transport;
-        let opened: Vec<Result<Rc<Subscriber>>> = futures_util::stream::iter(0..count)
-            .map(|index| async move {
-                let channel = (index % channels as usize) as u32;
-                let request = target.open(transport, index, &target.channel(channel));
-                let to = target.address;
-                subscriber::connect(index, to, &request, transport, greeted, channel, tally).await
-            })
-            .buffer_unordered(self.options.handshakes)
-            .collect()
-            .await;
+        // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
+        // wake each other for nothing while nodes wait for their requests.
+        let places = Arc::new(Semaphore::new(self.options.handshakes));
+        let mut connecting = Vec::with_capacity(count);
+        for index in 0..count {
+            let place = Arc::clone(&places).acquire_owned().await;
+            let channel = (index % channels as usize) as u32;
+            let request = self.target.open(transport, index, &self.target.channel(channel));
+            let (to, tally) = (self.target.address, Rc::clone(&self.tally));
+            connecting.push(tokio::task::spawn_local(async move {
+                let _place = place;
+                subscriber::connect(index, to, &request, transport, greeted, channel, &tally).await
+            }));
+        }
+        let opened: Vec<Result<Rc<Subscriber>>> = futures_util::future::join_all(connecting)
+            .await
+            .into_iter()
+            .map(|joined| joined.context("a connecting task")?)
+            .collect();
         let seconds = began.elapsed().as_secs_f64();
         let cpu = process::cpu_us_of_all(&self.pids)? - before;
         self.report.connects_per_second = count as f64 / seconds;

@@ -64,7 +64,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> Result<Report>
         Scenario::PubsubKilled => pubsub_killed(begin(scenario, options, of(1_000)).await?).await,
         Scenario::OutputOverflow => {
             // Few listeners of large messages: more than the sockets between Redis and a paused node hold.
-            let setup = Setup { size: 24_576, per_second: 150.0, channels: 30, ..of(60) };
+            let setup = Setup { size: 49_152, per_second: 150.0, channels: 30, ..of(60) };
             output_overflow(begin(scenario, options, setup).await?).await
         }
         Scenario::Deaf => {

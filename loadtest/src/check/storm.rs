@@ -63,6 +63,9 @@ pub(super) async fn storm(options: &Options) -> Result<Report> {
     } else {
         report.problems.push(format!("not all connected within {PATIENCE:?}"));
     }
+    for (line, count) in refusals(node.operator).await {
+        report.figures.push(Figure::told(line, count, ""));
+    }
     for driver in drivers {
         let output = tokio::task::spawn_blocking(|| driver.wait_with_output()).await??;
         let run: crate::report::Report = match serde_json::from_slice(&output.stdout) {
@@ -92,6 +95,23 @@ pub(super) async fn storm(options: &Options) -> Result<Report> {
     }
     report.seconds = began.elapsed().as_secs_f64();
     Ok(report.close())
+}
+
+/// What the node refused and closed, by reason, as it counts itself.
+async fn refusals(operator: std::net::SocketAddr) -> Vec<(String, f64)> {
+    let asked = http::once(operator, "GET", "/metrics", "", "", Duration::from_secs(5)).await;
+    let text = asked.map(|answer| String::from_utf8_lossy(&answer.body).into_owned());
+    let of_interest = |line: &&str| {
+        ["carillon_connections_refused_total{", "carillon_connections_closed_total{"]
+            .iter()
+            .any(|name| line.starts_with(name))
+    };
+    text.unwrap_or_default()
+        .lines()
+        .filter(of_interest)
+        .filter_map(|line| line.rsplit_once(' '))
+        .filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)))
+        .collect()
 }
 
 async fn wait_ready(operator: std::net::SocketAddr) -> Result<()> {
