@@ -45,6 +45,9 @@ pub(crate) struct Report {
     /// The same by reason.
     #[serde(default)]
     pub(crate) retries: BTreeMap<String, u64>,
+    /// Longest time until the kernel's TCP connection was there and the driver had noticed, milliseconds.
+    #[serde(default)]
+    pub(crate) dial_max_ms: f64,
     /// Time of a handshake in milliseconds, welcome included.
     #[serde(default)]
     pub(crate) connect_p50_ms: f64,

@@ -146,6 +146,7 @@ async fn drive(options: &Options) -> Result<Report> {
     run.report.refused = run.tally.refused.get();
     run.report.retries.clone_from(&run.tally.retries.borrow());
     run.report.retried = run.report.retries.values().sum();
+    run.report.dial_max_ms = run.tally.dial_max.get().as_secs_f64() * 1e3;
     run.report.connect_p50_ms = run.tally.connect_ms(0.5);
     run.report.connect_p99_ms = run.tally.connect_ms(0.99);
     run.report.connect_max_ms = run.tally.connect_ms(1.0);

@@ -86,7 +86,9 @@ async fn connect_once(
     channel: u32,
     tally: &Rc<Tally>,
 ) -> Result<Rc<Subscriber>> {
+    let began = Instant::now();
     let mut stream = dial(index, address).await?;
+    tally.dial_max.set(tally.dial_max.get().max(began.elapsed()));
     stream.write_all(request).await?;
     let mut head = Vec::with_capacity(1_024);
     let body = loop {

@@ -23,6 +23,8 @@ pub(crate) struct Tally {
     pub(crate) closed: Cell<u64>,
     /// Connects that had to be tried again, by reason.
     pub(crate) retries: RefCell<BTreeMap<String, u64>>,
+    /// Longest time from asking for a TCP connection to having it: the driver's own lateness, mostly.
+    pub(crate) dial_max: Cell<Duration>,
     /// Time of each handshake that succeeded, welcome included.
     connect_ns: RefCell<Histogram<u64>>,
     /// Publishes that were answered with an error.
@@ -47,6 +49,7 @@ impl Tally {
             bytes: Cell::new(0),
             closed: Cell::new(0),
             retries: RefCell::default(),
+            dial_max: Cell::default(),
             connect_ns: RefCell::new(latency.clone()),
             refused: Cell::new(0),
             answered: Cell::new(0),

@@ -81,6 +81,11 @@ pub(super) async fn storm(options: &Options) -> Result<Report> {
             run.connects_per_second,
             "/s",
         ));
+        report.figures.push(Figure::told(
+            "TCP connect longest, as the driver saw it",
+            run.dial_max_ms,
+            "ms",
+        ));
         report.figures.push(Figure::told("handshake p50", run.connect_p50_ms, "ms"));
         report.figures.push(Figure::told("handshake p99", run.connect_p99_ms, "ms"));
         report.figures.push(Figure::told("handshake longest", run.connect_max_ms, "ms"));
