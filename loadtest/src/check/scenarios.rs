@@ -334,12 +334,12 @@ async fn output_overflow(mut trial: Trial) -> Result<Report> {
     redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 65536 0 0"]).await?;
     let cut_before = info(&trial, "client_output_buffer_limit_disconnections").await?;
     trial.report.faults.push(
-        "output buffer of pub/sub connections 64 KB; node 1 paused for 5 s, three times".to_owned(),
+        "output buffer of pub/sub connections 64 KB; node 1 paused for 8 s, three times".to_owned(),
     );
     for _ in 0..3 {
         let node = &trial.hands.cluster.nodes[0].process;
         node.pause()?;
-        sleep(seconds(5)).await;
+        sleep(seconds(8)).await;
         node.go_on()?;
         sleep(seconds(3)).await;
     }
