@@ -235,6 +235,10 @@ pub trait Broker:
         limit: u64,
     ) -> Result<Admission, BrokerError>;
 
+    /// Keeps a connection that was admitted while the broker was away (R42): the next beat that succeeds
+    /// registers it, whatever its user's limit. Until then [`Broker::deregister`] takes it back.
+    fn register_later(&self, record: &ConnectionRecord);
+
     /// Takes a registration back. Idempotent.
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError>;
 

@@ -24,6 +24,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -81,6 +82,8 @@ struct Node {
     registered: Mutex<HashMap<ConnectionId, UserId>>,
     /// What must not stay registered, and could not be taken back yet.
     owed: Mutex<HashMap<ConnectionId, UserId>>,
+    /// Some of them the cluster was not told of.
+    unwritten: AtomicBool,
     /// The same for presence.
     presence: Mutex<presence::Held>,
     /// The same for what it reported.
@@ -144,6 +147,7 @@ impl MemoryCluster {
             line,
             registered: Mutex::default(),
             owed: Mutex::default(),
+            unwritten: AtomicBool::new(false),
             presence: Mutex::default(),
             reported: Mutex::default(),
         };
@@ -303,6 +307,11 @@ impl Broker for MemoryBroker {
         Ok(admission)
     }
 
+    fn register_later(&self, record: &ConnectionRecord) {
+        self.0.registered.lock().insert(record.id.clone(), record.user.clone());
+        self.0.unwritten.store(true, Ordering::Release);
+    }
+
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
@@ -326,7 +335,7 @@ impl Broker for MemoryBroker {
             registry.deregister(&ConnectionRecord { id, user });
         }
         let (living, lease_is_new) = registry.beat(record, now);
-        if lease_is_new {
+        if self.0.unwritten.swap(false, Ordering::AcqRel) || lease_is_new {
             for (id, user) in self.0.registered.lock().iter() {
                 let record = ConnectionRecord { id: id.clone(), user: user.clone() };
                 registry.restore(&self.0.id, &record, now);

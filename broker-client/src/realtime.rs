@@ -230,7 +230,7 @@ async fn read_mail(asker: Asker, mut events: Events, stop: CancellationToken) {
                 Ok(Letter::Ask { .. } | Letter::Tell { .. }) => {}
                 Err(error) => tracing::debug!(%error, "a node's answer cannot be read"),
             },
-            // Who asked waits no longer than its patience.
+            // It hears no channel, and who asked waits no longer than its patience.
             Some(
                 crate::Event::Publication(_)
                 | crate::Event::Renewed(_)

@@ -276,6 +276,10 @@ impl Broker for RedisBroker {
             .await
     }
 
+    fn register_later(&self, record: &ConnectionRecord) {
+        self.inner.registry.register_later(record);
+    }
+
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         self.inner.registry.deregister(&self.inner.layout, &self.inner.shared.names, record).await
     }

@@ -105,6 +105,59 @@ async fn after_lost_data_epochs_are_new_and_a_beat_restores_registrations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connection_admitted_while_redis_is_away_is_registered_when_it_is_back() {
+    let mut server = RedisProcess::start(&[]);
+    let mut node = Node::up(standalone(&server)).await;
+    node.beat().await.expect("beaten");
+    server.kill();
+    let user = UserId::new("ada").expect("a user");
+    let record = |id| ConnectionRecord {
+        id: ConnectionId::new(id).expect("an id"),
+        user: UserId::new("ada").expect("a user"),
+    };
+    for id in ["stays", "goes"] {
+        assert!(node.broker.register(&record(id), 10).await.is_err());
+        node.broker.register_later(&record(id));
+    }
+    assert!(node.broker.deregister(&record("goes")).await.is_err());
+    server.start_again();
+    node.until(|health| *health == Health::Up).await;
+    node.beat().await.expect("beaten");
+    assert_eq!(node.broker.connections_of(&user).await.expect("listed"), [record("stays").id]);
+    // The same without a new connection to Redis and with the lease held, as after a pause.
+    node.broker.register_later(&record("later"));
+    node.beat().await.expect("beaten");
+    assert_eq!(node.broker.connections_of(&user).await.expect("listed").len(), 2);
+    node.events.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshake_given_up_in_the_middle_leaves_no_registration() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    node.beat().await.expect("beaten");
+    let user = UserId::new("ada").expect("a user");
+    let mut left = 0;
+    for index in 0..200 {
+        let id = ConnectionId::new(&format!("c{index}")).expect("an id");
+        let record = ConnectionRecord { id, user: user.clone() };
+        let mut registering = std::pin::pin!(node.broker.register(&record, 10));
+        // Polled a few times, dropped at whatever point that is.
+        for _ in 0..index % 4 {
+            if futures_util::poll!(&mut registering).is_ready() {
+                node.broker.deregister(&record).await.expect("taken back");
+                break;
+            }
+            tokio::task::yield_now().await;
+            left += 1;
+        }
+    }
+    assert!(left > 0, "none was given up in the middle");
+    node.beat().await.expect("beaten");
+    assert!(node.broker.connections_of(&user).await.expect("listed").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_redis_costs_callers_a_second_at_most_and_then_nothing() {
     let server = RedisProcess::start(&[]);
     let mut node = Node::up(standalone(&server)).await;

@@ -28,7 +28,7 @@ use crate::heartbeat::Heartbeat;
 use crate::hub::Hub;
 use crate::interests::{self, News};
 use crate::metrics::Metrics;
-use crate::node::{Banished, Node, PublishLimits, Stores, Unregistered};
+use crate::node::{Banished, Doors, Node, PublishLimits, Stores};
 use crate::notifications::{self, Courier};
 use crate::policy::Policy;
 use crate::presence::Presence;
@@ -224,8 +224,8 @@ pub fn assemble(
         application,
         revoked: Revoked::default(),
         publish_limits: PublishLimits::default(),
+        doors: Doors::default(),
         banished: Banished::default(),
-        unregistered: Unregistered::default(),
         draining: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),

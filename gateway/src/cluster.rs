@@ -102,10 +102,7 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
         match node.broker.beat(&record(&node)).await {
-            Ok(nodes) => {
-                node.cluster.nodes.store(Arc::new(nodes));
-                node.register_late().await;
-            }
+            Ok(nodes) => node.cluster.nodes.store(Arc::new(nodes)),
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),
         }
         let (subscriptions, queued) = (node.hub.subscriptions(), node.hub.queued_bytes());

@@ -5,6 +5,7 @@
 
 mod admission;
 mod banished;
+mod doors;
 mod permission;
 mod publish;
 mod stores;
@@ -34,8 +35,9 @@ use crate::relay::Relay;
 use crate::revocations::Revoked;
 use crate::socket::Tls;
 
-pub use admission::{Admitted, Unregistered};
+pub use admission::Admitted;
 pub use banished::Banished;
+pub use doors::{Doors, Doorway};
 pub(crate) use publish::channel_not_found;
 pub use publish::{Outgoing, PublishLimits, RateState};
 pub use stores::Stores;
@@ -90,10 +92,10 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Publish rates of channels.
     pub publish_limits: PublishLimits,
+    /// Handshakes under way.
+    pub doors: Doors,
     /// Users that an operator disconnected a moment ago.
     pub banished: Banished,
-    /// Connections that the broker has not heard of yet.
-    pub unregistered: Unregistered,
     /// Every task of the node runs under it.
     pub tasks: TaskTracker,
     /// Ends every task.

@@ -6,5 +6,9 @@ pub mod client_io;
 pub mod handshake;
 pub mod poll;
 pub mod proxy;
+mod reserve;
 pub mod sse;
 pub mod websocket;
+
+#[cfg(test)]
+mod tests;

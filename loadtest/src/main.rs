@@ -3,6 +3,7 @@
 //! An outsider: it knows Carillon only by its protocol, never by its code.
 
 mod bench;
+mod check;
 mod floor;
 mod http;
 mod mark;
@@ -22,6 +23,7 @@ mod websocket;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::net::SocketAddr;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -48,21 +50,28 @@ enum Command {
     Bench(bench::Options),
     /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each
     Notifications(notifications::Options),
+    /// A cluster, clients that come back, a nemesis, and a verdict
+    Check(check::Options),
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Cli::parse().command {
-        Command::Floor { listen } => floor::serve(listen),
-        Command::Naive { listen } => naive::serve(listen),
-        Command::Bench(options) => bench::bench(&options),
-        Command::Notifications(options) => notifications::bench(&options),
+        Command::Floor { listen } => floor::serve(listen)?,
+        Command::Naive { listen } => naive::serve(listen)?,
+        Command::Bench(options) => bench::bench(&options)?,
+        Command::Notifications(options) => notifications::bench(&options)?,
         Command::Run(options) => {
             let report = run::run(&options)?;
             if !options.json {
                 eprint!("{}", report.human());
             }
             println!("{}", serde_json::to_string(&report)?);
-            Ok(())
+        }
+        Command::Check(options) => {
+            if !check::check(&options)? {
+                return Ok(ExitCode::FAILURE);
+            }
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! What a run found, as JSON and as a line of a table.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The figures of one run. Times and rates are of the measured part, after the warm-up.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -41,6 +42,21 @@ pub(crate) struct Report {
     pub(crate) closed: u64,
     /// Connects that were refused and tried again.
     pub(crate) retried: u64,
+    /// The same by reason.
+    #[serde(default)]
+    pub(crate) retries: BTreeMap<String, u64>,
+    /// Longest time until the kernel's TCP connection was there and the driver had noticed, milliseconds.
+    #[serde(default)]
+    pub(crate) dial_max_ms: f64,
+    /// Time of a handshake in milliseconds, welcome included.
+    #[serde(default)]
+    pub(crate) connect_p50_ms: f64,
+    /// See `connect_p50_ms`.
+    #[serde(default)]
+    pub(crate) connect_p99_ms: f64,
+    /// See `connect_p50_ms`.
+    #[serde(default)]
+    pub(crate) connect_max_ms: f64,
     /// Latency in milliseconds, from when a message was due.
     pub(crate) p50_ms: f64,
     /// See `p50_ms`.
@@ -107,6 +123,9 @@ impl Report {
             "publishes refused, closed, connects retried",
             format!("{}, {}, {}", self.refused, self.closed, self.retried),
         );
+        for (reason, count) in &self.retries {
+            row("connects retried", format!("{count}: {reason}"));
+        }
         text
     }
 }

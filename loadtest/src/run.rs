@@ -8,11 +8,12 @@ use crate::tally::Tally;
 use crate::target::{Kind, Target, Transport};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
-use futures_util::StreamExt as _;
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// What is done to the server.
@@ -77,6 +78,12 @@ pub(crate) struct Options {
     /// Handshakes in flight.
     #[arg(long, default_value_t = 128)]
     pub(crate) handshakes: usize,
+    /// Seconds that the scenario `connect` holds its connections.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) hold: u64,
+    /// Beginning of the users' names: one user a connection.
+    #[arg(long, default_value = "load")]
+    pub(crate) user: String,
     #[arg(long, env = "LOADTEST_JWT_SECRET", default_value = "", hide_env_values = true)]
     pub(crate) jwt_secret: String,
     #[arg(long, env = "LOADTEST_API_KEY", default_value = "", hide_env_values = true)]
@@ -107,6 +114,7 @@ async fn drive(options: &Options) -> Result<Report> {
         kind: options.target,
         address: address(&options.url)?,
         jwt_secret: options.jwt_secret.clone(),
+        user: options.user.clone(),
         api_key: options.api_key.clone(),
     };
     let channels = if options.scenario == Scenario::Fanout { 1 } else { options.channels.max(1) };
@@ -127,7 +135,7 @@ async fn drive(options: &Options) -> Result<Report> {
     let memory = run.memory()?;
     let subscribers = run.connect(connections).await?;
     match options.scenario {
-        Scenario::Connect => {}
+        Scenario::Connect => sleep(Duration::from_secs(options.hold)).await,
         Scenario::Idle => run.idle(&subscribers, memory).await?,
         Scenario::Rooms => run.rooms(&subscribers).await?,
         Scenario::Fanout | Scenario::Channels | Scenario::Publish => {
@@ -136,7 +144,12 @@ async fn drive(options: &Options) -> Result<Report> {
     }
     run.report.closed = run.tally.closed.get();
     run.report.refused = run.tally.refused.get();
-    run.report.retried = run.tally.retried.get();
+    run.report.retries.clone_from(&run.tally.retries.borrow());
+    run.report.retried = run.report.retries.values().sum();
+    run.report.dial_max_ms = run.tally.dial_max.get().as_secs_f64() * 1e3;
+    run.report.connect_p50_ms = run.tally.connect_ms(0.5);
+    run.report.connect_p99_ms = run.tally.connect_ms(0.99);
+    run.report.connect_max_ms = run.tally.connect_ms(1.0);
     Ok(run.report)
 }
 
@@ -155,18 +168,27 @@ impl Run<'_> {
         let before = process::cpu_us_of_all(&self.pids)?;
         let began = Instant::now();
         let greeted = self.target.kind == Kind::Carillon;
-        let (target, tally, channels) = (&self.target, &self.tally, self.channels);
+        let channels = self.channels;
         let transport = self.options.transport;
-        let opened: Vec<Result<Rc<Subscriber>>> = futures_util::stream::iter(0..count)
-            .map(|index| async move {
-                let channel = (index % channels as usize) as u32;
-                let request = target.open(transport, index, &target.channel(channel));
-                let to = target.address;
-                subscriber::connect(index, to, &request, transport, greeted, channel, tally).await
-            })
-            .buffer_unordered(self.options.handshakes)
-            .collect()
-            .await;
+        // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
+        // wake each other for nothing while nodes wait for their requests.
+        let places = Arc::new(Semaphore::new(self.options.handshakes));
+        let mut connecting = Vec::with_capacity(count);
+        for index in 0..count {
+            let place = Arc::clone(&places).acquire_owned().await;
+            let channel = (index % channels as usize) as u32;
+            let request = self.target.open(transport, index, &self.target.channel(channel));
+            let (to, tally) = (self.target.address, Rc::clone(&self.tally));
+            connecting.push(tokio::task::spawn_local(async move {
+                let _place = place;
+                subscriber::connect(index, to, &request, transport, greeted, channel, &tally).await
+            }));
+        }
+        let opened: Vec<Result<Rc<Subscriber>>> = futures_util::future::join_all(connecting)
+            .await
+            .into_iter()
+            .map(|joined| joined.context("a connecting task")?)
+            .collect();
         let seconds = began.elapsed().as_secs_f64();
         let cpu = process::cpu_us_of_all(&self.pids)? - before;
         self.report.connects_per_second = count as f64 / seconds;

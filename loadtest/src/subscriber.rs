@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -58,13 +59,18 @@ pub(crate) async fn connect(
     const ATTEMPTS_MAX: u64 = 20;
     let mut attempt = 0;
     loop {
+        let began = Instant::now();
         match connect_once(index, address, request, transport, greeted, channel, tally).await {
-            Err(_) if attempt < ATTEMPTS_MAX => {
+            Err(error) if attempt < ATTEMPTS_MAX => {
                 attempt += 1;
-                add(&tally.retried, 1);
-                tokio::time::sleep(std::time::Duration::from_millis(50 * attempt)).await;
+                tally.retry(&error.root_cause().to_string());
+                tokio::time::sleep(Duration::from_millis(50 * attempt)).await;
             }
-            result => return result,
+            Ok(subscriber) => {
+                tally.connected(began.elapsed());
+                return Ok(subscriber);
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -80,12 +86,14 @@ async fn connect_once(
     channel: u32,
     tally: &Rc<Tally>,
 ) -> Result<Rc<Subscriber>> {
+    let began = Instant::now();
     let mut stream = dial(index, address).await?;
+    tally.dial_max.set(tally.dial_max.get().max(began.elapsed()));
     stream.write_all(request).await?;
     let mut head = Vec::with_capacity(1_024);
     let body = loop {
         if stream.read_buf(&mut head).await? == 0 {
-            bail!("closed during the handshake: {}", String::from_utf8_lossy(&head));
+            bail!("closed during the handshake");
         }
         if let Some(at) = memchr::memmem::find(&head, b"\r\n\r\n") {
             break at + 4;
@@ -93,7 +101,7 @@ async fn connect_once(
     };
     let status = head.get(9..12).unwrap_or_default();
     if status != b"101" && status != b"200" {
-        bail!("refused: {}", String::from_utf8_lossy(&head));
+        bail!("status {}", String::from_utf8_lossy(status));
     }
     let mut rest = head.split_off(body);
     while greeted && rest.is_empty() {

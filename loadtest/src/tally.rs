@@ -5,7 +5,8 @@
 use crate::mark::Mark;
 use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// What all connections of a run add to.
@@ -20,8 +21,12 @@ pub(crate) struct Tally {
     pub(crate) bytes: Cell<u64>,
     /// Connections that the server ended.
     pub(crate) closed: Cell<u64>,
-    /// Connects that had to be tried again.
-    pub(crate) retried: Cell<u64>,
+    /// Connects that had to be tried again, by reason.
+    pub(crate) retries: RefCell<BTreeMap<String, u64>>,
+    /// Longest time from asking for a TCP connection to having it: the driver's own lateness, mostly.
+    pub(crate) dial_max: Cell<Duration>,
+    /// Time of each handshake that succeeded, welcome included.
+    connect_ns: RefCell<Histogram<u64>>,
     /// Publishes that were answered with an error.
     pub(crate) refused: Cell<u64>,
     /// Answers to publishes.
@@ -43,7 +48,9 @@ impl Tally {
             ready: Cell::new(0),
             bytes: Cell::new(0),
             closed: Cell::new(0),
-            retried: Cell::new(0),
+            retries: RefCell::default(),
+            dial_max: Cell::default(),
+            connect_ns: RefCell::new(latency.clone()),
             refused: Cell::new(0),
             answered: Cell::new(0),
             progress: Notify::new(),
@@ -71,6 +78,21 @@ impl Tally {
     /// Forgets the latencies so far: measuring begins.
     pub(crate) fn forget_latency(&self) {
         self.latency_ns.borrow_mut().reset();
+    }
+
+    /// Notes a connect that was refused and is tried again.
+    pub(crate) fn retry(&self, reason: &str) {
+        *self.retries.borrow_mut().entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Notes how long a handshake took.
+    pub(crate) fn connected(&self, took: Duration) {
+        self.connect_ns.borrow_mut().saturating_record(took.as_nanos() as u64);
+    }
+
+    /// Time of a handshake at a quantile in milliseconds.
+    pub(crate) fn connect_ms(&self, quantile: f64) -> f64 {
+        self.connect_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
     }
 
     /// Latency at a quantile in milliseconds.

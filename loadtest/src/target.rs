@@ -38,6 +38,8 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// Carillon: the HS256 secret that tokens are signed with.
     pub(crate) jwt_secret: String,
+    /// Carillon: the beginning of the users' names.
+    pub(crate) user: String,
     /// Carillon: the key that publishes.
     pub(crate) api_key: String,
 }
@@ -48,7 +50,7 @@ impl Target {
         let host = self.address.to_string();
         let (ws, sse) = match self.kind {
             Kind::Carillon => {
-                let token = token::sign(&self.jwt_secret, &format!("load-{index}"));
+                let token = token::sign(&self.jwt_secret, &format!("{}-{index}", self.user));
                 let query = format!("channel={channel}&token={token}");
                 (format!("/ws?{query}"), format!("/api/realtime/events?{query}"))
             }

@@ -4,7 +4,7 @@
 //! A user's hash and a node's index may live on different servers. The index is written first and the hash
 //! is what counts, so a crash between the two leaves an index entry that a sweep removes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use carillon_protocol::{ConnectionId, UserId};
@@ -32,6 +32,8 @@ pub(super) struct Registry {
     owed: Mutex<HashMap<ConnectionId, UserId>>,
     /// The number of connections to Redis ever made, when all registrations were known to be there.
     written_at: AtomicU64,
+    /// Connections were admitted that Redis was not told of.
+    unwritten: AtomicBool,
 }
 
 type Beat = (Option<String>, u64, Vec<(String, String)>, Vec<(String, String)>);
@@ -43,6 +45,7 @@ impl Registry {
             own: Mutex::default(),
             owed: Mutex::default(),
             written_at: AtomicU64::new(u64::MAX),
+            unwritten: AtomicBool::new(false),
         }
     }
 
@@ -53,16 +56,14 @@ impl Registry {
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        let registered = self.try_register(layout, names, record, limit).await;
-        let admitted = registered.as_ref().is_ok_and(|admission| *admission == Admission::Admitted);
-        if admitted {
+        let mut unanswered = Unanswered { registry: self, record: Some(record) };
+        let admission = self.try_register(layout, names, record, limit).await?;
+        unanswered.record = None;
+        if admission == Admission::Admitted {
             self.owed.lock().remove(&record.id);
             self.own.lock().insert(record.id.clone(), record.user.clone());
-        } else if registered.is_err() {
-            // It may have happened.
-            self.owe(record);
         }
-        registered
+        Ok(admission)
     }
 
     async fn try_register(
@@ -93,6 +94,13 @@ impl Registry {
         let forget = self.unindexed(layout, names, &record.id);
         layout.run(&forget.place, &forget.command).await?;
         Ok(Admission::TooMany { connections })
+    }
+
+    /// It lives although Redis was not told: the next beat writes it.
+    pub(super) fn register_later(&self, record: &ConnectionRecord) {
+        self.owed.lock().remove(&record.id);
+        self.own.lock().insert(record.id.clone(), record.user.clone());
+        self.unwritten.store(true, Ordering::Release);
     }
 
     pub(super) async fn deregister(
@@ -198,8 +206,13 @@ impl Registry {
             answer::read(layout.run(&place, &command).await?)?;
         let held = before.is_some_and(|before| !before.starts_with('!'));
         // A new connection may lead to a server that restarted or was promoted without the last writes.
-        if !held || self.written_at.load(Ordering::Relaxed) != connects {
-            self.restore(layout, names).await?;
+        // Cleared before the connections are read: one that comes meanwhile is written by the next beat.
+        let unwritten = self.unwritten.swap(false, Ordering::AcqRel);
+        if !held || unwritten || self.written_at.load(Ordering::Relaxed) != connects {
+            if let Err(error) = self.restore(layout, names).await {
+                self.unwritten.store(true, Ordering::Release);
+                return Err(error);
+            }
             self.written_at.store(connects, Ordering::Relaxed);
         }
         self.settle_debts(layout, names).await?;
@@ -350,6 +363,21 @@ impl Registry {
         let mut command = redis::cmd("HDEL");
         command.arg(names.node_connections(self.node.as_str())).arg(id.as_str());
         Call { place: layout.common(self.node.as_str()), command }
+    }
+}
+
+/// A registration that may have happened and that nobody will take back: its caller was told of a failure, or went
+/// away in the middle of the handshake.
+struct Unanswered<'a> {
+    registry: &'a Registry,
+    record: Option<&'a ConnectionRecord>,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = self.record {
+            self.registry.owe(record);
+        }
     }
 }
 

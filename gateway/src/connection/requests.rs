@@ -134,6 +134,7 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
+        self.subscriptions_owed.retain(|(owed, _)| **owed != *name.as_str());
         if let Ok(named) = self.resolve(name)
             && let Some(own) = self.subscriptions.get(&named.channel).cloned()
         {

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use carillon_broker_client::{Admission, ConnectionRecord};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ChannelName, ConnectionId, ErrorCode, UserId};
-use foldhash::HashMap;
-use parking_lot::Mutex;
 
 use super::Node;
 
@@ -24,34 +22,7 @@ impl std::fmt::Debug for Admitted {
     }
 }
 
-/// Connections that were admitted while the broker was away: counted nowhere but here, until it is back.
-#[derive(Debug, Default)]
-pub struct Unregistered(Mutex<HashMap<ConnectionId, UserId>>);
-
 impl Node {
-    /// Registers those who came while the broker was away, whatever the limit: they are here.
-    pub(crate) async fn register_late(&self) {
-        let late: Vec<ConnectionRecord> = {
-            let late = self.unregistered.0.lock();
-            let record = |(id, user): (&ConnectionId, &UserId)| ConnectionRecord {
-                id: id.clone(),
-                user: user.clone(),
-            };
-            late.iter().map(record).collect()
-        };
-        for record in late {
-            if let Err(error) = self.broker.register(&record, 0).await {
-                tracing::debug!(%error, "a connection stays unregistered until the broker is back");
-                return;
-            }
-            let ended = self.unregistered.0.lock().remove(&record.id).is_none();
-            // What ended meanwhile was deregistered before this came true.
-            if ended && let Err(error) = self.broker.deregister(&record).await {
-                tracing::debug!(%error, "a connection stays registered until the broker is back");
-            }
-        }
-    }
-
     /// Counts a new connection of `user`.
     ///
     /// # Errors
@@ -70,7 +41,7 @@ impl Node {
             Err(_) => {
                 let admission = self.admit_locally(user, limit);
                 if admission == Admission::Admitted {
-                    self.unregistered.0.lock().insert(record.id.clone(), record.user.clone());
+                    self.broker.register_later(&record);
                 }
                 admission
             }
@@ -130,7 +101,6 @@ impl Node {
 impl Drop for Admitted {
     fn drop(&mut self) {
         let Some(record) = self.record.take() else { return };
-        self.node.unregistered.0.lock().remove(&record.id);
         let node = Arc::clone(&self.node);
         if node.stop.is_cancelled() {
             // The node retires its whole lease at once.

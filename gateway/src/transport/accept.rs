@@ -16,14 +16,13 @@ use tower::ServiceExt;
 
 use super::client_io::{ClientIo, Gate, Peer};
 use super::proxy;
+use super::reserve::Reserve;
 use crate::node::Node;
 use crate::socket::Socket;
 
 /// A socket that has not sent a request's head by then is closed; a proxy's header and a TLS handshake have
 /// as long before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after the process ran out of file descriptors.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// hyper's read buffer: heads are small, bodies are read through it.
 const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -34,6 +33,7 @@ pub async fn accept(
     router: Router,
     stop: CancellationToken,
 ) {
+    let mut reserve = Reserve::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -51,10 +51,8 @@ pub async fn accept(
                 ));
             }
             Err(error) => {
-                // EMFILE, ENFILE, ENOBUFS: connections that end give room again. Others are the peer's.
-                tracing::warn!(%error, "a socket could not be accepted");
                 node.metrics.refused("accept_error");
-                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                reserve.relieve(&listener, &error).await;
             }
         }
     }
@@ -107,6 +105,9 @@ async fn serve(
         }
     };
     if let Err(error) = served {
+        if error.is_timeout() {
+            node.metrics.refused("silent");
+        }
         tracing::trace!(%error, "a client connection ended");
     }
 }

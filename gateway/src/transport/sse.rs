@@ -25,7 +25,7 @@ use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
-use crate::node::Node;
+use crate::node::{Doorway, Node};
 use crate::rest::ApiError;
 
 /// What an EventSource waits before it comes back, milliseconds.
@@ -56,6 +56,7 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
         // An EventSource comes back for ever unless it is told that there is nothing (R26).
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    let doorway = node.doors.enter().await.inspect_err(|_| node.metrics.refused("storm"))?;
     let admitted = node.admit(user.as_ref()).await?;
     let peer = request.extensions.get::<Peer>().cloned();
     let socket = peer.as_ref().and_then(|peer| peer.socket.clone());
@@ -86,7 +87,7 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     let driver =
         Box::new(Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket));
     let tasks = node.tasks.clone();
-    tasks.spawn(start(node, driver, handshake.channels, handshake.resume, gone));
+    tasks.spawn(start(node, driver, doorway, handshake.channels, handshake.resume, gone));
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -122,12 +123,14 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 async fn start(
     node: Arc<Node>,
     mut driver: Box<Driver>,
+    doorway: Doorway,
     channels: Vec<String>,
     resume: crate::connection::welcome::Resume,
     gone: oneshot::Receiver<()>,
 ) {
     // The welcome is queued; the gate lets it out behind the response's head.
     Box::pin(driver.welcome(&channels, resume)).await;
+    drop(doorway);
     node.tasks.spawn(driver.run_listener(async move {
         // Dropped with the body when hyper sees the peer go.
         let _ = gone.await;

@@ -23,7 +23,7 @@ use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
-use crate::node::{Admitted, Node};
+use crate::node::{Admitted, Doorway, Node};
 use crate::rest::ApiError;
 use crate::socket::Socket;
 
@@ -77,6 +77,7 @@ async fn accept(
     let key = upgrade_key(request.method(), request.headers())?;
     let (codec, subprotocol) = negotiate(request.headers());
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
+    let doorway = node.doors.enter().await.inspect_err(|_| node.metrics.refused("storm"))?;
     let admitted = node.admit(user.as_ref()).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let extension = deflate(&node, request.headers());
@@ -89,7 +90,7 @@ async fn accept(
     let opening = Opening { handshake, admitted, dress, remote, name };
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
-    tasks.spawn(Box::pin(open(node, upgrade, opening)));
+    tasks.spawn(Box::pin(open(node, upgrade, opening, doorway)));
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -120,7 +121,7 @@ pub struct Opening {
 }
 
 /// Takes the socket back from hyper and hands it to a task of its own, which is small.
-async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
+async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening, doorway: Doorway) {
     let upgraded = match upgrade.await {
         Ok(upgraded) => upgraded,
         Err(error) => {
@@ -137,6 +138,7 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening) {
     // hyper's read buffer would stay with the connection.
     drop(parts.read_buf);
     begin(node, socket, early, opening).await;
+    drop(doorway);
 }
 
 /// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
