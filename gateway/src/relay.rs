@@ -103,6 +103,14 @@ impl Relay {
         (relay, heard)
     }
 
+    /// A channel's history was cleared: its listeners are told at once, not with the next publication.
+    pub fn look_at(&self, channel: &ChannelName) {
+        if self.inner.interest.suspect(channel) {
+            // Where the queue is full, the tick finds it under repair.
+            let _ = self.inner.requests.try_send(Request::Repair(channel.clone()));
+        }
+    }
+
     /// From now on, says who listens where. Once.
     pub fn tell_listeners(&self, occupancy: Occupancy) {
         let _ = self.inner.occupancy.set(occupancy);

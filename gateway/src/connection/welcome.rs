@@ -8,13 +8,13 @@ use carillon_protocol::session::Subscribe;
 use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
 
 use super::Connection;
-use super::catch_up::{Beginning, subscribed};
+use super::catch_up::{Beginning, NOWHERE, subscribed};
 use super::driver::Driver;
 use super::requests::Named;
 use super::subscriptions::Own;
 use crate::clock;
 use crate::dispatch::{Medium, NOTIFICATIONS};
-use crate::hub::{Labels, Subscription};
+use crate::hub::{Behind, Labels, Subscription};
 use crate::relay::ChannelTraits;
 
 /// `since` of a query: a cursor, or something that is none.
@@ -23,6 +23,7 @@ pub type Resume = Option<Result<Cursor, ()>>;
 impl Driver {
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
+        self.carry_on(channels, &resume);
         let stream =
             self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         match stream {
@@ -35,6 +36,12 @@ impl Driver {
         self.ask_ahead(&named).await;
         for name in channels {
             if let Err(refusal) = self.subscribe_from_query(name, &resume).await {
+                if let Some(named) =
+                    ChannelName::new(name).ok().and_then(|name| self.resolve(&name).ok())
+                    && !self.subscriptions.contains_key(&named.channel)
+                {
+                    self.connection.outbox.forget_position(named.channel.as_str());
+                }
                 self.connection
                     .push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
             }
@@ -42,6 +49,19 @@ impl Driver {
         self.sync_interests(&resume).await;
         self.send_pending().await;
         self.connection.outbox.flush();
+    }
+
+    /// Until a channel is answered, the stream's cursor says of it what the client's said: one that goes away again in between
+    /// comes back with what it had.
+    fn carry_on(&self, channels: &[String], resume: &Resume) {
+        let Some(Ok(cursor)) = resume else { return };
+        for name in channels.iter().filter_map(|name| ChannelName::new(name).ok()) {
+            if let Ok(named) = self.resolve(&name)
+                && let Some(position) = cursor.get(named.channel.as_str())
+            {
+                self.connection.outbox.set_position(&named.channel, position);
+            }
+        }
     }
 
     async fn welcome_user(&mut self, stream: ChannelName, resume: &Resume) {
@@ -53,6 +73,8 @@ impl Driver {
             tracing::debug!(%error, "a connection begins without its stream's position");
         }
         self.connection.outbox.expect_pending();
+        let cursor = resume.as_ref().and_then(|resume| resume.as_ref().ok());
+        let stopped = cursor.and_then(|cursor| cursor.get(stream.as_str()));
         let named = Named {
             channel: stream.clone(),
             label: NOTIFICATIONS.into(),
@@ -60,7 +82,8 @@ impl Driver {
         };
         let subscription = Subscription {
             connection: Arc::clone(&self.connection),
-            behind: None,
+            // Nothing live before what was missed: it would come again with it.
+            behind: stopped.map(|_| Behind::at(NOWHERE)),
             labels: Labels::ALL,
             filter: None,
             conflate: false,
@@ -71,7 +94,8 @@ impl Driver {
             &stream,
             subscription,
             || self.node.relay.position(&stream),
-            |position| self.greet(&stream, traits, position),
+            // What was missed follows: delivery begins where the client stopped.
+            |position| self.greet(&stream, traits, stopped.or(position)),
         );
         let own = Own {
             key,
@@ -85,11 +109,7 @@ impl Driver {
         self.subscriptions.insert(stream.clone(), own);
         match resume {
             None => {}
-            Some(cursor) => match cursor
-                .as_ref()
-                .ok()
-                .and_then(|cursor| cursor.get(stream.as_str()))
-            {
+            Some(_) => match stopped {
                 Some(position) => {
                     let beginning = Beginning::Since(position.into(), crate::relay::PAGE);
                     let again = self

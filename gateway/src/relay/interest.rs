@@ -174,6 +174,18 @@ impl Interest {
         }
     }
 
+    /// Something happened to a channel's history that no publication tells of; whether it has to be looked at.
+    pub(super) fn suspect(&self, channel: &ChannelName) -> bool {
+        let mut shard = self.shard(channel).lock();
+        match shard.get_mut(channel) {
+            Some(entry) if entry.phase == Phase::Open && entry.position.is_some() => {
+                entry.phase = Phase::Repairing { heard_offset: 0 };
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Deliveries may be missing: every channel with history must be looked at before it goes on.
     pub(super) fn mark_interrupted(&self) {
         for shard in &self.shards {

@@ -270,6 +270,10 @@ pub(super) async fn clear(
     let channel = parameter::channel(&channel)?;
     if retention(&node, &channel)?.is_some() {
         node.broker.clear_history(&channel).await.map_err(|error| node.broker_refusal(&error))?;
+        // Listeners who are not told now are told with the next publication.
+        if let Err(error) = node.cluster.tell_all(Question::HistoryCleared(channel)).await {
+            tracing::debug!(%error, "listeners hear later that history was cleared");
+        }
     }
     Ok(StatusCode::NO_CONTENT)
 }
