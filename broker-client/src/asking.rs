@@ -20,7 +20,7 @@ use crate::questions::Question;
 use crate::{Broker, BrokerError, NodeId, Target};
 
 /// How long answers are awaited.
-const PATIENCE: Duration = Duration::from_millis(800);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Answers that wait for one asker; more nodes than that are left out.
 const ANSWERS_MAX: usize = 256;
 
@@ -114,6 +114,10 @@ impl Asker {
                 }
                 Ok(None) | Err(_) => break,
             }
+        }
+        if came == 0 && asked > 0 && matches!(target, Target::Node(_)) {
+            // What only that node knows is not known: that is no "no".
+            return Err(BrokerError::unavailable("the node does not answer"));
         }
         Ok(answers)
     }

@@ -144,6 +144,9 @@ pub enum Target {
     All,
 }
 
+/// Ids that begin so stand for a user who polls on a node: it makes them online, and is no connection (R31).
+pub const POLLER_PREFIX: &str = "poll:";
+
 /// A connection as the registry keeps it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionRecord {
@@ -228,7 +231,8 @@ pub trait Broker:
     /// Forgets a channel's history and begins a new epoch (R17); the new top. Who hears it hears [`Event::Renewed`].
     async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError>;
 
-    /// Registers a connection, unless the user has `limit` connections on live nodes (0: no limit).
+    /// Registers a connection, unless the user has `limit` connections on live nodes (0: no limit). What begins
+    /// with [`POLLER_PREFIX`] counts for nobody's limit.
     async fn register(
         &self,
         record: &ConnectionRecord,

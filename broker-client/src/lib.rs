@@ -29,8 +29,8 @@ pub use application::{
 };
 pub use broker::{
     Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
-    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, Publish, RateCount, Receipt,
-    Retention, Start, Target,
+    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, POLLER_PREFIX, Publish, RateCount,
+    Receipt, Retention, Start, Target,
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};

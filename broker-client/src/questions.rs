@@ -1,7 +1,7 @@
 //! What nodes and backends ask nodes, and the shapes of the answers. Plain data.
 
 use carillon_protocol::publication::Exclude;
-use carillon_protocol::{ConnectionId, UserId};
+use carillon_protocol::{ChannelName, ConnectionId, UserId};
 
 use crate::Revocation;
 
@@ -108,6 +108,22 @@ pub enum Question {
         connection: Option<ConnectionId>,
         /// all of this user's.
         user: Option<UserId>,
+    },
+    /// The user's event streams do not come back for a minute (R26); no answer.
+    Banish(UserId),
+    /// What was heard for a poll that ended and may go on here: `Vec<Box<RawValue>>`.
+    TakeLinger {
+        /// Who polls.
+        user: UserId,
+        /// The poll number that goes on.
+        id: u64,
+    },
+    /// The user, who polls, leaves a resource; no answer.
+    PollerLeaves {
+        /// Who polls.
+        user: UserId,
+        /// The presence channel.
+        resource: ChannelName,
     },
     /// Channels in order of name: `Vec<ChannelCount>`.
     Channels {

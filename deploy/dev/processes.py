@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -24,10 +25,18 @@ SCOPES = ["realtime:publish", "realtime:read", "realtime:manage", "realtime:admi
 
 
 def free_port():
-    """A loopback TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A loopback TCP port that nobody listens on now.
+
+    Not one that the kernel hands out: whoever connects somewhere may be given that before the process here binds it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def base64url(data):

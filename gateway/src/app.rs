@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::node::{Banished, Doors, Node, PublishLimits, Stores};
 use crate::notifications::{self, Courier};
 use crate::policy::Policy;
+use crate::pollers::{self, Pollers};
 use crate::presence::Presence;
 use crate::relay::{Relay, Told};
 use crate::revocations::{self, Revoked};
@@ -216,6 +217,7 @@ pub fn assemble(
             &tasks,
             &stop,
         ),
+        pollers: Pollers::default(),
         cluster: Cluster::new(Arc::clone(&broker)),
         policy: ArcSwap::from_pointee(policy),
         verifier: ArcSwap::from_pointee(verifier),
@@ -247,6 +249,7 @@ pub fn work(node: &Arc<Node>, told: Told) {
     node.tasks.spawn(cluster::answer(Arc::clone(node), told, node.stop.clone()));
     node.tasks.spawn(cluster::beat(Arc::clone(node), node.stop.clone()));
     node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
+    node.tasks.spawn(pollers::run(Arc::clone(node), node.stop.clone()));
     node.tasks.spawn(notifications::carry(Arc::clone(node), node.stop.clone()));
     node.tasks.spawn(revocations::follow(Arc::clone(node), node.stop.clone()));
     node.tasks.spawn(application::run(Arc::clone(node), node.stop.clone()));

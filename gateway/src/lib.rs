@@ -21,6 +21,7 @@ pub mod notifications;
 pub mod operator;
 pub mod outbound;
 pub mod policy;
+pub mod pollers;
 pub mod presence;
 pub mod relay;
 pub mod rest;

@@ -30,6 +30,7 @@ use crate::interests::News;
 use crate::metrics::Metrics;
 use crate::notifications::Courier;
 use crate::policy::Policy;
+use crate::pollers::Pollers;
 use crate::presence::Presence;
 use crate::relay::Relay;
 use crate::revocations::Revoked;
@@ -84,6 +85,8 @@ pub struct Node {
     pub heartbeat: Heartbeat,
     /// Who of this node is where.
     pub presence: Presence,
+    /// Who polls here.
+    pub pollers: Pollers,
     /// The other nodes.
     pub cluster: Cluster,
     /// TLS of the client port; `None` where it is ended elsewhere.

@@ -110,7 +110,12 @@ impl Presence {
 
     /// A connection of a user is about to be deregistered: they are offline after the delay, unless they are back.
     pub async fn departed(&self, user: &UserId) {
-        if let Err(error) = self.inner.broker.user_departed(user, self.inner.offline_delay).await {
+        self.departed_within(user, self.inner.offline_delay).await;
+    }
+
+    /// The same with another delay.
+    pub async fn departed_within(&self, user: &UserId, delay: Duration) {
+        if let Err(error) = self.inner.broker.user_departed(user, delay).await {
             self.inner.owe(Debt::Departed(user.clone()), &error);
         }
     }
@@ -133,7 +138,7 @@ impl Presence {
     }
 
     /// A connection joins a resource.
-    async fn join(
+    pub(crate) async fn join(
         &self,
         connection: &Arc<Connection>,
         resource: &ChannelName,
@@ -175,6 +180,15 @@ impl Presence {
                 .await;
         }
         true
+    }
+
+    /// Whether a connection holds its user at a resource, as far as this node knows.
+    pub(crate) async fn is_held(&self, connection: &Connection, resource: &ChannelName) -> bool {
+        let holds =
+            self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
+        let Some(holds) = holds else { return false };
+        let held = holds.lock().await.get(resource).is_some_and(|hold| !hold.lapsed);
+        held
     }
 
     /// Whether a connection holds its user at a resource, after one that had lapsed was put back.

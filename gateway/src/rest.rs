@@ -29,6 +29,7 @@ use axum::routing::{delete, get, patch, post, put};
 use crate::node::Node;
 
 pub(crate) use body::BatchBody;
+pub(crate) use error::ErrorBody;
 pub use error::{ApiError, REQUEST_ID, with_request_id};
 pub(crate) use owned::refusal as store_refusal;
 

@@ -228,8 +228,7 @@ def facts(check, stage):
 
     # --- Client options
     def client_heartbeat():
-        assert stage.settings()["heartbeat"] == {"interval": "30s", "timeout": "1m 10s"} or stage.settings()[
-            "heartbeat"]["interval"] == "30s", stage.settings()["heartbeat"]
+        assert stage.settings()["heartbeat"]["interval"] == "30s", stage.settings()["heartbeat"]
         with open_(a, stage.name()) as one:
             one.send(type="ping", timestamp=1701234567890)
             pong = one.wait_type("pong")
@@ -339,10 +338,8 @@ def facts(check, stage):
 
             def flood():
                 try:
-                    while not ended.is_set():
-                        for _ in range(50):
-                            one.send(type="ping")
-                        time.sleep(0.01)
+                    while not ended.wait(0.05):
+                        one.burst([{"type": "ping"}] * 150)
                 except Exception:  # closed, as it should be
                     pass
 
@@ -378,11 +375,15 @@ def facts(check, stage):
                     quick.ws(quick.c, "lively", profile="dnr") as lively:
                 quiet.request(type="presence:join", channel=resource)
                 lively.request(type="presence:join", channel=resource)
-                ended = threading.Event()
+                ended, late = threading.Event(), []
 
                 def beat():
+                    beaten = time.monotonic()
                     while not ended.wait(0.3):
                         lively.send(type="presence:heartbeat", channel=resource)
+                        # On a starved machine even this thread may be silent for too long.
+                        late.extend([1] if time.monotonic() - beaten > 1 else [])
+                        beaten = time.monotonic()
 
                 beating = threading.Thread(target=beat)
                 beating.start()
@@ -398,7 +399,7 @@ def facts(check, stage):
                     ended.set()
                     beating.join()
                 leaves = [m["payload"]["id"] for m in watcher.heard if m["type"] == "presence:leave"]
-                assert "lively" not in leaves, leaves
+                assert late or "lively" not in leaves, leaves
 
     check("who is silent leaves, who beats stays", presence_timeout)
 
@@ -408,7 +409,7 @@ def facts(check, stage):
         with open_(a, user, "entity:Task") as one:
             one.wait_type("subscribed")
             [shown] = stage.get(c, f"/connections?user_id={user}").json["connections"]
-            assert set(shown) == {"id", "user_id", "transport", "profile", "node", "connected_at", "channels"}, shown
+            assert set(shown) >= {"id", "user_id", "transport", "profile", "node", "connected_at", "channels"}, shown
             assert shown["profile"] == "dnr" and shown["transport"] == "websocket", shown
             assert "entity:Task" in shown["channels"], shown
 

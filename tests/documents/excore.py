@@ -1,7 +1,6 @@
 """The ExCore document, from top to bottom, against running nodes. Where `spec/` rules otherwise, the ruling is named."""
 
 import json
-import time
 import urllib.request
 
 from stage import QUICK, WsListener, call, closed_with, handshake, is_now_ms, silence, wait_until
@@ -96,6 +95,26 @@ def facts(check, stage):
                 heard += [json.loads(event["data"])["n"]] if event["event"] == "message" else []
             assert heard == [1, 2, 3], heard
 
+    def resumes_from_a_welcome():
+        # EventSource remembers the last id, whatever event carried it: the welcome's must not forget the channels that follow it.
+        user, channel = stage.name(), f"room:{stage.name()}"
+        with events(a, user, channel=channel) as one:
+            one.event("subscribed")
+            stage.publish(b, channel, {"n": 0})
+            cursor = one.wait(lambda e: e["event"] == "message", "message")["id"]
+        stage.publish(b, channel, {"n": 1})
+        stage.to_user(c, user, "hint", {"n": 2})
+        for node in (b, c, a):
+            with events(node, user, channel=channel, headers={"Last-Event-ID": cursor}) as again:
+                cursor = again.event("connected")["id"]
+        with events(b, user, channel=channel, headers={"Last-Event-ID": cursor}) as again:
+            stage.publish(c, channel, {"end": 1})
+            again.wait(lambda e: e["data"] == '{"end":1}' or e["data"] == '{"end": 1}', "the end")
+            again.wait(lambda e: e["event"] == "hint", "the user's own") if not [
+                e for e in again.heard if e["event"] == "hint"] else None
+            heard = [json.loads(e["data"]) for e in again.heard if e["event"] in ("message", "hint")]
+            assert sorted(map(str, heard)) == sorted(map(str, [{"n": 1}, {"n": 2}, {"end": 1}])), heard
+
     def stream_errors():
         # R26: an event of its own name, for `error` would fire the stream's onerror.
         with events(a, stage.name(), channel="nowhere,admin-dashboard,dashboard") as one:
@@ -135,6 +154,7 @@ def facts(check, stage):
     check("a broadcast reaches all, of both kinds", to_all)
     check("an event's bytes are as documented", exact_bytes)
     check("a stream that comes back with Last-Event-ID misses nothing, on any channel", resumes)
+    check("a stream that goes away right after its welcome misses nothing either", resumes_from_a_welcome)
     check("refused channels are told; the others are heard", stream_errors)
     check("an operator's disconnect ends the stream, and its EventSource, on every node", operators_end)
     check("the same when one connection is ended", one_connection_ended)
@@ -295,8 +315,7 @@ def facts(check, stage):
     def limits_of_a_connection():
         with stage.ws(b, stage.name(), path="/") as one:
             one.wait_type("connected")
-            for _ in range(130):
-                one.send(type="ping")
+            one.burst([{"type": "ping"}] * 130)
             refused = one.wait_type("error")
             assert refused["payload"]["code"] == "RATE_LIMITED", refused
             assert refused["payload"]["details"]["retry_after_ms"] > 0, refused
@@ -305,4 +324,3 @@ def facts(check, stage):
     check("connections and nodes are counted", monitoring)
     check("correlation ids come back", correlation_ids)
     check("messages are limited a connection", limits_of_a_connection)
-    _ = time

@@ -15,7 +15,7 @@ from stage import Stage
 from harness import Facts  # noqa: I001 (stage puts it on the path)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-DOCUMENTS = ["socialhub", "dnr", "excore", "enzyme", "uno"]
+DOCUMENTS = ["socialhub", "dnr", "excore", "enzyme", "uno", "contract"]
 # What a user of the document would have written, in the document's own manner.
 CLIENTS = [("socialhub", ["node", "clients/socialhub.mjs"]), ("dnr", [sys.executable, "clients/dnr.py"]),
            ("excore", [sys.executable, "clients/excore.py"]), ("enzyme", ["node", "clients/enzyme.mjs"])]

@@ -1,9 +1,10 @@
 """The SocialHub document, from top to bottom, against running nodes. Where `spec/` rules otherwise, the ruling is named."""
 
-import json
+import threading
 import time
 
-from stage import (ENVELOPE, RFC3339, UPGRADE, UUIDV7, WsListener, call, closed_with, handshake, is_now, silence)
+from stage import (ENVELOPE, RFC3339, UUIDV7, WsListener, call, closed_with, handshake, is_now, sign_token, silence,
+                   wait_until)
 
 CODES = {"MISSING_TOKEN": 401, "INVALID_TOKEN": 401, "TOKEN_EXPIRED": 401, "INVALID_MESSAGE": 400,
          "CHANNEL_NOT_FOUND": 404, "MAX_CONNECTIONS": 429, "RATE_LIMITED": 429}
@@ -54,11 +55,8 @@ def facts(check, stage):
     def documented_claims():
         now, user = int(time.time()), stage.name()
         token = stage.token(user, iat=now, exp=now + 60)
-        only = stage.keys
-        bare = only.token(user)
-        from processes import sign_token
-        plain = sign_token(only.jwt, {"user_id": user, "exp": now + 60, "iat": now})
-        for given in (token, bare, plain):
+        plain = sign_token(stage.keys.jwt, {"user_id": user, "exp": now + 60, "iat": now})
+        for given in (token, plain):
             listener = WsListener(b, given)
             with listener:
                 assert listener.wait_type("connect")["payload"]["user_id"] == user
@@ -427,13 +425,11 @@ def facts(check, stage):
 
     def poll_is_held():
         user = stage.name()
-        import threading
         last = stage.poll(a, user, timeout=0).json["last_poll_id"]
         answers = []
         waiting = threading.Thread(
             target=lambda: answers.append(stage.poll(a, user, last_poll_id=last, timeout=10)))
         waiting.start()
-        from stage import wait_until
         wait_until("the poll is held", lambda: stage.get(
             a, f"/connections?user_id={user}").json["connections"], 10)
         stage.to_user(c, user, "notification", {"id": "n"})
@@ -567,4 +563,3 @@ def facts(check, stage):
     check("the documented limits are the defaults", limits)
     check("X-RateLimit-Limit, -Remaining and -Reset stand on every answer of polls and publishing", rate_headers)
 
-    _ = json, UPGRADE

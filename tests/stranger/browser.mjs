@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 
 const nodes = process.env.NODES.split(',');
 const token = process.env.TOKEN;
-const patienceMs = 15_000;
+const patienceMs = 30_000;
 let failed = 0;
 
 async function check(name, test) {
@@ -96,7 +96,7 @@ await check('a text ping is answered by a pong frame of the same bytes', async (
 
 const executablePath =
   process.env.CHROMIUM ?? ['/usr/bin/chromium', '/usr/bin/chromium-browser'].find(existsSync);
-const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
+const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'], timeout: 120_000 });
 try {
   // The page comes from the node itself, so that EventSource needs no CORS.
   const page = await (await browser.newContext()).newPage();

@@ -9,10 +9,12 @@ import sys
 from harness import HERE, Cluster, Facts
 
 import application
+import churn
 import compression
 import connections
 import creation
 import delivery
+import interleavings
 import limits
 import malformed
 import notifications
@@ -31,7 +33,7 @@ def browser(facts, cluster):
     env = {**os.environ, "TOKEN": cluster.token("web"), "API_KEY": cluster.keys.api_key,
            "NODES": ",".join(node.http for node in cluster.nodes)}
     script = os.path.join(HERE, "browser.mjs")
-    done = subprocess.run(["node", script], env=env, text=True, capture_output=True, timeout=180)
+    done = subprocess.run(["node", script], env=env, text=True, capture_output=True, timeout=400)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("ok   ", "FAIL "))]
     for line in lines:
         print(line, flush=True)
@@ -63,13 +65,18 @@ OWN = {
     "tls": tls.facts,
     "proxies": proxies.facts,
     "compression": compression.facts,
+    "interleavings": interleavings.facts,
+    "churn": churn.facts,
 }
+# What chance decides can be replayed.
+SEEDED = ("interleavings", "churn")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
     parser.add_argument("--only", default=",".join([*SHARED, *OWN]))
+    parser.add_argument("--seed", type=int, help="replays what chance did")
     args = parser.parse_args()
     binary, only, facts = os.path.abspath(args.binary), args.only.split(","), Facts()
     if any(name in only for name in SHARED):
@@ -79,7 +86,7 @@ def main():
                     SHARED[name](facts.check, cluster)
     for name in OWN:
         if name in only:
-            OWN[name](facts.check, binary)
+            OWN[name](facts.check, binary, *([args.seed] if name in SEEDED else []))
     print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
     sys.exit(1 if facts.failed else 0)
 

@@ -15,8 +15,8 @@ use super::{MemoryBroker, Node};
 use crate::application;
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
 use crate::{
-    BrokerError, EventKind, Joined, Member, NodeId, PresenceStore, Publish, UserPresence,
-    UserStatus,
+    BrokerError, EventKind, Joined, Member, NodeId, POLLER_PREFIX, PresenceStore, Publish,
+    UserPresence, UserStatus,
 };
 
 /// Who holds a user at a resource.
@@ -455,17 +455,19 @@ impl PresenceStore for MemoryBroker {
         let shared = self.0.available()?;
         let now = Instant::now();
         let known = |user: &UserId| {
-            let connections = shared.registry.lock().connections_of(user, now).len() as u64;
+            let here = shared.registry.lock().connections_of(user, now);
+            let is_poller = |id: &&ConnectionId| id.as_str().starts_with(POLLER_PREFIX);
+            let connections = (here.len() - here.iter().filter(is_poller).count()) as u64;
             let presence = shared.presence.lock();
             let status = presence.users.get(user);
             let unannounced =
-                if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
+                if here.is_empty() { UserStatus::Offline } else { UserStatus::Online };
             let seen =
                 status.filter(|status| status.seen.is_some()).map(|status| status.last_seen_ms);
             UserPresence {
                 user: user.clone(),
                 status: status.and_then(|status| status.announced).unwrap_or(unannounced),
-                last_seen_ms: if connections > 0 { Some(presence::unix_ms()) } else { seen },
+                last_seen_ms: if here.is_empty() { seen } else { Some(presence::unix_ms()) },
                 connections,
             }
         };

@@ -8,7 +8,7 @@ use carillon_protocol::{ConnectionId, UserId};
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use crate::{Admission, ConnectionRecord, NodeId, NodeRecord};
+use crate::{Admission, ConnectionRecord, NodeId, NodeRecord, POLLER_PREFIX};
 
 /// A node whose lease is older is dead.
 pub(super) const LEASE: Duration = Duration::from_secs(15);
@@ -41,7 +41,9 @@ impl Registry {
     ) -> Admission {
         let held = self.users.get(&record.user).map_or(&[][..], Vec::as_slice);
         let counted = held.iter().filter(|(id, holder)| {
-            *id != record.id && (holder == node || self.is_younger(holder, LEASE_FRESH, now))
+            *id != record.id
+                && !id.as_str().starts_with(POLLER_PREFIX)
+                && (holder == node || self.is_younger(holder, LEASE_FRESH, now))
         });
         let connections = counted.count() as u64;
         if limit > 0 && connections >= limit {

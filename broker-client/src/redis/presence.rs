@@ -13,7 +13,9 @@ use super::names::{NODES, Names};
 use super::{Inner, RedisBroker, answer, scripts};
 use crate::application::{self, INBOUND_MAX};
 use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
-use crate::{BrokerError, EventKind, Joined, Member, PresenceStore, UserPresence, UserStatus};
+use crate::{
+    BrokerError, EventKind, Joined, Member, POLLER_PREFIX, PresenceStore, UserPresence, UserStatus,
+};
 use async_trait::async_trait;
 use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
 use foldhash::HashMap;
@@ -538,7 +540,7 @@ impl PresenceStore for RedisBroker {
                 let mut status = redis::cmd("HMGET");
                 status.arg(status_key(names, user)).arg("v").arg("l");
                 calls.push(Call { place: place.clone(), command: status });
-                let mut connections = redis::cmd("HVALS");
+                let mut connections = redis::cmd("HGETALL");
                 connections.arg(names.user_connections(user));
                 calls.push(Call { place, command: connections });
             }
@@ -547,16 +549,10 @@ impl PresenceStore for RedisBroker {
             for user in chunk {
                 let (Some(status), Some(nodes)) = (answers.next(), answers.next()) else { break };
                 let (status, seen): (Option<String>, Option<i64>) = answer::read(status)?;
-                let nodes: Vec<String> = answer::read(nodes)?;
-                let connections =
-                    nodes.iter().filter(|node| *node == own || living.contains(node)).count()
-                        as u64;
-                found.push(known(
-                    user,
-                    status.as_deref().and_then(UserStatus::parse),
-                    seen,
-                    connections,
-                ));
+                let nodes: Vec<(String, String)> = answer::read(nodes)?;
+                let here = nodes.iter().filter(|(_, node)| node == own || living.contains(node));
+                let status = status.as_deref().and_then(UserStatus::parse);
+                found.push(known(user, status, seen, here.map(|(id, _)| id.as_str())));
             }
         }
         Ok(found)
@@ -569,14 +565,18 @@ impl PresenceStore for RedisBroker {
 }
 
 /// What is known of a user, from the announced status and the live connections.
-fn known(
+fn known<'a>(
     user: &UserId,
     status: Option<UserStatus>,
     seen_ms: Option<i64>,
-    connections: u64,
+    here: impl Iterator<Item = &'a str>,
 ) -> UserPresence {
-    let unannounced = if connections > 0 { UserStatus::Online } else { UserStatus::Offline };
-    let last_seen_ms = if connections > 0 { Some(presence::unix_ms()) } else { seen_ms };
+    let (pollers, others): (Vec<&str>, Vec<&str>) =
+        here.partition(|id| id.starts_with(POLLER_PREFIX));
+    let connections = others.len() as u64;
+    let is_here = connections > 0 || !pollers.is_empty();
+    let unannounced = if is_here { UserStatus::Online } else { UserStatus::Offline };
+    let last_seen_ms = if is_here { Some(presence::unix_ms()) } else { seen_ms };
     UserPresence {
         user: user.clone(),
         status: status.unwrap_or(unannounced),

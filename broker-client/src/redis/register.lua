@@ -9,7 +9,9 @@ if limit > 0 then
   for index = 4, #ARGV do live[ARGV[index]] = true end
   local entries = redis.call('HGETALL', KEYS[1])
   for index = 1, #entries, 2 do
-    if entries[index] ~= ARGV[1] and live[entries[index + 1]] then count = count + 1 end
+    -- Who polls is no connection (POLLER_PREFIX).
+    local counts = entries[index] ~= ARGV[1] and string.sub(entries[index], 1, 5) ~= 'poll:'
+    if counts and live[entries[index + 1]] then count = count + 1 end
   end
   if count >= limit then return {0, count} end
 end

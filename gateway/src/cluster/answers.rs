@@ -20,6 +20,15 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         Question::Disconnect { connection, user } => {
             disconnect(node, connection.as_ref(), user.as_ref()).into()
         }
+        Question::Banish(user) => {
+            node.banished.banish(&user);
+            Value::Null
+        }
+        Question::TakeLinger { user, id } => value(&node.pollers.take_linger(&user, id)),
+        Question::PollerLeaves { user, resource } => {
+            node.pollers.leave(node, &user, resource);
+            Value::Null
+        }
         Question::Channels { prefix, after, limit } => {
             let counts: Vec<ChannelCount> = node
                 .hub

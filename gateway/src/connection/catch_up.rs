@@ -25,7 +25,7 @@ use crate::policy::Action;
 use crate::relay::{Bridge, ChannelTraits, PAGE};
 
 /// Most messages that `limit` without `since` may ask for.
-const LAST_MAX: u32 = 1_000;
+pub(crate) const LAST_MAX: u32 = 1_000;
 
 /// Where a subscription begins.
 #[derive(Clone, Copy, Debug)]
@@ -417,12 +417,13 @@ impl Driver {
 }
 
 /// Placeholder of a subscription whose position is not known yet: no history is called so.
-const NOWHERE: Position = Position { epoch: NO_EPOCH, offset: u64::MAX, tag: Position::START_TAG };
+pub(super) const NOWHERE: Position =
+    Position { epoch: NO_EPOCH, offset: u64::MAX, tag: Position::START_TAG };
 const NO_EPOCH: Epoch = Epoch::NONE;
 
 /// `subscribed` with its payload: where delivery begins, and whether what was missed follows.
 #[must_use]
-pub(super) fn subscribed(
+pub(crate) fn subscribed(
     label: &str,
     traits: ChannelTraits,
     position: Option<Position>,

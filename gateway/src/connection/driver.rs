@@ -32,7 +32,7 @@ use crate::socket::Socket;
 /// Bytes read from a socket in one go, into a buffer that the thread's connections share.
 const READ_BYTES: usize = 16 * 1024;
 /// How long a closing connection waits for its last bytes to leave.
-const GOODBYE: Duration = Duration::from_secs(1);
+const GOODBYE: Duration = Duration::from_secs(3);
 /// Pause before a failed catch-up is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
@@ -415,30 +415,19 @@ impl Driver {
         None
     }
 
-    /// Performs requests that did not come over this connection's socket (a long poll's messages).
-    pub async fn perform_message(
+    /// What a message means that did not come over this connection's socket (a long poll's).
+    pub(crate) fn interpret(
         &mut self,
         message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>,
-    ) {
-        self.connection.spoke(clock::monotonic_ms());
+    ) -> Step {
         let routes = self.node.routes.load_full();
         let user = self.connection.user.clone();
         let user = user.as_ref().map(carillon_protocol::UserId::as_str);
-        let step = self.session.handle_message(
-            clock::monotonic_ms(),
-            clock::unix_ms(),
-            user,
-            &routes,
-            message,
-        );
-        if let Step::Perform(request, correlation) = step {
-            self.perform(request, correlation).await;
-        } else if let Step::Reply(messages) = step {
-            messages.iter().for_each(|message| self.connection.push(message));
-        }
+        let (now, unix_ms) = (clock::monotonic_ms(), clock::unix_ms());
+        self.session.handle_message(now, unix_ms, user, &routes, message)
     }
 
-    async fn perform(&mut self, request: Request, correlation: Correlation) {
+    pub(crate) async fn perform(&mut self, request: Request, correlation: Correlation) {
         super::requests::perform(self, request, correlation).await;
     }
 
@@ -535,9 +524,8 @@ async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
     if socket.finish().is_err() {
         return;
     }
-    let mut rest = [0; 512];
     while socket.readable().await.is_ok() {
-        match socket.try_read(&mut rest) {
+        match READ_BUFFER.with_borrow_mut(|rest| socket.try_read(rest)) {
             Ok(0) => return,
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
             Ok(_) | Err(_) => {}

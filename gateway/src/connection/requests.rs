@@ -21,7 +21,7 @@ use crate::transport::poll::own_polls;
 #[derive(Clone, Debug)]
 pub(crate) struct Named {
     pub(crate) channel: ChannelName,
-    pub(super) label: Box<str>,
+    pub(crate) label: Box<str>,
     pub(super) labels: Labels,
 }
 

@@ -8,13 +8,13 @@ use carillon_protocol::session::Subscribe;
 use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
 
 use super::Connection;
-use super::catch_up::{Beginning, subscribed};
+use super::catch_up::{Beginning, NOWHERE, subscribed};
 use super::driver::{Driver, RETRY};
 use super::requests::Named;
 use super::subscriptions::Own;
 use crate::clock;
 use crate::dispatch::{Medium, NOTIFICATIONS};
-use crate::hub::{Labels, Subscription};
+use crate::hub::{Behind, Labels, Subscription};
 use crate::relay::ChannelTraits;
 
 /// `since` of a query: a cursor, or something that is none.
@@ -52,6 +52,8 @@ impl Driver {
             self.node.relay.expect_resync(&stream);
         }
         self.connection.outbox.expect_pending();
+        let cursor = resume.as_ref().and_then(|resume| resume.as_ref().ok());
+        let stopped = cursor.and_then(|cursor| cursor.get(stream.as_str()));
         let named = Named {
             channel: stream.clone(),
             label: NOTIFICATIONS.into(),
@@ -59,7 +61,8 @@ impl Driver {
         };
         let subscription = Subscription {
             connection: Arc::clone(&self.connection),
-            behind: None,
+            // Nothing live before what was missed: it would come again with it.
+            behind: stopped.map(|_| Behind::at(NOWHERE)),
             labels: Labels::ALL,
             filter: None,
             conflate: false,
@@ -70,7 +73,8 @@ impl Driver {
             &stream,
             subscription,
             || self.node.relay.position(&stream),
-            |position| self.greet(&stream, traits, position, resume),
+            // What was missed follows: delivery begins where the client stopped.
+            |position| self.greet(&stream, traits, stopped.or(position), resume),
         );
         let own = Own {
             key,
@@ -84,11 +88,7 @@ impl Driver {
         self.subscriptions.insert(stream.clone(), own);
         match resume {
             None => {}
-            Some(cursor) => match cursor
-                .as_ref()
-                .ok()
-                .and_then(|cursor| cursor.get(stream.as_str()))
-            {
+            Some(_) => match stopped {
                 Some(position) => {
                     let beginning = Beginning::Since(position.into(), crate::relay::PAGE);
                     let again = self
@@ -161,7 +161,11 @@ impl Driver {
             self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
             return;
         }
-        self.connection.outbox.forget_position(name);
+        let named = ChannelName::new(name).ok().and_then(|name| self.resolve(&name).ok());
+        if let Some(named) = named.filter(|named| !self.subscriptions.contains_key(&named.channel))
+        {
+            self.connection.outbox.forget_position(named.channel.as_str());
+        }
         self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
     }
 

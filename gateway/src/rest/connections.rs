@@ -6,8 +6,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use carillon_broker_client::Target;
-use carillon_protocol::ConnectionId;
 use carillon_protocol::envelope::Refusal;
+use carillon_protocol::{ConnectionId, UserId};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -227,6 +227,18 @@ pub(super) async fn disconnect(
     caller.require(Scope::Admin)?;
     let id = parameter::connection(&id)?;
     let target = node_of(&id)?;
+    let shown: Vec<Option<ConnectionView>> = node
+        .cluster
+        .ask(&target, Question::Connection(id.clone()))
+        .await
+        .map_err(|error| node.broker_refusal(&error))?;
+    let streams =
+        shown.into_iter().flatten().filter(|view| view.transport == Transport::Sse.name());
+    for user in streams.filter_map(|view| UserId::new(&view.user_id?).ok()) {
+        // Its EventSource may come back to any node (R26).
+        let told = node.cluster.ask::<serde_json::Value>(&Target::All, Question::Banish(user));
+        told.await.map_err(|error| node.broker_refusal(&error))?;
+    }
     let question = Question::Disconnect { connection: Some(id), user: None };
     let closed: Vec<u64> =
         node.cluster.ask(&target, question).await.map_err(|error| node.broker_refusal(&error))?;

@@ -29,7 +29,7 @@ impl From<Refusal> for ApiError {
 
 /// The error body, also used for single failures of a batch.
 #[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
-pub(super) struct ErrorBody {
+pub(crate) struct ErrorBody {
     /// One sentence for people.
     pub error: String,
     /// Which error.

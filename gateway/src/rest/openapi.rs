@@ -69,6 +69,7 @@ static JSON: LazyLock<Bytes> = LazyLock::new(|| whole().to_string().into());
 
 fn whole() -> serde_json::Value {
     let mut document = Document::openapi();
+    document.merge(crate::transport::poll::document());
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     let mut document = serde_json::to_value(document).unwrap_or_default();
     errors::add_stream(&mut document);
@@ -120,6 +121,8 @@ mod tests {
         assert!(document["paths"]["/events"]["get"].is_object());
         assert!(document["components"]["schemas"]["Publish"]["properties"]["channel"].is_object());
         assert!(document["components"]["schemas"]["ErrorBody"].is_object());
+        assert_eq!(document["paths"]["/poll"]["servers"][0]["url"], "/api/v1/realtime");
+        assert!(document["paths"]["/poll/missed"]["get"].is_object());
     }
 
     #[test]

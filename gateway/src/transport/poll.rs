@@ -6,12 +6,15 @@
 //! twice whatever node serves it.
 
 mod answer;
+mod document;
 mod gather;
 mod held;
 mod missed;
+mod origin;
 mod page;
 mod question;
 mod rate;
+mod sent;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +32,10 @@ use super::client_io::Peer;
 use super::handshake::{Query, authenticate};
 use crate::auth::Claims;
 use crate::node::Node;
-use crate::rest::{ApiError, BatchBody};
+use crate::rest::{ApiError, BatchBody, ErrorBody};
+pub(crate) use document::document;
 pub(crate) use gather::own_polls;
+pub(crate) use held::Held;
 use question::Question;
 use rate::Rate;
 
@@ -83,7 +88,18 @@ impl Asker {
     }
 }
 
-/// `GET /api/v1/realtime/poll`.
+/// Waits until there is something new for the user.
+#[utoipa::path(
+    get, path = "/poll", tag = "Long poll",
+    params(
+        ("user_id" = String, Query, description = "The token's user"),
+        ("last_poll_id" = Option<u64>, Query, description = "Where the client stopped; 0 starts now"),
+        ("timeout" = Option<f64>, Query, description = "Seconds, at most 30"),
+        ("channels" = Option<String>, Query, description = "Channels beside the user's own, comma-separated"),
+        ("profile" = Option<String>, Query, description = "Dress of the events"),
+    ),
+    responses((status = 200, description = "What is new", body = document::PollAnswerSchema), (status = "default", description = "Refused", body = ErrorBody)),
+)]
 pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let remote = parts.extensions.get::<Peer>().map(|peer| peer.remote);
@@ -99,7 +115,11 @@ pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
     asker.respond(answer)
 }
 
-/// `POST /api/v1/realtime/poll`.
+/// The same with a body; sends messages, too.
+#[utoipa::path(
+    post, path = "/poll", tag = "Long poll", request_body = document::PollSchema,
+    responses((status = 200, description = "What is new", body = document::PollAnswerSchema), (status = "default", description = "Refused", body = ErrorBody)),
+)]
 pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
     let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
     let query = Query::parse(request.uri().query());
@@ -118,7 +138,16 @@ pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
     asker.respond(answer)
 }
 
-/// `GET /api/v1/realtime/poll/missed`.
+/// Reads the user's own stream after a sequence.
+#[utoipa::path(
+    get, path = "/poll/missed", tag = "Long poll",
+    params(
+        ("user_id" = String, Query, description = "The token's user"),
+        ("last_sequence" = u64, Query, description = "The last offset that the client knows"),
+        ("epoch" = Option<String>, Query, description = "The epoch that it belongs to"),
+    ),
+    responses((status = 200, description = "What followed", body = document::MissedSchema), (status = "default", description = "Refused", body = ErrorBody)),
+)]
 pub async fn missed(State(node): State<Arc<Node>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let query = Query::parse(parts.uri.query());

@@ -6,41 +6,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_broker_client::{NewPollPage, PollPage};
+use carillon_broker_client::{NewPollPage, NotificationId, PollPage, Target};
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::{ChannelName, Cursor, ErrorCode};
+use carillon_protocol::{Envelope, Payload, UserId};
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{self, EVENTS_MAX, Event, Gathered, Listened};
 use super::held::{Held, Woken};
-use super::page::{self, Page};
+use super::origin::{self, Channels, Origin, begin, key};
+use super::page::{Page, Step};
 use super::question::Question;
+use super::sent::{Sender, be_present};
 use crate::auth::Claims;
 use crate::clock;
-use crate::interests::{Interests, by_channel};
+use crate::cluster;
+use crate::dispatch::{NOTIFICATIONS, encode};
 use crate::node::Node;
-use crate::policy::Action;
-use crate::rest::store_refusal;
+use crate::notifications::NOTIFICATION;
 
 /// How long a woken poll waits for what comes in the same breath: fewer answers, fewer polls.
 const BREATH: Duration = Duration::from_millis(20);
-/// Channels that persistent subscriptions add to a poll: each is looked at with every poll.
-const INTERESTS_MAX: usize = 256;
-/// Empty pages that are followed from a number to the next.
-const FOLLOWED_MAX: usize = 16;
-
-/// What a poll number stands for.
-struct Origin {
-    id: u64,
-    cursor: Cursor,
-    twins: Vec<u64>,
-    /// Whether `id` stands for exactly this cursor.
-    kept: bool,
-    /// The number was known, or none was given.
-    recovered: bool,
-    /// The same question was answered already.
-    answered: Option<(PollPage, Page)>,
-}
+/// Most pending notifications in an answer; the rest follow.
+const PENDING_MAX: usize = 50;
 
 /// The parts of an answer.
 struct Answer {
@@ -49,6 +37,24 @@ struct Answer {
     last_poll_id: u64,
     has_more: bool,
     recovered: bool,
+}
+
+/// A poll's connection; where it is to linger under a number, that is what its end does, also in the middle of a wait.
+struct Sitting {
+    node: Arc<Node>,
+    user: UserId,
+    held: Option<Held>,
+    linger_as: Option<u64>,
+    channels: Vec<Listened>,
+}
+
+impl Drop for Sitting {
+    fn drop(&mut self) {
+        if let (Some(mut held), Some(id)) = (self.held.take(), self.linger_as) {
+            held.keep_fleeting(&self.channels);
+            self.node.pollers.linger(&self.user, id, held);
+        }
+    }
 }
 
 /// Answers one poll.
@@ -62,19 +68,63 @@ pub(super) async fn answer(
     remote: Option<IpAddr>,
 ) -> Result<Vec<u8>, Refusal> {
     let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
+    let user = &claims.user;
     let mut held = Held::open(node, claims, question.profile, remote)?;
-    let (mut channels, errors) = channels(&held, node, claims, &question.channels).await;
-    add_interests(&mut channels, &held, node, claims).await?;
-    let mut origin = find(node, claims, &question, &channels).await?;
-    begin(node, &mut origin, &channels).await?;
+    let polling = node.pollers.enter(node, user);
+    let mut channels = Channels::asked(&held, node, claims, &question.channels).await;
+    let named = channels.heard.clone();
+    let mut origin = origin::find(node, claims, &question, &named).await?;
+    channels.restore(&held, node, &mut origin.wishes).await;
+    channels.add_interests(&held, node, claims).await?;
+    be_present(node, user, &polling, &origin.wishes).await;
+    if origin.answered.is_none() {
+        begin(node, &mut origin, &channels.heard).await?;
+    }
+    let before = origin.wishes.clone();
     let replies = match question.messages {
-        Some(messages) => Some(held.send(messages).await),
+        Some(messages) => {
+            let mut sender = Sender {
+                node,
+                user,
+                held: &mut held,
+                polling: &polling,
+                channels: &mut channels,
+                origin: &mut origin,
+            };
+            Some(sender.send(messages).await)
+        }
         None => None,
     };
-    let answer = match repeat(node, &held, &channels, &mut origin).await? {
-        Some(answer) => answer,
-        None => read(node, claims, &mut held, &channels, &origin, deadline).await?,
+    let fleeting = channels.is_fleeting();
+    let Channels { heard: channels, errors, .. } = channels;
+    let mut sitting = Sitting {
+        node: Arc::clone(node),
+        user: user.clone(),
+        held: Some(held),
+        linger_as: None,
+        channels: channels.clone(),
     };
+    let Some(held) = sitting.held.as_mut() else { return Ok(Vec::new()) };
+    let again = repeat(node, claims, held, &channels, &named, &mut origin, before).await?;
+    let answer = match again {
+        Some(answer) => answer,
+        None => {
+            if fleeting {
+                // Listen here before the former poll's ear is closed: what both hear is recognised.
+                held.listen(&channels).await?;
+                let former = lingering(node, user, origin.id).await;
+                held.hear_first(former, &channels);
+                // A client that goes away in the middle asks again with the same number.
+                sitting.linger_as = (origin.id > 0).then_some(origin.id);
+            }
+            read(node, claims, held, &channels, &named, &origin, deadline).await?
+        }
+    };
+    if fleeting && !held.is_deaf() {
+        sitting.linger_as = Some(answer.last_poll_id);
+    }
+    drop(sitting);
+    drop(polling);
     Ok(write(&answer, replies.as_deref(), &errors))
 }
 
@@ -83,175 +133,57 @@ fn until_expiry(claims: &Claims) -> Duration {
     Duration::from_millis(left_ms.max(0) as u64)
 }
 
-/// The user's own stream and the channels asked for; those that are refused, for the answer.
-async fn channels(
-    held: &Held,
-    node: &Node,
-    claims: &Claims,
-    asked: &[String],
-) -> (Vec<Listened>, Vec<serde_json::Value>) {
-    let mut channels: Vec<Listened> = Vec::new();
-    let own = ChannelName::user_stream(claims.user.as_str());
-    if let Some(own) = &own {
-        let retention = node.policy.load().find(own).and_then(|found| found.namespace.retention);
-        channels.push(Listened {
-            channel: own.clone(),
-            age: retention.map(|kept| kept.age),
-            conflate: false,
-            asked: true,
-            interests: None,
-        });
-    }
-    let automatic = channels.len();
-    let limit = node.config.load().limits.subscriptions_per_connection as usize;
-    let mut errors = Vec::new();
-    let named: Vec<ChannelName> =
-        asked.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
-    held.driver.ask_ahead(&named).await;
-    for name in asked {
-        match listened(held, name).await {
-            Ok(one) if channels.iter().any(|known| known.channel == one.channel) => {}
-            Ok(_) if limit > 0 && channels.len() - automatic >= limit => {
-                let refusal =
-                    Refusal::new(ErrorCode::SubscriptionLimit, "Too many channels in one poll");
-                errors.push(error(name, &refusal));
-            }
-            Ok(one) => channels.push(one),
-            Err(refusal) => errors.push(error(name, &refusal)),
-        }
-    }
-    (channels, errors)
-}
-
-async fn listened(held: &Held, name: &str) -> Result<Listened, Refusal> {
-    let name = ChannelName::new(name)
-        .map_err(|invalid| Refusal::new(ErrorCode::InvalidMessage, invalid.to_string()))?;
-    let channel = held.driver.resolve(&name)?.channel;
-    let (traits, conflate) = held.driver.allowed(Action::Subscribe, &name).await?;
-    Ok(Listened { channel, age: traits.history_age, conflate, asked: true, interests: None })
-}
-
-/// The user's persistent subscriptions: on the channels asked for, and on those that they add.
-async fn add_interests(
-    channels: &mut Vec<Listened>,
-    held: &Held,
-    node: &Node,
-    claims: &Claims,
-) -> Result<(), Refusal> {
-    let active = node.subscriptions.active_for(&claims.user).await;
-    let active = active.map_err(|error| store_refusal(node, error))?;
-    let mut wanted: Vec<_> = by_channel(&active, &node.filters).into_iter().collect();
-    // In one order on every node: the channels are part of what a poll's number stands for.
-    wanted.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-    wanted.truncate(INTERESTS_MAX);
-    for (channel, interests) in wanted {
-        let interests: Interests = interests.into();
-        if let Some(known) = channels.iter_mut().find(|known| known.channel == channel) {
-            known.interests = Some(interests);
-        } else if let Ok((traits, conflate)) =
-            held.driver.allowed(Action::Subscribe, &channel).await
-        {
-            let age = traits.history_age;
-            let interests = Some(interests);
-            channels.push(Listened { channel, age, conflate, asked: false, interests });
-        }
-    }
-    Ok(())
-}
-
-fn error(channel: &str, refusal: &Refusal) -> serde_json::Value {
-    serde_json::json!({"channel": channel, "code": refusal.code.name(), "message": refusal.message})
-}
-
-/// Looks the number up.
-async fn find(
-    node: &Node,
-    claims: &Claims,
-    question: &Question,
-    channels: &[Listened],
-) -> Result<Origin, Refusal> {
-    let fresh = |cursor, recovered| Origin {
-        id: 0,
-        cursor,
-        twins: Vec::new(),
-        kept: false,
-        recovered,
-        answered: None,
-    };
-    let mut id = question.last_poll_id;
+/// What was heard on channels without history since the poll ended that this one goes on from, on whichever node.
+async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Box<RawValue>> {
     if id == 0 {
-        return Ok(match &question.since {
-            None => fresh(Cursor::default(), true),
-            Some(Ok(cursor)) => fresh(cursor.clone(), true),
-            Some(Err(())) => fresh(Cursor::default(), false),
-        });
+        return Vec::new();
     }
-    for _ in 0..FOLLOWED_MAX {
-        let key = page::question(id, channels.iter().map(|listened| &listened.channel));
-        let state = node.broker.find_poll_pages(&claims.user, id, &key).await;
-        let state = state.map_err(|error| node.broker_refusal(&error))?;
-        let read = |kept: PollPage| Page::read(&kept).map(|page| (kept, page));
-        let answered = state.answered.and_then(read);
-        // An answer without events only moved the cursor: go on from there.
-        if let Some((kept, page)) = &answered
-            && page.steps.is_empty()
-        {
-            id = kept.first_id;
-            continue;
-        }
-        let at = state.origin.and_then(read).and_then(|(kept, page)| page.at(&kept, id));
-        return Ok(match at {
-            Some((cursor, twins)) => {
-                Origin { id, cursor, twins, kept: true, recovered: true, answered }
-            }
-            None => fresh(Cursor::default(), false),
-        });
+    let here = node.pollers.take_linger(user, id);
+    if !here.is_empty() || node.cluster.nodes().len() <= 1 {
+        return here;
     }
-    Ok(fresh(Cursor::default(), false))
-}
-
-/// Channels that the cursor does not know begin now.
-async fn begin(node: &Node, origin: &mut Origin, channels: &[Listened]) -> Result<(), Refusal> {
-    if origin.answered.is_some() {
-        return Ok(());
-    }
-    let asked: Vec<&ChannelName> = channels.iter().map(|listened| &listened.channel).collect();
-    page::trim(&mut origin.cursor, &asked);
-    let new: Vec<ChannelName> = channels
-        .iter()
-        .filter(|listened| {
-            listened.age.is_some() && origin.cursor.get(listened.channel.as_str()).is_none()
-        })
-        .map(|listened| listened.channel.clone())
-        .collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    let tops = node.broker.tops(&new).await.map_err(|error| node.broker_refusal(&error))?;
-    for (channel, top) in new.iter().zip(tops) {
-        origin.cursor.set(channel, top);
-    }
-    origin.kept = false;
-    Ok(())
+    let question = cluster::Question::TakeLinger { user: user.clone(), id };
+    let answers = node.cluster.ask::<Vec<Box<RawValue>>>(&Target::All, question).await;
+    answers.unwrap_or_default().into_iter().flatten().collect()
 }
 
 /// The answer that this question had before, if it had one and history still holds it.
 async fn repeat(
     node: &Node,
+    claims: &Claims,
     held: &Held,
     channels: &[Listened],
+    named: &[Listened],
     origin: &mut Origin,
+    before: super::page::Wishes,
 ) -> Result<Option<Answer>, Refusal> {
     let Some((kept, page)) = origin.answered.take() else { return Ok(None) };
     let events = gather::again(node, held.connection(), channels, &page).await;
-    match events.map_err(|error| node.broker_refusal(&error))? {
-        Some(events) => Ok(Some(Answer::of(&kept, &page, events))),
-        None => {
-            // Its place is taken by the answer that is gone; this one cannot be asked for again.
-            begin(node, origin, channels).await?;
-            Ok(None)
+    let Some(events) = events.map_err(|error| node.broker_refusal(&error))? else {
+        // Its place is taken by the answer that is gone; this one cannot be asked for again.
+        begin(node, origin, channels).await?;
+        return Ok(None);
+    };
+    let mut answer = Answer::of(&kept, &page, events);
+    if origin.wishes != before && origin.wishes != page.wishes {
+        // The messages that came with the question now were not there when it was answered: they hold from its end on.
+        let last = answer.last_poll_id;
+        if let Some((mut cursor, twins)) = page.at(&kept, last) {
+            for (channel, position) in origin.cursor.positions() {
+                if cursor.get(channel.as_str()).is_none() {
+                    cursor.set(channel, *position);
+                }
+            }
+            let mut next = Page::new(&cursor, &cursor, Vec::new(), page.more, true, twins);
+            next.wishes = origin.wishes.clone();
+            next.pending = page.pending;
+            let question = key(last, named);
+            let new = NewPollPage { question, count: 1, body: next.to_text() };
+            let kept = node.broker.keep_poll_page(&claims.user, new).await;
+            answer.last_poll_id = kept.map_err(|error| node.broker_refusal(&error))?.first_id;
         }
     }
+    Ok(Some(answer))
 }
 
 /// Reads what is new; waits when there is nothing.
@@ -260,51 +192,105 @@ async fn read(
     claims: &Claims,
     held: &mut Held,
     channels: &[Listened],
+    named: &[Listened],
     origin: &Origin,
     deadline: Instant,
 ) -> Result<Answer, Refusal> {
     let connection = Arc::clone(held.connection());
+    let (pending, more_pending) = pending(node, claims, held, origin).await?;
+    let mut twins = origin.twins.clone();
+    twins.extend(pending.iter().map(|(id, _)| gather::hash(id.as_str())));
     let gather = async |events_max| {
         let gathered =
-            gather::gather(node, &connection, channels, &origin.cursor, &origin.twins, events_max)
-                .await;
+            gather::gather(node, &connection, channels, &origin.cursor, &twins, events_max).await;
         gathered.map_err(|error| node.broker_refusal(&error))
     };
-    let mut gathered = gather(EVENTS_MAX).await?;
-    let mut heard = Vec::new();
-    if gathered.events.is_empty() && origin.recovered && Instant::now() < deadline {
+    let room = EVENTS_MAX - pending.len();
+    let mut gathered = gather(room).await?;
+    let is_empty = |gathered: &Gathered, held: &mut Held| {
+        pending.is_empty() && gathered.events.is_empty() && held.waiting() == 0
+    };
+    if is_empty(&gathered, held) && origin.recovered && Instant::now() < deadline {
         // Listen before the last look: what is published between the two is found by it, and what comes
         // after it wakes us. The other order would lose it.
         held.listen(channels).await?;
-        gathered = gather(EVENTS_MAX).await?;
-        while gathered.events.is_empty() && heard.is_empty() {
+        gathered = gather(room).await?;
+        while is_empty(&gathered, held) {
             let woken = held.wait(deadline).await;
             if woken == Woken::Arrived {
                 tokio::time::sleep(BREATH).await;
             }
-            heard = held.heard();
-            gathered = gather(EVENTS_MAX - heard.len()).await?;
+            gathered = gather(room).await?;
             if woken != Woken::Arrived {
                 break;
             }
         }
     }
-    gathered.events.extend(heard);
-    keep(node, claims, held, channels, origin, gathered).await
+    gathered.events.extend(held.heard(room - gathered.events.len()));
+    gathered.more |= more_pending || held.waiting() > 0;
+    let delivered: Vec<NotificationId> = pending.iter().map(|(id, _)| id.clone()).collect();
+    let first = pending.into_iter().map(|(_, event)| event);
+    gathered.events = first.chain(gathered.events).collect();
+    let answer = keep(node, claims, held, channels, named, origin, gathered, more_pending).await?;
+    if !delivered.is_empty()
+        && let Err(error) = node.notifications.mark_delivered(&claims.user, &delivered).await
+    {
+        tracing::debug!(%error, "pending notifications may come twice");
+    }
+    Ok(answer)
+}
+
+/// Who begins to poll is sent what none of their connections has yet, oldest first, as on every other transport.
+async fn pending(
+    node: &Node,
+    claims: &Claims,
+    held: &Held,
+    origin: &Origin,
+) -> Result<(Vec<(NotificationId, Event)>, bool), Refusal> {
+    if !origin.pending || !origin.recovered {
+        return Ok((Vec::new(), false));
+    }
+    let waiting = node.notifications.pending(&claims.user, PENDING_MAX + 1).await;
+    let mut waiting = waiting.map_err(|error| crate::rest::store_refusal(node, error))?;
+    let more = waiting.len() > PENDING_MAX;
+    waiting.truncate(PENDING_MAX);
+    let mut events = Vec::with_capacity(waiting.len());
+    for notification in waiting {
+        let id = notification.id.clone();
+        if origin.twins.contains(&gather::hash(id.as_str())) {
+            continue;
+        }
+        let payload = Payload::of(&notification.pushed_to(&claims.user));
+        let envelope = Envelope {
+            id: id.as_str(),
+            kind: NOTIFICATION,
+            channel: Some(NOTIFICATIONS),
+            payload: &payload,
+            timestamp_ms: clock::unix_ms(),
+            ..Envelope::EMPTY
+        };
+        let document = encode(&envelope, held.connection().dress);
+        let Ok(kept) = serde_json::from_slice::<Box<RawValue>>(&document) else { continue };
+        events.push((id, Event { step: Step::Heard(kept), document }));
+    }
+    Ok((events, more))
 }
 
 /// Keeps what the answer's numbers stand for.
+#[expect(clippy::too_many_arguments, reason = "the parts of one poll")]
 async fn keep(
     node: &Node,
     claims: &Claims,
     held: &Held,
     channels: &[Listened],
+    named: &[Listened],
     origin: &Origin,
     gathered: Gathered,
+    more_pending: bool,
 ) -> Result<Answer, Refusal> {
     let Gathered { events, end, more, recovered, twins, notifications } = gathered;
     let recovered = recovered && origin.recovered;
-    if events.is_empty() && origin.kept && end == origin.cursor {
+    if events.is_empty() && origin.kept && !origin.pending && end == origin.cursor {
         let last_poll_id = origin.id;
         return Ok(Answer {
             events: Vec::new(),
@@ -315,9 +301,11 @@ async fn keep(
         });
     }
     let steps = events.iter().map(|event| event.step.clone()).collect();
-    let page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
+    let mut page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
+    page.wishes = origin.wishes.clone();
+    page.pending = more_pending;
     let new = NewPollPage {
-        question: page::question(origin.id, channels.iter().map(|listened| &listened.channel)),
+        question: key(origin.id, named),
         count: events.len().max(1) as u64,
         body: page.to_text(),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_broker_client::{BrokerError, Start};
-use carillon_protocol::{ChannelName, ConnectionId, Cursor, Position, Publication};
+use carillon_protocol::{ChannelName, ConnectionId, Cursor, Filter, Position, Publication};
 use futures_util::future::try_join_all;
 
 use super::page::{Page, Step, TWINS_MAX};
@@ -36,6 +36,8 @@ pub(super) struct Listened {
     pub(super) asked: bool,
     /// The user's persistent subscriptions on it.
     pub(super) interests: Option<Interests>,
+    /// What a message that subscribed asked for.
+    pub(super) filter: Option<Arc<Filter>>,
 }
 
 impl Listened {
@@ -48,7 +50,9 @@ impl Listened {
         let ids = self.interests.as_ref().map_or_else(Vec::new, |interests| {
             matching(interests, &publication.kind, &mut verdicts)
         });
-        (self.asked || !ids.is_empty()).then_some(ids)
+        let passes = |filter| verdicts.passes(filter);
+        let asked = self.asked && self.filter.as_ref().is_none_or(passes);
+        (asked || !ids.is_empty()).then_some(ids)
     }
 }
 
@@ -215,6 +219,11 @@ fn merge(
         let Some(position) = publication.position else { continue };
         let index = lane.index;
         end.set(channel, position);
+        let is_notification = is_notification(&publication);
+        if is_notification && twins.contains(&hash(publication.id.as_str())) {
+            // It came as a pending one.
+            continue;
+        }
         if publication.kind.starts_with("entity:") {
             let id = hash(publication.id.as_str());
             if twins.contains(&id) || heard_elsewhere(&lanes, channels, index, &publication) {
@@ -227,7 +236,7 @@ fn merge(
         }
         let dispatch = Arc::new(Dispatch::new(publication));
         let document = document_of(&dispatch, listener, &ids);
-        if is_notification(&dispatch.publication) {
+        if is_notification {
             notifications.push(dispatch);
         }
         bytes += document.len();
@@ -241,7 +250,7 @@ fn merge(
         }
         more |= !lane.publications.is_empty() || lane.moved.is_some() || !lane.exhausted;
     }
-    more |= events.len() >= EVENTS_MAX;
+    more |= events.len() >= events_max;
     Gathered { events, end, more, recovered, twins: twins.into(), notifications }
 }
 
@@ -268,7 +277,7 @@ fn heard_elsewhere(
     })
 }
 
-fn hash(id: &str) -> u64 {
+pub(super) fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }

@@ -1,15 +1,14 @@
 //! The short-lived connection behind one poll: it sends the poll's messages, and while the poll is
-//! held it listens. What has a history only wakes it; what has none is taken from the outbox.
+//! held it listens. What has a history only wakes it; what has none is taken from the outbox. Where a channel has none, the
+//! connection lives on for a while (`pollers`), so that what is said between two polls is heard.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use carillon_protocol::client_message::Unreadable;
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::session::Session;
-use carillon_protocol::{ChannelName, ClientMessage, ErrorCode, Profile};
+use carillon_protocol::{ChannelName, Profile};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -17,7 +16,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::gather::{EVENTS_MAX, Event, Listened};
+use super::gather::{Event, Listened};
 use super::page::Step;
 use crate::auth::Claims;
 use crate::connection::driver::Driver;
@@ -29,7 +28,7 @@ use crate::node::Node;
 use crate::relay::ChannelTraits;
 
 /// See the module. Everything it took is given back when it is dropped, also in the middle of a wait.
-pub(super) struct Held {
+pub(crate) struct Held {
     pub(super) driver: Driver,
     node: Arc<Node>,
     joined: Mutex<Vec<ChannelName>>,
@@ -52,8 +51,12 @@ pub(super) enum Woken {
 /// What is looked at in a document from the outbox.
 #[derive(Deserialize)]
 struct Head<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
+    #[serde(borrow)]
+    channel: Option<Cow<'a, str>>,
     offset: Option<IgnoredAny>,
 }
 
@@ -79,7 +82,6 @@ impl Held {
             remote,
             outbox,
         );
-        node.presence.arrived(&claims.user);
         let driver =
             Driver::brief(Arc::clone(node), connection, Some(claims.clone()), admitted, None);
         Ok(Self {
@@ -96,34 +98,14 @@ impl Held {
         &self.driver.connection
     }
 
-    /// Sends messages as a WebSocket client would; the replies.
-    pub(super) async fn send(
-        &mut self,
-        messages: Vec<Result<ClientMessage, Unreadable>>,
-    ) -> Vec<Bytes> {
-        for message in messages {
-            match &message {
-                Ok(message) if matches!(&*message.kind, "subscribe" | "unsubscribe") => {
-                    let refusal = Refusal::new(
-                        ErrorCode::InvalidMessage,
-                        "A poll names its channels in `channels`",
-                    )
-                    .with("type", &*message.kind);
-                    self.connection()
-                        .push(&Session::refused(message.correlation.clone(), &refusal));
-                }
-                _ => self.driver.perform_message(message).await,
-            }
-        }
-        self.driver.calls_answered().await;
-        self.connection().outbox.take()
-    }
-
     /// Begins to hear the channels. What is published after this returned wakes the poll.
     ///
     /// # Errors
     /// `UNAVAILABLE`.
     pub(super) async fn listen(&mut self, channels: &[Listened]) -> Result<(), Refusal> {
+        if !self.keys.is_empty() {
+            return Ok(());
+        }
         let (node, noted) = (&self.node, &self.joined);
         let joins = channels.iter().map(|listened| async move {
             let traits = ChannelTraits { history_age: listened.age };
@@ -139,7 +121,7 @@ impl Held {
                 connection: Arc::clone(self.connection()),
                 behind: None,
                 labels: Labels::ALL,
-                filter: None,
+                filter: listened.filter.clone(),
                 conflate: listened.conflate,
                 asked: listened.asked,
                 interests: listened.interests.clone(),
@@ -181,13 +163,67 @@ impl Held {
         }
     }
 
-    /// Events of channels without history, so far.
-    pub(super) fn heard(&mut self) -> Vec<Event> {
+    /// Nothing more will be heard.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.keys.is_empty() || self.connection().outbox.is_closing()
+    }
+
+    /// Takes in what arrived so far.
+    pub(super) fn absorb(&mut self) {
         for documents in self.connection().outbox.take() {
             self.take(&documents);
         }
+    }
+
+    /// How many events of channels without history wait.
+    pub(super) fn waiting(&mut self) -> usize {
+        self.absorb();
+        self.heard.len()
+    }
+
+    /// Puts what another node or a former poll heard before what this one did; each once.
+    pub(super) fn hear_first(&mut self, former: Vec<Box<RawValue>>, channels: &[Listened]) {
+        self.absorb();
+        let id = |document: &RawValue| {
+            let head = serde_json::from_str::<Head<'_>>(document.get()).ok();
+            head.and_then(|head| head.id.map(Cow::into_owned))
+        };
+        let wanted = |document: &RawValue| {
+            let head = serde_json::from_str::<Head<'_>>(document.get()).ok();
+            let channel = head.and_then(|head| head.channel.map(Cow::into_owned));
+            channel.is_none_or(|name| channels.iter().any(|heard| heard.channel.as_str() == name))
+        };
+        let known: Vec<Option<String>> = former.iter().map(|document| id(document)).collect();
+        self.heard.retain(|document| !known.contains(&id(document)));
+        let later = std::mem::take(&mut self.heard);
+        self.heard = former.into_iter().filter(|document| wanted(document)).chain(later).collect();
+    }
+
+    /// From here on only what no history keeps is of interest.
+    pub(super) fn keep_fleeting(&mut self, channels: &[Listened]) {
+        let kept = |name: &ChannelName| {
+            channels.iter().any(|heard| heard.age.is_none() && heard.channel == *name)
+        };
+        for (channel, key) in self.keys.extract_if(.., |(channel, _)| !kept(channel)) {
+            self.node.hub.unsubscribe(&self.driver.connection.id, &channel, key);
+        }
+        for channel in self.joined.lock().extract_if(.., |channel| !kept(channel)) {
+            self.node.relay.leave(&channel);
+        }
+    }
+
+    /// Everything that was heard on channels without history and not answered.
+    pub(crate) fn documents(&mut self) -> Vec<Box<RawValue>> {
+        self.absorb();
+        std::mem::take(&mut self.heard)
+    }
+
+    /// Events of channels without history, at most so many.
+    pub(super) fn heard(&mut self, events_max: usize) -> Vec<Event> {
+        self.absorb();
+        let count = self.heard.len().min(events_max);
         self.heard
-            .drain(..)
+            .drain(..count)
             .map(|document| Event {
                 document: Bytes::copy_from_slice(document.get().as_bytes()),
                 step: Step::Heard(document),
@@ -201,7 +237,9 @@ impl Held {
             let Ok(document) = document else { return };
             let Ok(head) = serde_json::from_str::<Head<'_>>(document.get()) else { continue };
             // With a position it is in history and will be read there, whole and in order.
-            if head.offset.is_none() && head.kind != "resync" && self.heard.len() < EVENTS_MAX {
+            let bytes: usize = self.heard.iter().map(|heard| heard.get().len()).sum();
+            let room = bytes < self.node.config.load().limits.queue_bytes;
+            if head.offset.is_none() && head.kind != "resync" && room {
                 self.heard.push(document);
             }
         }
@@ -217,10 +255,5 @@ impl Drop for Held {
             self.node.relay.leave(&channel);
         }
         self.driver.end_brief();
-        // Between two polls a user stays online for the offline delay, as between two connections (R31).
-        let (node, user) = (Arc::clone(&self.node), self.driver.connection.user.clone());
-        if let Some(user) = user.filter(|_| !self.node.stop.is_cancelled()) {
-            self.node.tasks.spawn(async move { node.presence.departed(&user).await });
-        }
     }
 }

@@ -12,6 +12,7 @@ use super::question::{check_user, id, wrong};
 use crate::auth::Claims;
 use crate::dispatch::Dispatch;
 use crate::node::Node;
+use crate::notifications::is_notification;
 use crate::relay::Bridge;
 use crate::transport::handshake::Query;
 
@@ -62,7 +63,10 @@ pub(super) async fn read(
             if written > 0 {
                 out.push(b',');
             }
-            let dispatch = Dispatch::new(publication.clone());
+            let dispatch = Arc::new(Dispatch::new(publication.clone()));
+            if is_notification(publication) {
+                node.courier.delivered(&dispatch);
+            }
             write_json(&dispatch.publication.envelope(dispatch.label()), profile, &mut out);
             written += 1;
         }

@@ -10,8 +10,8 @@ use sha1::{Digest, Sha1};
 
 /// Most channels whose positions a cursor carries on although a poll did not ask for them.
 const CARRIED_MAX: usize = 64;
-/// Entity events remembered from one page to the next, to drop twins (R14).
-pub(super) const TWINS_MAX: usize = 64;
+/// Entity events and pending notifications remembered from one page to the next, to drop twins (R14).
+pub(super) const TWINS_MAX: usize = 128;
 
 /// How one event moves the cursor. Numbers of channels count the positions of the page's cursor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +25,48 @@ pub(super) enum Step {
     /// A channel goes on elsewhere: channel, place and reason.
     #[serde(rename = "m")]
     Moved(usize, Position, String),
+}
+
+/// What a chain of polls asked for by messages; it goes from page to page.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Wishes {
+    /// Subscribed, beside what each poll names.
+    #[serde(rename = "s", skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) subscribed: Vec<Subscribed>,
+    /// Present there.
+    #[serde(rename = "p", skip_serializing_if = "Vec::is_empty", default)]
+    pub(super) present: Vec<Present>,
+}
+
+/// One channel that a message subscribed to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Subscribed {
+    /// The channel as the client named it.
+    #[serde(rename = "c")]
+    pub(super) name: String,
+    /// Its filter.
+    #[serde(rename = "f", skip_serializing_if = "Option::is_none", default)]
+    pub(super) filter: Option<serde_json::Value>,
+}
+
+/// One resource where a message joined.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Present {
+    /// The presence channel.
+    #[serde(rename = "c")]
+    pub(super) resource: ChannelName,
+    /// Display name.
+    #[serde(rename = "n", skip_serializing_if = "Option::is_none", default)]
+    pub(super) name: Option<String>,
+    /// What is listed with it.
+    #[serde(rename = "m", skip_serializing_if = "Option::is_none", default)]
+    pub(super) metadata: Option<serde_json::Value>,
+}
+
+impl Wishes {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// See the module.
@@ -45,9 +87,15 @@ pub(super) struct Page {
     /// Nothing was lost before it.
     #[serde(rename = "r")]
     pub(super) recovered: bool,
-    /// Hashes of the entity events up to its end.
+    /// Hashes of the entity events and pending notifications up to its end.
     #[serde(rename = "t", skip_serializing_if = "Vec::is_empty", default)]
     pub(super) twins: Vec<u64>,
+    /// What the polls that go on from here ask for without saying so.
+    #[serde(rename = "w", skip_serializing_if = "Wishes::is_empty", default)]
+    pub(super) wishes: Wishes,
+    /// Pending notifications did not all fit.
+    #[serde(rename = "p", skip_serializing_if = "std::ops::Not::not", default)]
+    pub(super) pending: bool,
 }
 
 impl Page {
@@ -60,7 +108,9 @@ impl Page {
         recovered: bool,
         twins: Vec<u64>,
     ) -> Self {
-        let mut page = Self { from: from.to_text(), end: None, steps, more, recovered, twins };
+        let (wishes, pending) = (Wishes::default(), false);
+        let from = from.to_text();
+        let mut page = Self { from, end: None, steps, more, recovered, twins, wishes, pending };
         if page.after(page.steps.len()).as_ref() != Some(end) {
             page.end = Some(end.to_text());
         }
