@@ -182,94 +182,83 @@ pub fn assemble(
     events: Events,
     stores: Stores,
 ) -> Result<(Arc<Node>, Told), StartError> {
-        let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
-        let tls = config
-            .server
-            .tls
-            .as_ref()
-            .map(Tls::new)
-            .transpose()
-            .map_err(|error| setting(&error))?;
-        let policy = Policy::new(&config).map_err(|error| setting(&error))?;
-        let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
-        let api_keys = ApiKeys::new(&config.auth.api_keys);
-        let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
-        let metrics = Metrics::new();
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let application = Application::new(&config, &metrics).map_err(|error| setting(&error))?;
-        broker.tell_events(application.lifecycle.kinds());
-        let courier = Courier::default();
-        let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
-        let (relay, told) = Relay::start(
+    let setting = |error: &dyn std::fmt::Display| StartError::Setting(error.to_string());
+    let tls =
+        config.server.tls.as_ref().map(Tls::new).transpose().map_err(|error| setting(&error))?;
+    let policy = Policy::new(&config).map_err(|error| setting(&error))?;
+    let verifier = TokenVerifier::new(&config.auth.jwt).map_err(|error| setting(&error))?;
+    let api_keys = ApiKeys::new(&config.auth.api_keys);
+    let routes = Routes::with(config.routes.clone()).map_err(|error| setting(&error))?;
+    let metrics = Metrics::new();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let shards = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let application = Application::new(&config, &metrics).map_err(|error| setting(&error))?;
+    broker.tell_events(application.lifecycle.kinds());
+    let courier = Courier::default();
+    let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
+    let (relay, told) =
+        Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);
+    if let Some(occupancy) = application.lifecycle.occupancy() {
+        relay.tell_listeners(occupancy);
+    }
+    let node = Node {
+        name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
+        started_at_ms: clock::unix_ms(),
+        courier,
+        interest_news: News::default(),
+        filters: Filters::default(),
+        notifications: stores.notifications,
+        subscriptions: stores.subscriptions,
+        heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
+        presence: Presence::new(
             Arc::clone(&broker),
-            events,
-            hub.clone(),
-            Arc::clone(&metrics),
+            config.presence.timeout,
+            config.presence.offline_delay,
             &tasks,
             &stop,
-        );
-        if let Some(occupancy) = application.lifecycle.occupancy() {
-            relay.tell_listeners(occupancy);
-        }
-        let node = Node {
-            name: config.node.id.clone().unwrap_or_else(|| id.to_string()),
-            started_at_ms: clock::unix_ms(),
-            courier,
-            interest_news: News::default(),
-            filters: Filters::default(),
-            notifications: stores.notifications,
-            subscriptions: stores.subscriptions,
-            heartbeat: Heartbeat::new(config.heartbeat.interval, config.heartbeat.timeout),
-            presence: Presence::new(
-                Arc::clone(&broker),
-                config.presence.timeout,
-                config.presence.offline_delay,
-                &tasks,
-                &stop,
-            ),
-            pollers: Pollers::default(),
-            cluster: Cluster::new(Arc::clone(&broker)),
-            policy: ArcSwap::from_pointee(policy),
-            verifier: ArcSwap::from_pointee(verifier),
-            api_keys: ArcSwap::from_pointee(api_keys),
-            routes: ArcSwap::from_pointee(routes),
-            application,
-            revoked: Revoked::default(),
-            publish_limits: PublishLimits::default(),
-            doors: Doors::default(),
-            banished: Banished::default(),
-            draining: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            config: ArcSwap::from_pointee(config),
-            id,
-            broker,
-            hub,
-            relay,
-            tls,
-            metrics,
-            tasks,
-            stop,
-        };
-        Ok((Arc::new(node), told))
+        ),
+        pollers: Pollers::default(),
+        cluster: Cluster::new(Arc::clone(&broker)),
+        policy: ArcSwap::from_pointee(policy),
+        verifier: ArcSwap::from_pointee(verifier),
+        api_keys: ArcSwap::from_pointee(api_keys),
+        routes: ArcSwap::from_pointee(routes),
+        application,
+        revoked: Revoked::default(),
+        publish_limits: PublishLimits::default(),
+        doors: Doors::default(),
+        banished: Banished::default(),
+        draining: AtomicBool::new(false),
+        closing: AtomicBool::new(false),
+        config: ArcSwap::from_pointee(config),
+        id,
+        broker,
+        hub,
+        relay,
+        tls,
+        metrics,
+        tasks,
+        stop,
+    };
+    Ok((Arc::new(node), told))
 }
 
 /// Starts the tasks that make a node work, sockets apart: lease, answers, pings, presence, outbox, keys.
 pub fn work(node: &Arc<Node>, told: Told) {
-        node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
-        node.tasks.spawn(cluster::answer(Arc::clone(node), told, node.stop.clone()));
-        node.tasks.spawn(cluster::beat(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
-        node.tasks.spawn(pollers::run(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(notifications::carry(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(revocations::follow(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(application::run(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(interests::follow(Arc::clone(node), node.stop.clone()));
-        node.tasks.spawn(keep_keys_fresh(Arc::clone(node)));
-        if let Some(tls) = &node.tls {
-            let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());
-            node.tasks.spawn(watch);
-        }
+    node.tasks.spawn(node.heartbeat.clone().run(node.stop.clone()));
+    node.tasks.spawn(cluster::answer(Arc::clone(node), told, node.stop.clone()));
+    node.tasks.spawn(cluster::beat(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(node.presence.clone().run(node.stop.clone()));
+    node.tasks.spawn(pollers::run(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(notifications::carry(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(revocations::follow(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(application::run(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(interests::follow(Arc::clone(node), node.stop.clone()));
+    node.tasks.spawn(keep_keys_fresh(Arc::clone(node)));
+    if let Some(tls) = &node.tls {
+        let watch = Arc::clone(&tls.certificates).watch(node.stop.clone());
+        node.tasks.spawn(watch);
+    }
 }
 
 /// Refreshes a configured JWK set; follows the verifier when a reload replaces it.

@@ -82,6 +82,7 @@ async fn serve(
         }
     };
     let gate = Gate::default();
+    let metrics = Arc::clone(&node.metrics);
     let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
     let serving = Arc::clone(&node);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
@@ -107,7 +108,7 @@ async fn serve(
     };
     if let Err(error) = served {
         if error.is_timeout() {
-            node.metrics.refused("silent");
+            metrics.refused("silent");
         }
         tracing::trace!(%error, "a client connection ended");
     }

@@ -306,8 +306,7 @@ async fn accept(node: Arc<Node>, server: Arc<PipeEnd>, hello: Hello) {
     if !hello.sse {
         let medium = Medium::WebSocket(Codec::Json);
         let dress = Dress { medium, profile: Profile::Social, compressed: false };
-        let opening =
-            websocket::Opening { handshake, admitted, dress, remote: None, name: None };
+        let opening = websocket::Opening { handshake, admitted, dress, remote: None, name: None };
         return websocket::begin(node, socket, Vec::new(), opening).await;
     }
     let dress = Dress { medium: Medium::Sse, profile: Profile::Social, compressed: false };

@@ -2,6 +2,8 @@
 //! as one connection to Redis does — and an ear that may go deaf. What storage takes is recorded here, in the
 //! moment it takes it. It must not know: nodes' insides, clients.
 
+mod stores;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,9 +12,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use carillon_broker_client::{
     Admission, Broker, BrokerError, ConnectionRecord, Event, Events, Health, HistoryPage,
-    HistoryQuery, InboundEntry, Joined, Member, MemoryBroker, MemoryCluster, NewPollPage, NodeId,
-    NodeRecord, PollPage, PollState, PollStore, PresenceStore, Publish, RateCount, Receipt, Target,
-    UserPresence, UserStatus,
+    HistoryQuery, InboundEntry, MemoryBroker, MemoryCluster, NodeId, NodeRecord, Publish,
+    RateCount, Receipt, Target,
 };
 use carillon_protocol::{ChannelName, ConnectionId, Position, UserId};
 use parking_lot::Mutex;
@@ -326,120 +327,5 @@ impl Broker for Line {
 
     fn health(&self) -> watch::Receiver<Health> {
         self.0.broker.health()
-    }
-}
-
-#[async_trait]
-impl PollStore for Line {
-    async fn find_poll_pages(
-        &self,
-        user: &UserId,
-        id: u64,
-        question: &str,
-    ) -> Result<PollState, BrokerError> {
-        let (user, question) = (user.clone(), question.to_owned());
-        self.call(move |storage| async move {
-            storage.broker.find_poll_pages(&user, id, &question).await
-        })
-        .await
-    }
-
-    async fn keep_poll_page(
-        &self,
-        user: &UserId,
-        page: NewPollPage,
-    ) -> Result<PollPage, BrokerError> {
-        let user = user.clone();
-        self.call(move |storage| async move { storage.broker.keep_poll_page(&user, page).await })
-            .await
-    }
-}
-
-#[async_trait]
-impl PresenceStore for Line {
-    async fn join_resource(
-        &self,
-        resource: &ChannelName,
-        connection: &ConnectionId,
-        member: &Member,
-    ) -> Result<Joined, BrokerError> {
-        let (resource, connection, member) = (resource.clone(), connection.clone(), member.clone());
-        self.call(move |storage| async move {
-            let joined = storage.broker.join_resource(&resource, &connection, &member).await;
-            storage.log.note(format!("{} joins {resource} by {connection}: {joined:?}", member.id));
-            joined
-        })
-        .await
-    }
-
-    async fn leave_resource(
-        &self,
-        resource: &ChannelName,
-        connection: &ConnectionId,
-        user: &UserId,
-        last_seen_ms: i64,
-    ) -> Result<bool, BrokerError> {
-        let (resource, connection, user) = (resource.clone(), connection.clone(), user.clone());
-        self.call(move |storage| async move {
-            let left =
-                storage.broker.leave_resource(&resource, &connection, &user, last_seen_ms).await;
-            storage.log.note(format!("{user} leaves {resource} by {connection}: {left:?}"));
-            left
-        })
-        .await
-    }
-
-    async fn put_member(
-        &self,
-        resource: &ChannelName,
-        member: &Member,
-        ttl: Option<Duration>,
-    ) -> Result<bool, BrokerError> {
-        let (resource, member) = (resource.clone(), member.clone());
-        self.call(
-            move |storage| async move { storage.broker.put_member(&resource, &member, ttl).await },
-        )
-        .await
-    }
-
-    async fn remove_member(
-        &self,
-        resource: &ChannelName,
-        user: &UserId,
-    ) -> Result<bool, BrokerError> {
-        let (resource, user) = (resource.clone(), user.clone());
-        self.call(
-            move |storage| async move { storage.broker.remove_member(&resource, &user).await },
-        )
-        .await
-    }
-
-    async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError> {
-        let resource = resource.clone();
-        self.call(move |storage| async move { storage.broker.members(&resource).await }).await
-    }
-
-    async fn user_seen(
-        &self,
-        user: &UserId,
-        status: Option<UserStatus>,
-    ) -> Result<(), BrokerError> {
-        let user = user.clone();
-        self.call(move |storage| async move { storage.broker.user_seen(&user, status).await }).await
-    }
-
-    async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {
-        let user = user.clone();
-        self.call(move |storage| async move { storage.broker.user_departed(&user, delay).await })
-            .await
-    }
-
-    async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BrokerError> {
-        let users = users.to_vec();
-        self.call(move |storage| async move { storage.broker.presence_of(&users).await }).await
-    }
-
-    async fn tend(&self) -> Result<(), BrokerError> {
-        self.call(move |storage| async move { storage.broker.tend().await }).await
     }
 }
