@@ -10,7 +10,7 @@ mod signals;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::ArcSwap;
 use carillon_broker_client::{Broker, Events, MemoryCluster, NodeId, RedisBroker};
@@ -171,6 +171,7 @@ impl App {
             revoked: Revoked::default(),
             publish_limits: PublishLimits::default(),
             doors: Doors::default(),
+            places_taken: AtomicU64::new(0),
             banished: Banished::default(),
             draining: AtomicBool::new(false),
             closing: AtomicBool::new(false),
