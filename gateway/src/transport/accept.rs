@@ -84,10 +84,9 @@ async fn serve(
     let gate = Gate::default();
     let metrics = Arc::clone(&node.metrics);
     let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
-    let serving = Arc::clone(&node);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
-        let proxies = &serving.config.load().server.trusted_proxies;
+        let proxies = &node.config.load().server.trusted_proxies;
         let remote = proxy::client(address, request.headers(), proxies);
         request.extensions_mut().insert(Peer { remote, ..peer.clone() });
         router.clone().oneshot(request)
