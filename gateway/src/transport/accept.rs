@@ -83,6 +83,7 @@ async fn serve(
     };
     let gate = Gate::default();
     let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
+    let metrics = Arc::clone(&node.metrics);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         let proxies = &node.config.load().server.trusted_proxies;
@@ -106,7 +107,7 @@ async fn serve(
     };
     if let Err(error) = served {
         if error.is_timeout() {
-            node.metrics.refused("silent");
+            metrics.refused("silent");
         }
         tracing::trace!(%error, "a client connection ended");
     }
