@@ -234,7 +234,7 @@ impl Driver {
                 biased;
                 () = &mut gone => break Ending::Peer,
                 () = self.connection.outbox.woken() => {}
-                () = writable(socket.as_ref()), if signals.blocked => self.connection.outbox.flush(),
+                () = writable(socket.as_deref()), if signals.blocked => self.connection.outbox.flush(),
                 () = due(&mut self.retry), if self.retry.is_some() => {
                     self.retry = None;
                     self.connection.outbox.mark_behind();
@@ -433,7 +433,7 @@ impl Driver {
 
     /// Waits until the outbox has room for a page of history. `false` when the connection ends.
     pub(super) async fn drained(&mut self) -> bool {
-        let socket = self.socket.as_ref();
+        let socket = self.socket.as_deref();
         loop {
             self.connection.outbox.flush();
             if self.connection.outbox.is_closing() {

@@ -83,9 +83,10 @@ async fn serve(
     };
     let gate = Gate::default();
     let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
+    let served_by = Arc::clone(&node);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
-        let proxies = &node.config.load().server.trusted_proxies;
+        let proxies = &served_by.config.load().server.trusted_proxies;
         let remote = proxy::client(address, request.headers(), proxies);
         request.extensions_mut().insert(Peer { remote, ..peer.clone() });
         router.clone().oneshot(request)
