@@ -84,7 +84,6 @@ async fn serve(
     let gate = Gate::default();
     let metrics = Arc::clone(&node.metrics);
     let peer = Peer { remote: address, socket: Some(Arc::clone(&socket)), gate: gate.clone() };
-    let metrics = Arc::clone(&node.metrics);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let mut request: Request = request.map(axum::body::Body::new);
         let proxies = &node.config.load().server.trusted_proxies;
