@@ -10,7 +10,7 @@ mod signals;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use arc_swap::ArcSwap;
 use carillon_broker_client::{Broker, Events, MemoryCluster, NodeId, RedisBroker};

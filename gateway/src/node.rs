@@ -11,7 +11,7 @@ mod publish;
 mod stores;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use carillon_broker_client::{Broker, Health, NodeId, NotificationStore, SubscriptionStore};
@@ -97,6 +97,8 @@ pub struct Node {
     pub publish_limits: PublishLimits,
     /// Handshakes under way.
     pub doors: Doors,
+    /// Connections that were admitted, handshakes among them.
+    pub places_taken: AtomicU64,
     /// Users that an operator disconnected a moment ago.
     pub banished: Banished,
     /// Every task of the node runs under it.

@@ -1,6 +1,7 @@
 //! Whether a client may connect, and where it is counted. `protocol.md` 5, rulings R41 and R42.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use carillon_broker_client::{Admission, ConnectionRecord};
 use carillon_protocol::envelope::Refusal;
@@ -10,10 +11,19 @@ use super::Node;
 
 /// A place in the node's and the cluster's counts; given back when dropped.
 pub struct Admitted {
-    node: Arc<Node>,
+    place: Place,
     /// The connection's id.
     pub id: ConnectionId,
     record: Option<ConnectionRecord>,
+}
+
+/// One of `limits.connections`.
+struct Place(Arc<Node>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.places_taken.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Admitted {
@@ -28,10 +38,10 @@ impl Node {
     /// # Errors
     /// `UNAVAILABLE` when the node is full or draining, `MAX_CONNECTIONS` when the user is.
     pub async fn admit(self: &Arc<Self>, user: Option<&UserId>) -> Result<Admitted, Refusal> {
-        self.check_room()?;
+        let place = self.take_place()?;
         let id = crate::ids::connection_id(&self.id);
         let Some(user) = user else {
-            return Ok(Admitted { node: Arc::clone(self), id, record: None });
+            return Ok(Admitted { place, id, record: None });
         };
         let record = ConnectionRecord { id: id.clone(), user: user.clone() };
         let limit = u64::from(self.config.load().limits.connections_per_user);
@@ -49,7 +59,7 @@ impl Node {
         match admission {
             Admission::Admitted => {
                 self.presence.arrived(user);
-                Ok(Admitted { node: Arc::clone(self), id, record: Some(record) })
+                Ok(Admitted { place, id, record: Some(record) })
             }
             Admission::TooMany { connections } => {
                 self.metrics.refused("max_connections");
@@ -65,26 +75,25 @@ impl Node {
     /// # Errors
     /// `UNAVAILABLE` when the node is full or draining.
     pub fn admit_poll(self: &Arc<Self>) -> Result<Admitted, Refusal> {
-        self.check_room()?;
-        Ok(Admitted {
-            node: Arc::clone(self),
-            id: crate::ids::connection_id(&self.id),
-            record: None,
-        })
+        let place = self.take_place()?;
+        Ok(Admitted { place, id: crate::ids::connection_id(&self.id), record: None })
     }
 
-    fn check_room(&self) -> Result<(), Refusal> {
+    /// Counts before anything is asked of the broker: of a storm no more get in than there are places.
+    fn take_place(self: &Arc<Self>) -> Result<Place, Refusal> {
         if self.is_closing() {
             return Err(Refusal::new(ErrorCode::Unavailable, "This node is draining")
                 .with("retry_after_ms", 1_000));
         }
         let limit = self.config.load().limits.connections as u64;
-        if limit > 0 && self.metrics.connections_live() >= limit {
+        let taken = self.places_taken.fetch_add(1, Ordering::Relaxed);
+        let place = Place(Arc::clone(self));
+        if limit > 0 && taken >= limit {
             self.metrics.refused("capacity");
             return Err(Refusal::new(ErrorCode::Unavailable, "This node is full")
                 .with("retry_after_ms", 5_000));
         }
-        Ok(())
+        Ok(place)
     }
 
     fn admit_locally(&self, user: &UserId, limit: u64) -> Admission {
@@ -101,12 +110,13 @@ impl Node {
 impl Drop for Admitted {
     fn drop(&mut self) {
         let Some(record) = self.record.take() else { return };
-        let node = Arc::clone(&self.node);
+        let node = Arc::clone(&self.place.0);
         if node.stop.is_cancelled() {
             // The node retires its whole lease at once.
             return;
         }
-        self.node.tasks.spawn(async move {
+        let tasks = node.tasks.clone();
+        tasks.spawn(async move {
             node.presence.departed(&record.user).await;
             if let Err(error) = node.broker.deregister(&record).await {
                 tracing::debug!(%error, "a connection stays registered until the broker is back");

@@ -22,7 +22,6 @@ const COME_BACK_MS: u64 = 2_000;
 #[derive(Debug)]
 pub struct Doors {
     open: Arc<Semaphore>,
-    under_way_max: usize,
     waiting: Semaphore,
     wait_max: Duration,
 }
@@ -42,7 +41,7 @@ impl Default for Doors {
 impl Doors {
     fn new(under_way_max: usize, waiting_max: usize, wait_max: Duration) -> Self {
         let open = Arc::new(Semaphore::new(under_way_max));
-        Self { open, under_way_max, waiting: Semaphore::new(waiting_max), wait_max }
+        Self { open, waiting: Semaphore::new(waiting_max), wait_max }
     }
 
     /// A place for one handshake, until its welcome was sent.
@@ -59,12 +58,6 @@ impl Doors {
             Ok(Ok(place)) => Ok(Doorway { _place: place }),
             Ok(Err(_)) | Err(_) => Err(full()),
         }
-    }
-
-    /// Handshakes under way now.
-    #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.under_way_max.saturating_sub(self.open.available_permits())
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) struct RevokeBody {
     #[serde(default)]
     pub issued_before: Option<String>,
     /// The revocation is forgotten then, RFC 3339: choose the latest time at which such a token expires. 30 days where
-    /// not given, 366 at most. A time that has passed takes the revocation of the same `jti`, or of the same `user_id`
+    /// not given; later than in 366 days is in 366 days. A time that has passed takes the revocation of the same `jti`, or of the same `user_id`
     /// and `issued_before`, back.
     #[serde(default)]
     pub until: Option<String>,
@@ -65,9 +65,7 @@ impl RevokeBody {
     fn revocation(&self, now_ms: i64) -> Result<Revocation, Refusal> {
         let until = time(self.until.as_deref(), "until")?;
         let until_ms = until.map_or(now_ms + LIFETIME_DEFAULT_MS, jiff::Timestamp::as_millisecond);
-        if until_ms - now_ms > REVOCATION_LIFETIME_MAX.as_millis() as i64 {
-            return Err(wrong("until", "must be within 366 days"));
-        }
+        let until_ms = until_ms.min(now_ms + REVOCATION_LIFETIME_MAX.as_millis() as i64);
         let issued_before = time(self.issued_before.as_deref(), "issued_before")?;
         let tokens = match (&self.jti, &self.user_id) {
             (Some(_), None) if issued_before.is_some() => {

@@ -60,7 +60,7 @@ impl Running {
             channels: None,
             ttl: Duration::from_secs(600),
         };
-        auth::mint(&self.node.config.auth.jwt, None, &token, clock::unix_ms() / 1_000)
+        auth::mint(&self.node.config.load().auth.jwt, None, &token, clock::unix_ms() / 1_000)
             .expect("minted")
     }
 

@@ -265,7 +265,7 @@ impl Talk<'_> {
             }
             Meaning::Subscribed => self.judge_live(),
             Meaning::Answer { ack_id, position, code } => {
-                self.answered(ack_id, position.as_ref(), code.as_deref())
+                self.answered(ack_id, position.as_ref(), code.as_deref());
             }
             Meaning::Disconnect { .. } | Meaning::Refused { .. } | Meaning::Other => {}
         }

@@ -107,6 +107,12 @@ impl Process {
         }
     }
 
+    /// How many of its lines hold this.
+    pub(crate) fn said(&self, words: &str) -> usize {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        memchr::memmem::find_iter(&text, words).count()
+    }
+
     /// The last lines that it wrote.
     pub(crate) fn last_words(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();

@@ -95,12 +95,15 @@ async fn a_users_tokens_of_before_are_refused_and_later_ones_are_not(cluster: &C
         json!({"jti": "a", "user_id": "b"}),
         json!({"jti": "a", "issued_before": "2026-01-01T00:00:00Z"}),
         json!({"jti": "a", "until": "soon"}),
-        json!({"jti": "a", "until": "2999-01-01T00:00:00Z"}),
         json!({"user_id": ""}),
     ] {
         let (status, refused) = one.post("/tokens/revoke", body.clone()).await;
         assert_eq!((status, &refused["code"]), (400, &json!("INVALID_MESSAGE")), "{body}");
     }
+    let far = json!({"jti": "a", "until": "2999-01-01T00:00:00Z"});
+    let (status, answer) = one.post("/tokens/revoke", far).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer["until"].as_str().is_some_and(|until| !until.starts_with("2999")), "{answer}");
     let forbidden = one.call("POST", "/tokens/revoke", &after, Some(&json!({"jti": "a"}))).await;
     assert_eq!(forbidden.0, 403);
     one.stop().await;

@@ -51,6 +51,12 @@ pub(super) fn add(document: &mut Value) {
         {"required": ["jti"], "properties": {"jti": {"type": "string"}, "user_id": {"type": "null"}, "issued_before": {"type": "null"}}},
         {"required": ["user_id"], "properties": {"user_id": {"type": "string"}, "jti": {"type": "null"}}},
     ]);
+    // One token, or a user's.
+    schemas["RevokeTokens"]["oneOf"] = json!([
+        {"required": ["jti"], "properties":
+            {"jti": {"type": "string"}, "user_id": {"type": "null"}, "issued_before": {"type": "null"}}},
+        {"required": ["user_id"], "properties": {"user_id": {"type": "string"}, "jti": {"type": "null"}}},
+    ]);
     let both = |one: &str, other: &str| json!({"not": {"required": [one, other], "properties": {one: {"type": "string"}, other: {"type": "string"}}}});
     schemas["NewEvent"]["allOf"] = json!([
         both("channel", "user_id"),
@@ -164,6 +170,10 @@ fn of_fields() -> Vec<(&'static str, &'static str, Value)> {
         ("Subscription", "created_at", time.clone()),
         ("Subscription", "updated_at", time.clone()),
         ("Subscription", "expires_at", time.clone()),
+        ("RevokeTokens", "jti", json!({"minLength": 1})),
+        ("RevokeTokens", "user_id", id.clone()),
+        ("RevokeTokens", "issued_before", time.clone()),
+        ("RevokeTokens", "until", time.clone()),
         ("Connection", "transport", json!({"enum": ["websocket", "sse", "poll"]})),
         ("Connection", "connected_at", time.clone()),
     ];

@@ -99,8 +99,22 @@ fn all() -> Vec<(&'static str, Value, Value)> {
     let view = json!({"user_id": "user-456", "status": "online", "last_seen": "2025-04-16T10:30:00.000Z", "connections": 2});
     let envelope = json!({"id": "0193cd6e-0d3c-7b3e-9e0a-5d2f6a1c7b44", "type": "message", "channel": "room:42", "payload": "Hello!",
         "timestamp": "2025-04-16T10:30:00.000Z", "offset": 12, "epoch": "Xk29fQ7a", "tag": "h3Jx81Lm"});
+    let event = json!({"id": 17, "message_id": "0193cd6e-0d3c-7b3e-9e0a-5d2f6a1c7b44", "type": "message", "channel": "room:42", "payload": "Hello!",
+        "timestamp": "2025-04-16T10:30:00.000Z", "offset": 12, "epoch": "Xk29fQ7a", "tag": "h3Jx81Lm"});
+    let polled = json!({"events": [event], "last_poll_id": 17, "has_more": false});
     let resource = subscription(new_resource(), "resource", "active");
     vec![
+        ("get /poll", none.clone(), polled.clone()),
+        (
+            "post /poll",
+            json!({"user_id": "user-456", "last_poll_id": 16, "channels": ["room:42"]}),
+            polled,
+        ),
+        (
+            "get /poll/missed",
+            none.clone(),
+            json!({"messages": [envelope.clone()], "epoch": "Xk29fQ7a", "recovered": true, "has_more": false}),
+        ),
         (
             "post /publish",
             json!({"channel": "room:42", "type": "message", "payload": {"text": "Hello!"}, "idempotency_key": "order-17"}),

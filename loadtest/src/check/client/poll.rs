@@ -51,7 +51,7 @@ pub(super) async fn session(talk: &mut Talk<'_>) -> Ended {
                 Order::Stall => stalled = true,
                 Order::Read => stalled = false,
                 Order::Say(saying, done) => {
-                    talk.client.saying.borrow_mut().push_back((saying, done))
+                    talk.client.saying.borrow_mut().push_back((saying, done));
                 }
             }
         }

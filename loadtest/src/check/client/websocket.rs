@@ -228,15 +228,15 @@ impl Session {
                 Frame::Whole { opcode, payload, size, .. } => {
                     match opcode {
                         websocket::PING => {
-                            websocket::push_client_frame(&mut pongs, websocket::PONG, payload)
+                            websocket::push_client_frame(&mut pongs, websocket::PONG, payload);
                         }
                         websocket::CLOSE => return Ok(false),
                         websocket::TEXT => match talk.hear(payload) {
                             Meaning::Disconnect { retry_after_ms } => {
-                                self.retry_after_ms = retry_after_ms
+                                self.retry_after_ms = retry_after_ms;
                             }
                             Meaning::Refused { .. } => {
-                                self.subscribe_at = Some(Instant::now() + AGAIN)
+                                self.subscribe_at = Some(Instant::now() + AGAIN);
                             }
                             Meaning::Answer { position: None, .. } => {
                                 self.answer_by = None;
