@@ -228,6 +228,7 @@ pub fn assemble(
         publish_limits: PublishLimits::default(),
         doors: Doors::default(),
         banished: Banished::default(),
+        places_taken: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
