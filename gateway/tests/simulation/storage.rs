@@ -283,6 +283,10 @@ impl Broker for Line {
         self.call(move |storage| async move { storage.broker.register(&record, limit).await }).await
     }
 
+    fn register_later(&self, record: &ConnectionRecord) {
+        self.0.broker.register_later(record);
+    }
+
     async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
         let record = record.clone();
         self.call(move |storage| async move { storage.broker.deregister(&record).await }).await
