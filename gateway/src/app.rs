@@ -227,6 +227,7 @@ pub fn assemble(
         revoked: Revoked::default(),
         publish_limits: PublishLimits::default(),
         doors: Doors::default(),
+        places_taken: AtomicU64::new(0),
         banished: Banished::default(),
         places_taken: AtomicU64::new(0),
         draining: AtomicBool::new(false),
