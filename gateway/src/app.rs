@@ -229,7 +229,6 @@ pub fn assemble(
         doors: Doors::default(),
         places_taken: AtomicU64::new(0),
         banished: Banished::default(),
-        places_taken: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         config: ArcSwap::from_pointee(config),
