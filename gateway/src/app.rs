@@ -225,6 +225,7 @@ pub fn assemble(
         routes: ArcSwap::from_pointee(routes),
         application,
         revoked: Revoked::default(),
+        places_taken: AtomicU64::new(0),
         publish_limits: PublishLimits::default(),
         doors: Doors::default(),
         places_taken: AtomicU64::new(0),
