@@ -128,6 +128,7 @@ impl Socket {
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tls(session) if session.has_unread() => Poll::Ready(Ok(())),
+            Self::Memory(end) => end.poll_read_ready(cx),
             _ => self.tcp()?.poll_read_ready(cx),
         }
     }
@@ -137,7 +138,10 @@ impl Socket {
     /// # Errors
     /// The socket is no more.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp()?.poll_write_ready(cx)
+        match self {
+            Self::Memory(end) => end.poll_write_ready(cx),
+            _ => self.tcp()?.poll_write_ready(cx),
+        }
     }
 
     /// Ends our side: the peer reads what was written, then the end.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read as _};
 use std::net::Shutdown;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 /// Two ends of a connection in memory. Each direction holds at most `bytes_max` bytes, as a kernel's
 /// buffers would; dropping an end is what a peer's death is to TCP.
@@ -34,8 +34,6 @@ pub struct PipeEnd {
 struct Way {
     bytes_max: usize,
     flow: Mutex<Flow>,
-    arrived: Notify,
-    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +43,8 @@ struct Flow {
     ended: bool,
     /// The reader will read no more, or one end was dropped.
     broken: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
 }
 
 impl PipeEnd {
@@ -53,11 +53,7 @@ impl PipeEnd {
     /// # Errors
     /// Never; a broken pipe shows in the read.
     pub async fn readable(&self) -> io::Result<()> {
-        self.incoming
-            .wait(&self.incoming.arrived, |flow| {
-                !flow.bytes.is_empty() || flow.ended || flow.broken
-            })
-            .await
+        std::future::poll_fn(|cx| self.poll_read_ready(cx)).await
     }
 
     /// As [`super::Socket::writable`].
@@ -65,10 +61,33 @@ impl PipeEnd {
     /// # Errors
     /// Never; a broken pipe shows in the write.
     pub async fn writable(&self) -> io::Result<()> {
-        let bytes_max = self.outgoing.bytes_max;
-        self.outgoing
-            .wait(&self.outgoing.left, |flow| flow.bytes.len() < bytes_max || flow.broken)
-            .await
+        std::future::poll_fn(|cx| self.poll_write_ready(cx)).await
+    }
+
+    /// As [`PipeEnd::readable`], for polling; the last one to ask is woken.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut flow = self.incoming.flow.lock();
+        if !flow.bytes.is_empty() || flow.ended || flow.broken {
+            return Poll::Ready(Ok(()));
+        }
+        flow.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// As [`PipeEnd::writable`], for polling; the last one to ask is woken.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut flow = self.outgoing.flow.lock();
+        if flow.bytes.len() < self.outgoing.bytes_max || flow.broken {
+            return Poll::Ready(Ok(()));
+        }
+        flow.writer = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// As [`super::Socket::try_read`].
@@ -84,8 +103,9 @@ impl PipeEnd {
             return if flow.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
         }
         let count = flow.bytes.read(buffer)?;
+        let writer = flow.writer.take();
         drop(flow);
-        self.incoming.left.notify_one();
+        wake(writer);
         Ok(count)
     }
 
@@ -116,8 +136,9 @@ impl PipeEnd {
         if written == 0 && slices.iter().any(|slice| !slice.is_empty()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        let reader = flow.reader.take();
         drop(flow);
-        self.outgoing.arrived.notify_one();
+        wake(reader);
         Ok(written)
     }
 
@@ -145,19 +166,19 @@ impl Drop for PipeEnd {
 }
 
 impl Way {
-    async fn wait(&self, change: &Notify, ready: impl Fn(&Flow) -> bool) -> io::Result<()> {
-        loop {
-            if ready(&self.flow.lock()) {
-                return Ok(());
-            }
-            change.notified().await;
-        }
-    }
-
     fn change(&self, change: impl FnOnce(&mut Flow)) {
-        change(&mut self.flow.lock());
-        self.arrived.notify_one();
-        self.left.notify_one();
+        let mut flow = self.flow.lock();
+        change(&mut flow);
+        let (reader, writer) = (flow.reader.take(), flow.writer.take());
+        drop(flow);
+        wake(reader);
+        wake(writer);
+    }
+}
+
+fn wake(waiting: Option<Waker>) {
+    if let Some(waiting) = waiting {
+        waiting.wake();
     }
 }
 
