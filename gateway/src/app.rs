@@ -228,7 +228,6 @@ pub fn assemble(
         places_taken: AtomicU64::new(0),
         publish_limits: PublishLimits::default(),
         doors: Doors::default(),
-        places_taken: AtomicU64::new(0),
         banished: Banished::default(),
         draining: AtomicBool::new(false),
         closing: AtomicBool::new(false),
