@@ -187,8 +187,8 @@ impl Presence {
         let holds =
             self.inner.present.lock().get(&connection.id).map(|present| Arc::clone(&present.holds));
         let Some(holds) = holds else { return false };
-        let held = holds.lock().await.get(resource).is_some_and(|hold| !hold.lapsed);
-        held
+        let holds = holds.lock().await;
+        holds.get(resource).is_some_and(|hold| !hold.lapsed)
     }
 
     /// Whether a connection holds its user at a resource, after one that had lapsed was put back.

@@ -7,6 +7,8 @@
 mod certificates;
 mod pipe;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;

@@ -98,3 +98,25 @@ fn a_gzip_stream_ends_with_the_sum_of_what_was_sent() {
     let events = text.matches("event: message").count();
     assert!(events < 200 && text.contains("\"199:x"), "{events} events");
 }
+
+#[test]
+fn a_gzip_event_that_was_begun_counts_where_others_are_dropped() {
+    use std::io::Read;
+
+    let dress = Dress { compressed: true, ..DRESS };
+    let (mut stream, sum) = carillon_protocol::codec::gzip::open(b"retry: 1\n\n");
+    let outbox = Outbox::new(Wire::Pulled, 2_000).for_sse(false, Some(sum));
+    for number in 0..20 {
+        outbox.push(&dispatch(number, 100), dress, 7);
+        if number == 0 {
+            outbox.state.lock().written(10);
+        }
+    }
+    outbox.push_sse_end();
+    // `take` hands the begun event out whole, its first ten bytes too.
+    stream.extend(outbox.take().concat());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&stream[..]).read_to_string(&mut text).expect("a right sum");
+    let events = text.matches("event: message").count();
+    assert!(events < 20 && text.contains("\"0:x") && text.contains("\"19:x"), "{events} events");
+}

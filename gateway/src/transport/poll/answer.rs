@@ -6,29 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_broker_client::{NewPollPage, NotificationId, PollPage, Target};
+use carillon_broker_client::{NewPollPage, PollPage, Target};
+use carillon_protocol::UserId;
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::{Envelope, Payload, UserId};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{self, EVENTS_MAX, Event, Gathered, Listened};
 use super::held::{Held, Woken};
 use super::origin::{self, Channels, Origin, begin, key};
-use super::page::{Page, Step};
+use super::page::Page;
 use super::question::Question;
 use super::sent::{Sender, be_present};
 use crate::auth::Claims;
 use crate::clock;
 use crate::cluster;
-use crate::dispatch::{NOTIFICATIONS, encode};
 use crate::node::Node;
-use crate::notifications::NOTIFICATION;
 
 /// How long a woken poll waits for what comes in the same breath: fewer answers, fewer polls.
 const BREATH: Duration = Duration::from_millis(20);
-/// Most pending notifications in an answer; the rest follow.
-const PENDING_MAX: usize = 50;
 
 /// The parts of an answer.
 struct Answer {
@@ -176,7 +172,6 @@ async fn repeat(
             }
             let mut next = Page::new(&cursor, &cursor, Vec::new(), page.more, true, twins);
             next.wishes = origin.wishes.clone();
-            next.pending = page.pending;
             let question = key(last, named);
             let new = NewPollPage { question, count: 1, body: next.to_text() };
             let kept = node.broker.keep_poll_page(&claims.user, new).await;
@@ -197,87 +192,37 @@ async fn read(
     deadline: Instant,
 ) -> Result<Answer, Refusal> {
     let connection = Arc::clone(held.connection());
-    let (pending, more_pending) = pending(node, claims, held, origin).await?;
-    let mut twins = origin.twins.clone();
-    twins.extend(pending.iter().map(|(id, _)| gather::hash(id.as_str())));
     let gather = async |events_max| {
         let gathered =
-            gather::gather(node, &connection, channels, &origin.cursor, &twins, events_max).await;
+            gather::gather(node, &connection, channels, &origin.cursor, &origin.twins, events_max)
+                .await;
         gathered.map_err(|error| node.broker_refusal(&error))
     };
-    let room = EVENTS_MAX - pending.len();
-    let mut gathered = gather(room).await?;
-    let is_empty = |gathered: &Gathered, held: &mut Held| {
-        pending.is_empty() && gathered.events.is_empty() && held.waiting() == 0
-    };
+    let mut gathered = gather(EVENTS_MAX).await?;
+    let is_empty =
+        |gathered: &Gathered, held: &mut Held| gathered.events.is_empty() && held.waiting() == 0;
     if is_empty(&gathered, held) && origin.recovered && Instant::now() < deadline {
         // Listen before the last look: what is published between the two is found by it, and what comes
         // after it wakes us. The other order would lose it.
         held.listen(channels).await?;
-        gathered = gather(room).await?;
+        gathered = gather(EVENTS_MAX).await?;
         while is_empty(&gathered, held) {
             let woken = held.wait(deadline).await;
             if woken == Woken::Arrived {
                 tokio::time::sleep(BREATH).await;
             }
-            gathered = gather(room).await?;
+            gathered = gather(EVENTS_MAX).await?;
             if woken != Woken::Arrived {
                 break;
             }
         }
     }
-    gathered.events.extend(held.heard(room - gathered.events.len()));
-    gathered.more |= more_pending || held.waiting() > 0;
-    let delivered: Vec<NotificationId> = pending.iter().map(|(id, _)| id.clone()).collect();
-    let first = pending.into_iter().map(|(_, event)| event);
-    gathered.events = first.chain(gathered.events).collect();
-    let answer = keep(node, claims, held, channels, named, origin, gathered, more_pending).await?;
-    if !delivered.is_empty()
-        && let Err(error) = node.notifications.mark_delivered(&claims.user, &delivered).await
-    {
-        tracing::debug!(%error, "pending notifications may come twice");
-    }
-    Ok(answer)
-}
-
-/// Who begins to poll is sent what none of their connections has yet, oldest first, as on every other transport.
-async fn pending(
-    node: &Node,
-    claims: &Claims,
-    held: &Held,
-    origin: &Origin,
-) -> Result<(Vec<(NotificationId, Event)>, bool), Refusal> {
-    if !origin.pending || !origin.recovered {
-        return Ok((Vec::new(), false));
-    }
-    let waiting = node.notifications.pending(&claims.user, PENDING_MAX + 1).await;
-    let mut waiting = waiting.map_err(|error| crate::rest::store_refusal(node, error))?;
-    let more = waiting.len() > PENDING_MAX;
-    waiting.truncate(PENDING_MAX);
-    let mut events = Vec::with_capacity(waiting.len());
-    for notification in waiting {
-        let id = notification.id.clone();
-        if origin.twins.contains(&gather::hash(id.as_str())) {
-            continue;
-        }
-        let payload = Payload::of(&notification.pushed_to(&claims.user));
-        let envelope = Envelope {
-            id: id.as_str(),
-            kind: NOTIFICATION,
-            channel: Some(NOTIFICATIONS),
-            payload: &payload,
-            timestamp_ms: clock::unix_ms(),
-            ..Envelope::EMPTY
-        };
-        let document = encode(&envelope, held.connection().dress);
-        let Ok(kept) = serde_json::from_slice::<Box<RawValue>>(&document) else { continue };
-        events.push((id, Event { step: Step::Heard(kept), document }));
-    }
-    Ok((events, more))
+    gathered.events.extend(held.heard(EVENTS_MAX - gathered.events.len()));
+    gathered.more |= held.waiting() > 0;
+    keep(node, claims, held, channels, named, origin, gathered).await
 }
 
 /// Keeps what the answer's numbers stand for.
-#[expect(clippy::too_many_arguments, reason = "the parts of one poll")]
 async fn keep(
     node: &Node,
     claims: &Claims,
@@ -286,11 +231,10 @@ async fn keep(
     named: &[Listened],
     origin: &Origin,
     gathered: Gathered,
-    more_pending: bool,
 ) -> Result<Answer, Refusal> {
     let Gathered { events, end, more, recovered, twins, notifications } = gathered;
     let recovered = recovered && origin.recovered;
-    if events.is_empty() && origin.kept && !origin.pending && end == origin.cursor {
+    if events.is_empty() && origin.kept && end == origin.cursor {
         let last_poll_id = origin.id;
         return Ok(Answer {
             events: Vec::new(),
@@ -303,7 +247,6 @@ async fn keep(
     let steps = events.iter().map(|event| event.step.clone()).collect();
     let mut page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
     page.wishes = origin.wishes.clone();
-    page.pending = more_pending;
     let new = NewPollPage {
         question: key(origin.id, named),
         count: events.len().max(1) as u64,

@@ -220,10 +220,6 @@ fn merge(
         let index = lane.index;
         end.set(channel, position);
         let is_notification = is_notification(&publication);
-        if is_notification && twins.contains(&hash(publication.id.as_str())) {
-            // It came as a pending one.
-            continue;
-        }
         if publication.kind.starts_with("entity:") {
             let id = hash(publication.id.as_str());
             if twins.contains(&id) || heard_elsewhere(&lanes, channels, index, &publication) {
@@ -277,7 +273,7 @@ fn heard_elsewhere(
     })
 }
 
-pub(super) fn hash(id: &str) -> u64 {
+fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::{ChannelName, Profile};
+use carillon_protocol::{ChannelName, Profile, UserId};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -33,6 +33,8 @@ pub(crate) struct Held {
     node: Arc<Node>,
     joined: Mutex<Vec<ChannelName>>,
     keys: Vec<(ChannelName, SubscriptionKey)>,
+    /// Where a message of this poll joined: who joins gets the list, the others hear of it.
+    pub(super) own_joins: Vec<ChannelName>,
     /// Documents heard on channels without history.
     heard: Vec<Box<RawValue>>,
 }
@@ -89,6 +91,7 @@ impl Held {
             node: Arc::clone(node),
             joined: Mutex::default(),
             keys: Vec::new(),
+            own_joins: Vec::new(),
             heard: Vec::new(),
         })
     }
@@ -231,6 +234,22 @@ impl Held {
             .collect()
     }
 
+    fn is_own_join(&self, head: &Head<'_>, document: &RawValue) -> bool {
+        #[derive(Deserialize)]
+        struct Joined {
+            payload: Member,
+        }
+        #[derive(Deserialize)]
+        struct Member {
+            id: UserId,
+        }
+        let here = head.channel.as_deref();
+        head.kind == "presence:join"
+            && self.own_joins.iter().any(|resource| Some(resource.as_str()) == here)
+            && serde_json::from_str::<Joined>(document.get())
+                .is_ok_and(|joined| Some(&joined.payload.id) == self.connection().user.as_ref())
+    }
+
     fn take(&mut self, documents: &[u8]) {
         for document in serde_json::Deserializer::from_slice(documents).into_iter::<Box<RawValue>>()
         {
@@ -238,6 +257,9 @@ impl Held {
             let Ok(head) = serde_json::from_str::<Head<'_>>(document.get()) else { continue };
             // With a position it is in history and will be read there, whole and in order.
             let bytes: usize = self.heard.iter().map(|heard| heard.get().len()).sum();
+            if self.is_own_join(&head, &document) {
+                continue;
+            }
             let room = bytes < self.node.config.load().limits.queue_bytes;
             if head.offset.is_none() && head.kind != "resync" && room {
                 self.heard.push(document);

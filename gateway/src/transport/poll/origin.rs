@@ -29,8 +29,6 @@ pub(super) struct Origin {
     pub(super) twins: Vec<u64>,
     /// What former polls asked for by messages.
     pub(super) wishes: Wishes,
-    /// Pending notifications may be there that this chain of polls has not heard.
-    pub(super) pending: bool,
     /// Whether `id` stands for exactly this.
     pub(super) kept: bool,
     /// The number was known, or none was given.
@@ -46,7 +44,6 @@ impl Origin {
             cursor,
             twins: Vec::new(),
             wishes: Wishes::default(),
-            pending: true,
             kept: false,
             recovered,
             answered: None,
@@ -230,11 +227,11 @@ pub(super) async fn find(
         }
         let at = state.origin.and_then(read).and_then(|(kept, page)| {
             let (cursor, twins) = page.at(&kept, id)?;
-            Some((cursor, twins, page.wishes, page.pending))
+            Some((cursor, twins, page.wishes))
         });
         return Ok(match at {
-            Some((cursor, twins, wishes, pending)) => {
-                Origin { id, cursor, twins, wishes, pending, kept: true, recovered: true, answered }
+            Some((cursor, twins, wishes)) => {
+                Origin { id, cursor, twins, wishes, kept: true, recovered: true, answered }
             }
             None => Origin::fresh(Cursor::default(), false),
         });

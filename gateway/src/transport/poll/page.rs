@@ -10,8 +10,8 @@ use sha1::{Digest, Sha1};
 
 /// Most channels whose positions a cursor carries on although a poll did not ask for them.
 const CARRIED_MAX: usize = 64;
-/// Entity events and pending notifications remembered from one page to the next, to drop twins (R14).
-pub(super) const TWINS_MAX: usize = 128;
+/// Entity events remembered from one page to the next, to drop twins (R14).
+pub(super) const TWINS_MAX: usize = 64;
 
 /// How one event moves the cursor. Numbers of channels count the positions of the page's cursor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,15 +87,12 @@ pub(super) struct Page {
     /// Nothing was lost before it.
     #[serde(rename = "r")]
     pub(super) recovered: bool,
-    /// Hashes of the entity events and pending notifications up to its end.
+    /// Hashes of the entity events up to its end.
     #[serde(rename = "t", skip_serializing_if = "Vec::is_empty", default)]
     pub(super) twins: Vec<u64>,
     /// What the polls that go on from here ask for without saying so.
     #[serde(rename = "w", skip_serializing_if = "Wishes::is_empty", default)]
     pub(super) wishes: Wishes,
-    /// Pending notifications did not all fit.
-    #[serde(rename = "p", skip_serializing_if = "std::ops::Not::not", default)]
-    pub(super) pending: bool,
 }
 
 impl Page {
@@ -108,9 +105,8 @@ impl Page {
         recovered: bool,
         twins: Vec<u64>,
     ) -> Self {
-        let (wishes, pending) = (Wishes::default(), false);
-        let from = from.to_text();
-        let mut page = Self { from, end: None, steps, more, recovered, twins, wishes, pending };
+        let (from, wishes) = (from.to_text(), Wishes::default());
+        let mut page = Self { from, end: None, steps, more, recovered, twins, wishes };
         if page.after(page.steps.len()).as_ref() != Some(end) {
             page.end = Some(end.to_text());
         }

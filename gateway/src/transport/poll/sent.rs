@@ -78,7 +78,8 @@ impl Sender<'_> {
             Request::PresenceLeave(resource) => {
                 let left = self.leave(&resource).await;
                 left.map(|left| {
-                    self.done(correlation.clone(), &json!({"channel": resource, "left": left}))
+                    let data = json!({"channel": resource, "left": left});
+                    self.done(correlation.clone(), &data);
                 })
             }
             Request::PresenceHeartbeat(resource) => {
@@ -213,6 +214,7 @@ impl Sender<'_> {
         self.channels.add(self.held, self.node, resource.as_str(), None).await?;
         let joined = self.node.presence.join(&self.polling.connection, &resource, member).await;
         let everyone = joined.map_err(|error| self.node.broker_refusal(&error))?.everyone;
+        self.held.own_joins.push(resource.clone());
         self.wish(|wishes| {
             wishes.present.retain(|at| at.resource != resource);
             wishes.present.push(present);
