@@ -362,11 +362,9 @@ fn repeated(records: &[Record]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for record in records {
         match record {
-            Record::Appended { channel, id, .. } => {
-                if !taken.insert((channel, id)) {
-                    let detail = format!("{id} was taken twice on {channel}");
-                    faults.push(Fault { kind: Kind::Duplicated, detail });
-                }
+            Record::Appended { channel, id, .. } if !taken.insert((channel, id)) => {
+                let detail = format!("{id} was taken twice on {channel}");
+                faults.push(Fault { kind: Kind::Duplicated, detail });
             }
             Record::Forked { channel } => taken.retain(|(other, _)| other != channel),
             Record::Lost => taken.clear(),

@@ -354,7 +354,7 @@ async fn promote(
     // One goes before, and will not have heard what is lost. Every other round all do: then only the node that
     // acknowledged it knows.
     let mut away = BTreeMap::new();
-    let stays = if round % 2 == 0 { 2 } else { 0 };
+    let stays = if round.is_multiple_of(2) { 2 } else { 0 };
     let mut staying = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         if index < stays {
