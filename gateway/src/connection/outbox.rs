@@ -102,6 +102,7 @@ struct Rare {
 #[derive(Debug, Default)]
 struct Queue {
     first: Option<Item>,
+    #[expect(clippy::box_collection, reason = "one word where there is none")]
     others: Option<Box<VecDeque<Item>>>,
 }
 
