@@ -6,6 +6,7 @@
 //! Source: `channels.md` 7, ruling R15; figures in `docs/benchmarks.md`.
 
 mod event_stream;
+mod queue;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use carillon_protocol::codec::gzip::Sum;
 use carillon_protocol::{CloseCode, Position};
 use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
+use queue::{Item, Queue};
 
 use crate::dispatch::{Dispatch, Dress, Medium};
 use crate::socket::Socket;
@@ -97,15 +99,6 @@ struct Rare {
     told: Option<Told>,
 }
 
-/// Mostly empty, and mostly of one when it is not: the first item is in place, the others own memory only
-/// while there are any.
-#[derive(Debug, Default)]
-struct Queue {
-    first: Option<Item>,
-    #[expect(clippy::box_collection, reason = "one word where there is none")]
-    others: Option<Box<VecDeque<Item>>>,
-}
-
 /// What keeps a notification from coming both as pending and live.
 #[derive(Debug, Default)]
 struct Told {
@@ -113,13 +106,6 @@ struct Told {
     heard: Option<Vec<u64>>,
     /// Ids sent as pending whose live message may still come.
     sent: Vec<u64>,
-}
-
-#[derive(Debug)]
-struct Item {
-    bytes: Bytes,
-    /// Hash of channel and conflation key; 0 for messages that are never replaced.
-    conflate: u64,
 }
 
 /// What the connection's task should do next.
@@ -458,48 +444,6 @@ fn signal(mut state: MutexGuard<'_, State>) {
     }
 }
 
-impl Queue {
-    fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
-
-    fn push_back(&mut self, item: Item) {
-        match (&self.first, &mut self.others) {
-            (None, _) => self.first = Some(item),
-            (Some(_), Some(others)) => others.push_back(item),
-            (Some(_), others @ None) => *others = Some(Box::new(VecDeque::from([item]))),
-        }
-    }
-
-    fn pop_front(&mut self) {
-        self.first = self.others.as_mut().and_then(|others| others.pop_front());
-        if self.first.is_none() {
-            self.others = None;
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Item> {
-        self.first.iter().chain(self.others.iter().flat_map(|others| others.iter()))
-    }
-
-    /// Everything, oldest first.
-    fn take(&mut self) -> impl Iterator<Item = Item> + use<> {
-        let Self { first, others } = std::mem::take(self);
-        first.into_iter().chain(others.into_iter().flat_map(|others| *others))
-    }
-
-    /// Keeps what `keep` says, asked oldest first.
-    fn retain(&mut self, mut keep: impl FnMut(&Item) -> bool) {
-        let keeps_first = self.first.as_ref().is_none_or(&mut keep);
-        if let Some(others) = &mut self.others {
-            others.retain(keep);
-        }
-        if !keeps_first {
-            self.pop_front();
-        }
-    }
-}
-
 impl State {
     fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
         self.enqueue_summed(bytes, conflate, Sum::default());
@@ -654,7 +598,7 @@ impl State {
     fn written(&mut self, bytes: usize) {
         self.queued_bytes -= bytes;
         let mut left = self.front_written + bytes;
-        while let Some(front) = &self.queue.first {
+        while let Some(front) = self.queue.front() {
             if left < front.bytes.len() {
                 break;
             }
