@@ -82,10 +82,14 @@ const ROWS: &[Row] = &[
         "--scenario fanout --connections 1000 --rate 20 --transport sse",
         Figure::Delivery,
     ),
-    ours("publish, single", "--scenario publish --channels 100 --batch 1", Figure::Publish),
+    ours(
+        "publish, single",
+        "--scenario publish --channels 100 --batch 1 --window 32",
+        Figure::Publish,
+    ),
     ours(
         "publish, batches of 100",
-        "--scenario publish --channels 100 --window 4",
+        "--scenario publish --channels 100 --window 8",
         Figure::Publish,
     ),
 ];

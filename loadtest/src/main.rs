@@ -12,7 +12,7 @@ mod notifications;
 mod process;
 mod publisher;
 mod report;
-mod run;
+mod scenarios;
 mod server;
 mod subscriber;
 mod tally;
@@ -45,7 +45,7 @@ enum Command {
         listen: SocketAddr,
     },
     /// One scenario against one server
-    Run(run::Options),
+    Run(scenarios::Options),
     /// Every row of the table on every server, medians against the floor
     Bench(bench::Options),
     /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each
@@ -61,7 +61,7 @@ fn main() -> Result<ExitCode> {
         Command::Bench(options) => bench::bench(&options)?,
         Command::Notifications(options) => notifications::bench(&options)?,
         Command::Run(options) => {
-            let report = run::run(&options)?;
+            let report = scenarios::run(&options)?;
             if !options.json {
                 eprint!("{}", report.human());
             }

@@ -2,11 +2,21 @@
 //!
 //! Fixed width, so that a receiver reads it in place instead of parsing JSON.
 
+use clap::ValueEnum;
 use memchr::memmem;
 
 const NEEDLE: &[u8] = b"\"seq\":\"";
 /// `CCCCCC-SSSSSSSS-DDDDDDDDDDDDDDDD`, hexadecimal.
 const BODY: usize = 6 + 1 + 8 + 1 + 16;
+
+/// What stands beside the mark, up to the asked size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Filling {
+    /// One letter, again and again.
+    Letter,
+    /// Records as an application sends them, different in every message: what a compressor meets.
+    Records,
+}
 
 /// What a measured message says about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +32,21 @@ pub(crate) struct Mark {
 impl Mark {
     /// A JSON object of `size` bytes (or the least possible) that carries the mark.
     pub(crate) fn payload(&self, size: usize) -> String {
+        self.filled(size, Filling::Letter)
+    }
+
+    /// The same with something else beside the mark.
+    pub(crate) fn filled(&self, size: usize, filling: Filling) -> String {
         let Self { channel, sequence, due_ns } = self;
-        let bare = format!("{{\"seq\":\"{channel:06x}-{sequence:08x}-{due_ns:016x}\",\"pad\":\"");
-        let pad = size.saturating_sub(bare.len() + 2);
-        format!("{bare}{:x<pad$}\"}}", "")
+        let mut text = format!("{{\"seq\":\"{channel:06x}-{sequence:08x}-{due_ns:016x}\"");
+        if filling == Filling::Records {
+            push_records(&mut text, size, u64::from(*channel) << 32 | u64::from(*sequence));
+        }
+        text.push_str(",\"pad\":\"");
+        let pad = size.saturating_sub(text.len() + 2);
+        text.extend(std::iter::repeat_n('x', pad));
+        text.push_str("\"}");
+        text
     }
 
     /// Finds the first mark in `bytes` and where it ends. `hint` is where the last one began: servers
@@ -45,6 +66,46 @@ impl Mark {
     }
 }
 
+/// Appends `"records":[…]` that leaves room for an empty pad in `size`.
+fn push_records(text: &mut String, size: usize, seed: u64) {
+    const NAMES: [&str; 8] =
+        ["Amina", "Boris", "Chen", "Dolores", "Emeka", "Fatima", "Greta", "Hiro"];
+    const STATES: [&str; 5] = ["open", "assigned", "waiting", "resolved", "closed"];
+    let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut roll = || {
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        dice >> 16
+    };
+    let begin = text.len();
+    text.push_str(",\"records\":[");
+    let first = text.len();
+    loop {
+        let record = format!(
+            "{{\"id\":{},\"owner\":\"{}\",\"state\":\"{}\",\"amount\":{}.{:02},\"token\":\"{:08x}\"}}",
+            roll() % 1_000_000,
+            NAMES[roll() as usize % NAMES.len()],
+            STATES[roll() as usize % STATES.len()],
+            roll() % 10_000,
+            roll() % 100,
+            roll() as u32,
+        );
+        if text.len() + record.len() + 12 > size {
+            break;
+        }
+        if text.len() > first {
+            text.push(',');
+        }
+        text.push_str(&record);
+    }
+    if text.len() == first {
+        text.truncate(begin);
+    } else {
+        text.push(']');
+    }
+}
+
 fn hex(digits: &[u8]) -> Option<u64> {
     digits
         .iter()
@@ -58,8 +119,14 @@ mod tests {
     #[test]
     fn mark_is_found_again_in_an_envelope_of_the_asked_size() {
         let mark = Mark { channel: 999, sequence: 123_456, due_ns: 9_876_543_210 };
+        for (size, filling) in
+            [(128, Filling::Letter), (128, Filling::Records), (1_024, Filling::Records)]
+        {
+            let payload = mark.filled(size, filling);
+            assert_eq!(payload.len(), size);
+            serde_json::from_str::<serde_json::Value>(&payload).expect("valid JSON");
+        }
         let payload = mark.payload(128);
-        assert_eq!(payload.len(), 128);
         serde_json::from_str::<serde_json::Value>(&payload).expect("valid JSON");
         let envelope = format!("{{\"type\":\"message\",\"payload\":{payload}}}");
         for hint in [0, 5_000] {

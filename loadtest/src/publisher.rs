@@ -1,18 +1,23 @@
-//! The one who publishes: a schedule or a window, pipelined over one connection.
+//! Those who publish: a schedule or a window, pipelined over several connections.
 //!
-//! Open loop: message k is due at k/rate and its latency counts from then, however late it was sent
-//! (no coordinated omission). Saturation: a window of messages in flight, refilled as deliveries come.
+//! Each channel belongs to one publisher, and a publisher's connection keeps its order, so the order of a channel can be
+//! judged. Open loop: message k is due at k/rate and its latency counts from then, however late it was
+//! sent (no coordinated omission). Saturation: messages in flight, refilled as deliveries come.
 
-use crate::mark::Mark;
-use crate::tally::{Tally, add};
-use crate::target::Target;
+mod answers;
+
+use crate::mark::{Filling, Mark};
+use crate::tally::{Progress, Tally};
+use crate::target::{PublishBy, Target};
+use answers::Answers;
 use anyhow::{Result, bail};
+use futures_util::future::try_join_all;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// When the next message goes out.
@@ -29,83 +34,199 @@ pub(crate) enum Pace {
 /// What is published.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
-    /// Channels, taken in turn.
-    pub(crate) channels: u32,
-    /// Listeners on each.
+    /// Listeners on each channel.
     pub(crate) members: u64,
     /// Bytes of a payload.
     pub(crate) size: usize,
+    /// What fills it.
+    pub(crate) filling: Filling,
     /// Messages in one request at most.
     pub(crate) batch: usize,
-    /// See [`Pace`].
+    /// See [`Pace`]; shared out between the publishers.
     pub(crate) pace: Pace,
 }
 
-/// A publisher on its own connection.
-pub(crate) struct Publisher {
-    target: Target,
-    writer: RefCell<OwnedWriteHalf>,
-    tally: Rc<Tally>,
-    /// Last sequence of each channel.
-    pub(crate) sequences: RefCell<Vec<u32>>,
-    /// Messages sent.
-    pub(crate) published: Cell<u64>,
-    requests: Cell<u64>,
+/// All publishers of a run.
+pub(crate) struct Publishers {
+    members: Vec<Publisher>,
+    channels: u32,
 }
 
-impl Publisher {
-    /// Connects; a task counts the answers.
-    pub(crate) async fn connect(target: Target, channels: u32, tally: Rc<Tally>) -> Result<Self> {
-        let mut stream = TcpStream::connect(target.address).await?;
-        stream.set_nodelay(true)?;
-        let mut head = Vec::new();
-        if let Some(handshake) = target.publisher_handshake() {
-            stream.write_all(&handshake).await?;
-            while !head.ends_with(b"\r\n\r\n") {
-                if stream.read_buf(&mut head).await? == 0 {
-                    bail!("the publisher was refused");
-                }
-            }
-        }
-        let (reader, writer) = stream.into_split();
-        tokio::task::spawn_local(count_answers(reader, tally.clone()));
-        Ok(Self {
-            target,
-            writer: RefCell::new(writer),
-            tally,
-            sequences: RefCell::new(vec![0; channels as usize]),
-            published: Cell::new(0),
-            requests: Cell::new(0),
-        })
+impl Publishers {
+    /// Connects `count` publishers (at most one a channel) to `targets` in turn; a task each counts the answers.
+    pub(crate) async fn connect(
+        targets: &[Target],
+        by: PublishBy,
+        count: usize,
+        channels: u32,
+        tally: &Rc<Tally>,
+    ) -> Result<Self> {
+        let count = count.clamp(1, channels.max(1) as usize);
+        let progress = tally.divide(count);
+        let connecting = progress.into_iter().enumerate().map(|(index, progress)| {
+            let target = targets[index % targets.len()].clone();
+            let lane = Lane { index: index as u32, count: count as u32, channels };
+            Publisher::connect(target, by, lane, progress, tally.clone())
+        });
+        Ok(Self { members: try_join_all(connecting).await?, channels })
     }
 
-    /// One message with sequence 0 on every channel, to see who listens.
-    pub(crate) async fn warm_up(&self, channels: u32, size: usize) -> Result<()> {
-        let all: Vec<u32> = (0..channels).collect();
-        for chunk in all.chunks(100) {
-            let mark = |channel| Mark { channel, sequence: 0, due_ns: 0 };
-            let some: Vec<_> = chunk.iter().map(|at| (*at, mark(*at).payload(size))).collect();
-            self.send(&some).await?;
-        }
-        Ok(())
+    /// Sends one message to every channel that does not count.
+    pub(crate) async fn warm_up(&self, work: &Work) -> Result<()> {
+        try_join_all(self.members.iter().map(|one| one.warm_up(work))).await.map(|_| ())
     }
 
     /// Publishes until `end`.
     pub(crate) async fn run(&self, work: &Work, end: Instant) -> Result<()> {
+        try_join_all(self.members.iter().map(|one| one.run(work, end))).await.map(|_| ())
+    }
+
+    /// Messages sent, the warm-up apart.
+    pub(crate) fn published(&self) -> u64 {
+        self.members.iter().map(|one| one.published.get()).sum()
+    }
+
+    /// Last sequence of each channel.
+    pub(crate) fn sequences(&self) -> Vec<u32> {
+        let mut all = vec![0; self.channels as usize];
+        for one in &self.members {
+            for (place, sequence) in one.sequences.borrow().iter().enumerate() {
+                all[one.lane.channel(place as u64) as usize] = *sequence;
+            }
+        }
+        all
+    }
+}
+
+/// Which channels are a publisher's: every `count`-th from `index`.
+#[derive(Debug, Clone, Copy)]
+struct Lane {
+    index: u32,
+    count: u32,
+    channels: u32,
+}
+
+impl Lane {
+    /// How many they are.
+    fn size(self) -> u64 {
+        u64::from((self.channels - self.index).div_ceil(self.count))
+    }
+
+    /// The channel of message `k`, taken in turn.
+    fn channel(self, k: u64) -> u32 {
+        self.index + self.count * (k % self.size()) as u32
+    }
+}
+
+/// One publisher on its own connection.
+struct Publisher {
+    target: Target,
+    by: PublishBy,
+    lane: Lane,
+    writer: RefCell<OwnedWriteHalf>,
+    progress: Rc<Progress>,
+    answers: Rc<Answers>,
+    tally: Rc<Tally>,
+    sequences: RefCell<Vec<u32>>,
+    published: Cell<u64>,
+    /// Messages that are not waited for any more.
+    given_up: Cell<u64>,
+}
+
+impl Publisher {
+    async fn connect(
+        target: Target,
+        by: PublishBy,
+        lane: Lane,
+        progress: Rc<Progress>,
+        tally: Rc<Tally>,
+    ) -> Result<Self> {
+        let mut stream = TcpStream::connect(target.address).await?;
+        stream.set_nodelay(true)?;
+        let mut head = Vec::new();
+        let mut rest = Vec::new();
+        if let Some(handshake) = target.publisher_handshake(by, lane.index) {
+            stream.write_all(&handshake).await?;
+            let end = loop {
+                if stream.read_buf(&mut head).await? == 0 {
+                    bail!("the publisher was refused");
+                }
+                if let Some(at) = memchr::memmem::find(&head, b"\r\n\r\n") {
+                    break at + 4;
+                }
+            };
+            rest = head.split_off(end);
+            if head.get(9..12) != Some(b"101") {
+                bail!(
+                    "the publisher was refused: {}",
+                    String::from_utf8_lossy(&head[..end.min(40)])
+                );
+            }
+        }
+        let (reader, writer) = stream.into_split();
+        let answers = Rc::new(Answers::new(progress.clone(), tally.clone()));
+        match by {
+            PublishBy::Websocket if target.answers_frames() => {
+                tokio::task::spawn_local(answers.clone().count_acks(reader, rest));
+            }
+            _ => {
+                tokio::task::spawn_local(answers.clone().count_responses(reader));
+            }
+        }
+        Ok(Self {
+            target,
+            by,
+            lane,
+            writer: RefCell::new(writer),
+            progress,
+            answers,
+            tally,
+            sequences: RefCell::new(vec![0; lane.size() as usize]),
+            published: Cell::new(0),
+            given_up: Cell::new(0),
+        })
+    }
+
+    async fn warm_up(&self, work: &Work) -> Result<()> {
+        let channels: Vec<u32> = (0..self.lane.size()).map(|k| self.lane.channel(k)).collect();
+        for some in channels.chunks(100) {
+            let silent = |channel: &u32| {
+                let mark = Mark { channel: *channel, sequence: 0, due_ns: 0 };
+                (*channel, mark.filled(work.size, work.filling))
+            };
+            let some: Vec<_> = some.iter().map(silent).collect();
+            self.send(&some, Instant::now()).await?;
+        }
+        Ok(())
+    }
+
+    /// This publisher's part of `whole`, at least one.
+    fn share(&self, whole: u64) -> u64 {
+        (whole / u64::from(self.lane.count)).max(1)
+    }
+
+    async fn run(&self, work: &Work, end: Instant) -> Result<()> {
         let start = Instant::now();
         while Instant::now() < end {
             match work.pace {
                 Pace::Rate(rate) => {
-                    let due = |k: u64| start + Duration::from_secs_f64(k as f64 / rate);
+                    // The publishers' schedules are shifted against each other: together they are even.
+                    let own = rate * self.lane.size() as f64 / f64::from(self.lane.channels);
+                    let shift = f64::from(self.lane.index) / f64::from(self.lane.count);
+                    let due = |k: u64| start + Duration::from_secs_f64((k as f64 + shift) / own);
                     let first = self.published.get();
                     sleep_until(due(first).min(end)).await;
-                    let late = Instant::now().duration_since(start).as_secs_f64() * rate;
+                    let late = Instant::now().duration_since(start).as_secs_f64() * own - shift;
                     let count = (late as u64 + 1).saturating_sub(first).min(work.batch as u64);
-                    self.publish(work, count, |k| due(first + k)).await?;
+                    if Instant::now() < end {
+                        self.publish(work, count, |k| due(first + k)).await?;
+                    }
                 }
                 Pace::Window(window) => {
-                    let done = self.tally.delivered.get() / work.members.max(1);
-                    let free = window.saturating_sub(self.published.get().saturating_sub(done));
+                    let window = self.share(window);
+                    let done = self.progress.delivered.get() / work.members.max(1);
+                    let waited_for = self.published.get() - self.given_up.get();
+                    let free = window.saturating_sub(waited_for.saturating_sub(done));
                     if free == 0 {
                         self.wait_for_deliveries(window, work.members).await;
                         continue;
@@ -114,9 +235,9 @@ impl Publisher {
                     self.publish(work, free.min(work.batch as u64), |_| now).await?;
                 }
                 Pace::Unanswered(most) => {
-                    if self.requests.get() - self.tally.answered.get() >= most {
+                    if self.answers.owed() >= self.share(most) {
                         let _late =
-                            timeout(Duration::from_secs(2), self.tally.progress.notified()).await;
+                            timeout(Duration::from_secs(2), self.progress.changed.notified()).await;
                         continue;
                     }
                     let now = Instant::now();
@@ -129,13 +250,14 @@ impl Publisher {
 
     async fn wait_for_deliveries(&self, window: u64, members: u64) {
         // One slot free, not all: the window stays full as long as the server keeps up.
-        let wanted = (self.published.get() + 1).saturating_sub(window) * members;
-        self.tally.wake_at.set(wanted);
-        let wait = timeout(Duration::from_secs(2), self.tally.progress.notified()).await;
+        let waited_for = self.published.get() - self.given_up.get();
+        let wanted = (waited_for + 1).saturating_sub(window) * members;
+        self.progress.wake_at.set(wanted);
+        let wait = timeout(Duration::from_secs(2), self.progress.changed.notified()).await;
         if wait.is_err() {
             // Lost messages would hold the window shut for ever; the loss itself is counted elsewhere.
-            let missing = wanted.saturating_sub(self.tally.delivered.get()).div_ceil(members);
-            self.published.set(self.published.get().saturating_sub(missing));
+            let missing = wanted.saturating_sub(self.progress.delivered.get()).div_ceil(members);
+            self.given_up.set((self.given_up.get() + missing).min(self.published.get()));
         }
     }
 
@@ -144,65 +266,32 @@ impl Publisher {
         let mut messages = Vec::with_capacity(count as usize);
         for k in 0..count {
             let published = self.published.get();
-            let channel = (published % u64::from(work.channels)) as u32;
+            let channel = self.lane.channel(published);
             let sequence = {
                 let mut sequences = self.sequences.borrow_mut();
-                sequences[channel as usize] += 1;
-                sequences[channel as usize]
+                let last = &mut sequences[(published % self.lane.size()) as usize];
+                *last += 1;
+                *last
             };
             let due_ns = due(k).saturating_duration_since(began).as_nanos() as u64;
             let mark = Mark { channel, sequence, due_ns };
-            messages.push((channel, mark.payload(work.size)));
+            messages.push((channel, mark.filled(work.size, work.filling)));
             self.published.set(published + 1);
         }
-        self.send(&messages).await
+        self.send(&messages, due(0)).await
     }
 
     #[expect(clippy::await_holding_refcell_ref, reason = "one task writes, nobody else borrows")]
-    async fn send(&self, messages: &[(u32, String)]) -> Result<()> {
+    async fn send(&self, messages: &[(u32, String)], due: Instant) -> Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
         let mut bytes = Vec::with_capacity(messages.len() * 300);
-        let answers = self.target.push_publish(&mut bytes, messages);
-        self.requests.set(self.requests.get() + answers);
+        let answers = self.target.push_publish(&mut bytes, self.by, messages);
+        self.answers.expect(answers, due);
         self.writer.borrow_mut().write_all(&bytes).await?;
         Ok(())
     }
-}
-
-/// Reads pipelined HTTP answers and counts those that tell of an error.
-async fn count_answers(mut reader: OwnedReadHalf, tally: Rc<Tally>) {
-    let mut buffer = Vec::with_capacity(65_536);
-    while matches!(reader.read_buf(&mut buffer).await, Ok(read) if read > 0) {
-        let mut taken = 0;
-        while let Some((answer, size)) = http_answer(&buffer[taken..]) {
-            add(&tally.answered, 1);
-            let errors = memchr::memmem::find_iter(answer, b"\"code\":\"").count() as u64;
-            let refused = answer.get(9) != Some(&b'2');
-            add(&tally.refused, errors.max(u64::from(refused)));
-            taken += size;
-        }
-        buffer.drain(..taken);
-        if taken > 0 {
-            tally.progress.notify_one();
-        }
-    }
-}
-
-/// The first whole answer in `bytes` and its size.
-fn http_answer(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let body = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
-    let head = std::str::from_utf8(&bytes[..body]).ok()?.to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
-    let size = match length {
-        Some(length) => body + length.trim().parse::<usize>().ok()?,
-        None if head.contains("chunked") => {
-            body + memchr::memmem::find(&bytes[body..], b"0\r\n\r\n")? + 5
-        }
-        None => body,
-    };
-    Some((bytes.get(..size)?, size))
 }
 
 #[cfg(test)]
@@ -210,12 +299,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pipelined_answers_are_told_apart() {
-        let bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 503 No\r\n\r\n";
-        let (first, size) = http_answer(bytes).expect("whole");
-        assert!(first.ends_with(b"{}"));
-        let (second, _) = http_answer(&bytes[size..]).expect("whole");
-        assert_eq!(second[9], b'5');
-        assert!(http_answer(&bytes[..size - 1]).is_none());
+    fn every_channel_has_one_publisher() {
+        for (count, channels) in [(1, 1), (3, 10), (8, 8), (8, 1_000)] {
+            let mut owners = vec![0; channels as usize];
+            for index in 0..count {
+                let lane = Lane { index, count, channels };
+                (0..lane.size()).for_each(|k| owners[lane.channel(k) as usize] += 1);
+            }
+            assert!(owners.iter().all(|owners| *owners == 1), "{count} {channels}: {owners:?}");
+        }
     }
 }

@@ -16,6 +16,9 @@ pub(crate) struct Report {
     pub(crate) connections: usize,
     /// Channels.
     pub(crate) channels: u32,
+    /// Nodes that connections went to.
+    #[serde(default)]
+    pub(crate) nodes: usize,
     /// Measured seconds.
     pub(crate) seconds: f64,
     /// Messages published in the whole run.
@@ -65,6 +68,12 @@ pub(crate) struct Report {
     pub(crate) p999_ms: f64,
     /// See `p50_ms`.
     pub(crate) max_ms: f64,
+    /// From when a publish was due until it was answered, milliseconds.
+    #[serde(default)]
+    pub(crate) answer_p50_ms: f64,
+    /// See `answer_p50_ms`.
+    #[serde(default)]
+    pub(crate) answer_p99_ms: f64,
     /// Connections opened a second, handshake and welcome included.
     pub(crate) connects_per_second: f64,
     /// Server CPU for each connect.
@@ -113,6 +122,12 @@ impl Report {
             row(
                 "bytes a connection",
                 format!("{:.0} idle, {:.0} after 16 KB", self.idle_bytes, self.exercised_bytes),
+            );
+        }
+        if self.answer_p99_ms > 0.0 {
+            row(
+                "publish answered, ms",
+                format!("p50 {:.2}  p99 {:.2}", self.answer_p50_ms, self.answer_p99_ms),
             );
         }
         row(

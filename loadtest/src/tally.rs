@@ -6,6 +6,7 @@ use crate::mark::Mark;
 use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -29,13 +30,21 @@ pub(crate) struct Tally {
     connect_ns: RefCell<Histogram<u64>>,
     /// Publishes that were answered with an error.
     pub(crate) refused: Cell<u64>,
-    /// Answers to publishes.
-    pub(crate) answered: Cell<u64>,
-    /// Wakes the publisher when `delivered` reaches `wake_at`.
-    pub(crate) progress: Notify,
-    /// See `progress`.
-    pub(crate) wake_at: Cell<u64>,
+    /// Time from when a request was due to its answer.
+    answer_ns: RefCell<Histogram<u64>>,
+    /// One for each publisher: channel c is the one's at c modulo their count.
+    progress: RefCell<Vec<Rc<Progress>>>,
     latency_ns: RefCell<Histogram<u64>>,
+}
+
+/// How far one publisher's messages came.
+pub(crate) struct Progress {
+    /// Deliveries of its channels.
+    pub(crate) delivered: Cell<u64>,
+    /// Wakes the publisher when `delivered` reaches `wake_at`, and when answers come.
+    pub(crate) changed: Notify,
+    /// See `changed`.
+    pub(crate) wake_at: Cell<u64>,
 }
 
 impl Tally {
@@ -52,9 +61,8 @@ impl Tally {
             dial_max: Cell::default(),
             connect_ns: RefCell::new(latency.clone()),
             refused: Cell::new(0),
-            answered: Cell::new(0),
-            progress: Notify::new(),
-            wake_at: Cell::new(u64::MAX),
+            answer_ns: RefCell::new(latency.clone()),
+            progress: RefCell::default(),
             latency_ns: RefCell::new(latency),
         }
     }
@@ -66,18 +74,45 @@ impl Tally {
 
     /// Counts one delivery that was read at `now_ns`.
     pub(crate) fn deliver(&self, mark: &Mark, now_ns: u64) {
-        let delivered = self.delivered.get() + 1;
-        self.delivered.set(delivered);
+        add(&self.delivered, 1);
         self.latency_ns.borrow_mut().saturating_record(now_ns.saturating_sub(mark.due_ns).max(1));
-        if delivered >= self.wake_at.get() {
-            self.wake_at.set(u64::MAX);
-            self.progress.notify_one();
+        let all = self.progress.borrow();
+        // One publisher is the common case and the one with the most deliveries: no division for it.
+        let at = if all.len() == 1 { 0 } else { mark.channel as usize % all.len().max(1) };
+        let Some(progress) = all.get(at) else { return };
+        add(&progress.delivered, 1);
+        if progress.delivered.get() >= progress.wake_at.get() {
+            progress.wake_at.set(u64::MAX);
+            progress.changed.notify_one();
         }
+    }
+
+    /// Counts deliveries for `count` publishers from now on.
+    pub(crate) fn divide(&self, count: usize) -> Vec<Rc<Progress>> {
+        let one = || Progress {
+            delivered: Cell::new(0),
+            changed: Notify::new(),
+            wake_at: Cell::new(u64::MAX),
+        };
+        let all: Vec<Rc<Progress>> = (0..count).map(|_| Rc::new(one())).collect();
+        self.progress.borrow_mut().clone_from(&all);
+        all
+    }
+
+    /// Notes how long after it was due a request was answered.
+    pub(crate) fn answer(&self, took: Duration) {
+        self.answer_ns.borrow_mut().saturating_record(took.as_nanos().max(1) as u64);
+    }
+
+    /// Time to a request's answer at a quantile in milliseconds.
+    pub(crate) fn answer_ms(&self, quantile: f64) -> f64 {
+        self.answer_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
     }
 
     /// Forgets the latencies so far: measuring begins.
     pub(crate) fn forget_latency(&self) {
         self.latency_ns.borrow_mut().reset();
+        self.answer_ns.borrow_mut().reset();
     }
 
     /// Notes a connect that was refused and is tried again.

@@ -29,6 +29,15 @@ pub(crate) enum Transport {
     Sse,
 }
 
+/// How messages are published to a Carillon node; the others have one way each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PublishBy {
+    /// A backend's REST calls.
+    Rest,
+    /// A client's WebSocket, every message acknowledged.
+    Websocket,
+}
+
 /// One server and what is needed to be let in.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
@@ -77,8 +86,14 @@ impl Target {
     }
 
     /// What a publisher says first, if publishing is not plain HTTP.
-    pub(crate) fn publisher_handshake(&self) -> Option<Vec<u8>> {
+    pub(crate) fn publisher_handshake(&self, by: PublishBy, index: u32) -> Option<Vec<u8>> {
         match self.kind {
+            Kind::Carillon if by == PublishBy::Websocket => {
+                let token =
+                    token::sign(&self.jwt_secret, &format!("{}-publisher-{index}", self.user));
+                let path = format!("/ws?token={token}");
+                Some(websocket::client_request(&self.address.to_string(), &path))
+            }
             Kind::Carillon | Kind::Nchan => None,
             Kind::Floor | Kind::Naive => {
                 Some(websocket::client_request(&self.address.to_string(), "/pub"))
@@ -86,10 +101,30 @@ impl Target {
         }
     }
 
+    /// Whether what is published over a WebSocket is acknowledged there.
+    pub(crate) fn answers_frames(&self) -> bool {
+        self.kind == Kind::Carillon
+    }
+
     /// Appends the bytes that publish `messages` (channel index, payload); returns how many answers
     /// will come.
-    pub(crate) fn push_publish(&self, into: &mut Vec<u8>, messages: &[(u32, String)]) -> u64 {
+    pub(crate) fn push_publish(
+        &self,
+        into: &mut Vec<u8>,
+        by: PublishBy,
+        messages: &[(u32, String)],
+    ) -> u64 {
         match self.kind {
+            Kind::Carillon if by == PublishBy::Websocket => {
+                for (channel, payload) in messages {
+                    let channel = self.channel(*channel);
+                    let text = format!(
+                        "{{\"type\":\"message\",\"channel\":\"{channel}\",\"ack_id\":\"1\",\"payload\":{payload}}}"
+                    );
+                    websocket::push_client_frame(into, websocket::TEXT, text.as_bytes());
+                }
+                messages.len() as u64
+            }
             Kind::Carillon => {
                 self.push_request(into, messages);
                 1

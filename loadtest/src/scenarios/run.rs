@@ -1,0 +1,261 @@
+//! What the scenarios share: connecting, seeing that everybody listens, measuring, counting what was lost.
+
+use super::{Options, Scenario};
+use crate::process;
+use crate::publisher::{Pace, Publishers, Work};
+use crate::report::Report;
+use crate::subscriber::{self, Subscriber};
+use crate::tally::Tally;
+use crate::target::{Kind, Target};
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Publishers where every channel can have its own.
+const PUBLISHERS: usize = 8;
+
+/// One run: whom it speaks to and what it counted.
+pub(super) struct Run<'a> {
+    pub(super) options: &'a Options,
+    /// A target for each node.
+    pub(super) targets: Vec<Target>,
+    pub(super) channels: u32,
+    pids: Vec<u32>,
+    pub(super) tally: Rc<Tally>,
+    pub(super) report: Report,
+}
+
+impl<'a> Run<'a> {
+    /// Nothing is connected yet.
+    pub(super) fn new(options: &'a Options) -> Result<Self> {
+        let channels =
+            if options.scenario == Scenario::Fanout { 1 } else { options.channels.max(1) };
+        let connections =
+            if options.scenario == Scenario::Publish { 0 } else { options.connections };
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+        };
+        let report = Report {
+            scenario: name(options.scenario.to_possible_value()),
+            target: name(options.target.to_possible_value()),
+            transport: name(options.transport.to_possible_value()),
+            connections,
+            channels,
+            nodes: options.url.len(),
+            ..Report::default()
+        };
+        let pids = options.server_pid.iter().copied().chain(options.redis_pid).collect();
+        let targets = targets(options, &options.url)?;
+        Ok(Self { options, targets, channels, pids, tally: Rc::new(Tally::new()), report })
+    }
+
+    /// The figures.
+    pub(super) fn finish(mut self) -> Report {
+        let (report, tally) = (&mut self.report, &self.tally);
+        report.closed = tally.closed.get();
+        report.refused = tally.refused.get();
+        report.retries.clone_from(&tally.retries.borrow());
+        report.retried = report.retries.values().sum();
+        report.dial_max_ms = tally.dial_max.get().as_secs_f64() * 1e3;
+        report.connect_p50_ms = tally.connect_ms(0.5);
+        report.connect_p99_ms = tally.connect_ms(0.99);
+        report.connect_max_ms = tally.connect_ms(1.0);
+        self.report
+    }
+
+    /// Memory of all server processes.
+    pub(super) fn memory(&self) -> Result<f64> {
+        self.options.server_pid.iter().map(|pid| Ok(process::pss_bytes(*pid)? as f64)).sum()
+    }
+
+    /// Opens `count` connections, to the nodes and channels in turn.
+    pub(super) async fn connect(&mut self, count: usize) -> Result<Vec<Rc<Subscriber>>> {
+        let before = process::cpu_us_of_all(&self.pids)?;
+        let began = Instant::now();
+        let greeted = self.options.target == Kind::Carillon;
+        let channels = self.channels;
+        let transport = self.options.transport;
+        // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
+        // wake each other for nothing while nodes wait for their requests.
+        let places = Arc::new(Semaphore::new(self.options.handshakes));
+        let mut connecting = Vec::with_capacity(count);
+        for index in 0..count {
+            let place = Arc::clone(&places).acquire_owned().await;
+            let channel = (index % channels as usize) as u32;
+            // The members of a channel go to all nodes.
+            let target = &self.targets[index / channels as usize % self.targets.len()];
+            let request = target.open(transport, index, &target.channel(channel));
+            let (to, tally) = (target.address, Rc::clone(&self.tally));
+            connecting.push(tokio::task::spawn_local(async move {
+                let _place = place;
+                subscriber::connect(index, to, &request, transport, greeted, channel, &tally).await
+            }));
+        }
+        let opened: Vec<Result<Rc<Subscriber>>> = futures_util::future::join_all(connecting)
+            .await
+            .into_iter()
+            .map(|joined| joined.context("a connecting task")?)
+            .collect();
+        let seconds = began.elapsed().as_secs_f64();
+        let cpu = process::cpu_us_of_all(&self.pids)? - before;
+        self.report.connects_per_second = count as f64 / seconds;
+        self.report.connect_cpu_us = cpu as f64 / count.max(1) as f64;
+        opened.into_iter().collect()
+    }
+
+    /// Those who publish, connected.
+    pub(super) async fn publishers(&self) -> Result<Publishers> {
+        let options = self.options;
+        let targets = match options.publish_url.as_slice() {
+            [] => self.targets.clone(),
+            urls => targets(options, urls)?,
+        };
+        let count = options.publishers.unwrap_or(PUBLISHERS);
+        Publishers::connect(&targets, options.publish_by, count, self.channels, &self.tally).await
+    }
+
+    /// What they publish, for channels of `members` each.
+    pub(super) fn work(&self, members: u64) -> Work {
+        let options = self.options;
+        let pace = match options.rate {
+            Some(rate) => Pace::Rate(rate),
+            None if options.scenario == Scenario::Publish => Pace::Unanswered(options.window),
+            None => Pace::Window(options.window),
+        };
+        let (size, filling, batch) = (options.size, options.filling, options.batch);
+        Work { members, size, filling, batch, pace }
+    }
+
+    /// When a run that begins now is over: a second for the beginning, then what is measured.
+    pub(super) fn end(&self) -> Instant {
+        Instant::now() + Duration::from_secs_f64(self.options.duration + 1.0)
+    }
+
+    /// Warm-up messages until each connection has heard one: then all are subscribed.
+    pub(super) async fn wait_until_all_listen(
+        &self,
+        publishers: &Publishers,
+        work: &Work,
+        count: usize,
+    ) -> Result<()> {
+        for _attempt in 0..100 {
+            publishers.warm_up(work).await?;
+            let until = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < until {
+                if self.tally.ready.get() >= count as u64 && self.tally.refused.get() == 0 {
+                    // What of the warm-up is still under way would count as CPU only.
+                    sleep(Duration::from_millis(300)).await;
+                    return Ok(());
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+            if self.tally.refused.get() > 0 {
+                bail!("{} warm-up publishes were refused", self.tally.refused.get());
+            }
+        }
+        bail!("only {} of {count} connections hear their channel", self.tally.ready.get())
+    }
+
+    /// Skips the first second, then measures until `end`.
+    pub(super) async fn measure(
+        &mut self,
+        end: Instant,
+        published: impl Fn() -> u64,
+    ) -> Result<()> {
+        sleep(Duration::from_secs(1)).await;
+        self.tally.forget_latency();
+        let done = || {
+            if self.options.scenario == Scenario::Publish {
+                published()
+            } else {
+                self.tally.delivered.get()
+            }
+        };
+        let me = std::process::id();
+        let (from, count) = (Instant::now(), done());
+        let (cpu, own) = (process::cpu_us_of_all(&self.pids)?, process::cpu_us(me)?);
+        let last = self.options.redis_pid.map_or(Ok(0), process::cpu_us)?;
+        sleep_until(end).await;
+        let seconds = from.elapsed().as_secs_f64();
+        let delivered = done() - count;
+        let each = |us: u64| us as f64 / delivered.max(1) as f64;
+        let report = Report {
+            seconds,
+            delivered,
+            per_second: delivered as f64 / seconds,
+            server_cpu_us: each(process::cpu_us_of_all(&self.pids)? - cpu),
+            redis_cpu_us: each(self.options.redis_pid.map_or(Ok(0), process::cpu_us)? - last),
+            client_cpu_us: each(process::cpu_us(me)? - own),
+            p50_ms: self.tally.latency_ms(0.5),
+            p99_ms: self.tally.latency_ms(0.99),
+            p999_ms: self.tally.latency_ms(0.999),
+            max_ms: self.tally.latency_ms(1.0),
+            answer_p50_ms: self.tally.answer_ms(0.5),
+            answer_p99_ms: self.tally.answer_ms(0.99),
+            ..self.report.clone()
+        };
+        self.report = report;
+        Ok(())
+    }
+
+    /// Waits until nothing more comes, then counts.
+    pub(super) async fn settle(&mut self, subscribers: &[Rc<Subscriber>], sequences: &[u32]) {
+        let last_of = |at: &Subscriber| sequences.get(at.channel as usize).copied().unwrap_or(0);
+        let lost = || subscribers.iter().map(|at| at.order.borrow().lost(last_of(at))).sum::<u64>();
+        for _quiet in 0..6 {
+            let mut before = u64::MAX;
+            while lost() > 0 && before != self.tally.delivered.get() {
+                before = self.tally.delivered.get();
+                sleep(Duration::from_millis(250)).await;
+            }
+            if lost() == 0 {
+                break;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        self.report.lost = lost();
+        for at in subscribers {
+            let order = at.order.borrow();
+            self.report.duplicated += order.duplicated;
+            self.report.reordered += order.reordered;
+        }
+    }
+
+    /// Memory once allocators have given back what they will: two looks a second apart agree.
+    pub(super) async fn settled_memory(&self) -> Result<f64> {
+        sleep(Duration::from_secs(2)).await;
+        let mut last = self.memory()?;
+        for _look in 0..15 {
+            sleep(Duration::from_secs(1)).await;
+            let now = self.memory()?;
+            if (now - last).abs() <= last * 0.002 {
+                return Ok(now);
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+}
+
+fn targets(options: &Options, urls: &[String]) -> Result<Vec<Target>> {
+    let target = |url: &String| {
+        Ok(Target {
+            kind: options.target,
+            address: address(url)?,
+            jwt_secret: options.jwt_secret.clone(),
+            user: options.user.clone(),
+            api_key: options.api_key.clone(),
+        })
+    };
+    urls.iter().map(target).collect()
+}
+
+fn address(url: &str) -> Result<SocketAddr> {
+    let bare = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
+    bare.parse().with_context(|| format!("{url}: an address like 127.0.0.1:8082 is needed"))
+}
