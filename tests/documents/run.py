@@ -12,7 +12,8 @@ import sys
 
 from stage import Stage
 
-from harness import Facts  # noqa: I001 (stage puts it on the path)
+import side_by_side  # noqa: I001 (stage puts it on the path)
+from harness import Facts
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENTS = ["socialhub", "dnr", "excore", "enzyme", "uno", "contract"]
@@ -39,25 +40,35 @@ def client(facts, stage, name, argv):
         print(f"FAIL the {name} client ended with {done.returncode}: {done.stderr[-2000:]}", flush=True)
 
 
+def play(binary, shape, only, facts):
+    """One after the other on one stage, in this process."""
+    with Stage(binary, embedded=shape == "one") as stage:
+        for name in DOCUMENTS:
+            if name in only:
+                document = importlib.import_module(name)
+                document.facts(lambda what, test, *more, name=name: facts.check(
+                    f"{name}, {shape}: {what}", test, *more), stage)
+        if "clients" in only:
+            for name, argv in CLIENTS:
+                client(facts, stage, name, argv)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", default="target/debug/carillon")
     parser.add_argument("--only", default=",".join([*DOCUMENTS, "clients"]))
-    parser.add_argument("--on", default="one,three")
+    parser.add_argument("--on", default="three,one")
+    parser.add_argument("--jobs", type=int, default=side_by_side.default_jobs(),
+                        help="how many documents at once; 1: in this process")
     args = parser.parse_args()
-    only, facts = args.only.split(","), Facts()
-    for shape in args.on.split(","):
-        with Stage(os.path.abspath(args.binary), embedded=shape == "one") as stage:
-            for name in DOCUMENTS:
-                if name in only:
-                    document = importlib.import_module(name)
-                    document.facts(lambda what, test, *more, name=name: facts.check(
-                        f"{name}, {shape}: {what}", test, *more), stage)
-            if "clients" in only:
-                for name, argv in CLIENTS:
-                    client(facts, stage, name, argv)
-    print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
-    sys.exit(1 if facts.failed else 0)
+    binary, only, shapes, facts = os.path.abspath(args.binary), args.only.split(","), args.on.split(","), Facts()
+    if args.jobs > 1 and len(only) * len(shapes) > 1:
+        side_by_side.finish(*side_by_side.run(
+            {f"{name} on {shape}": [sys.executable, __file__, "--binary", binary, "--jobs", "1", "--only", name, "--on", shape]
+             for shape in shapes for name in only}, args.jobs))
+    for shape in shapes:
+        play(binary, shape, only, facts)
+    side_by_side.finish(facts.passed, facts.failed)
 
 
 main()

@@ -1,129 +1,146 @@
-"""Killing a node in the middle of a create: every recipient has the notification, or nobody has.
+"""Killing a node in the middle of creates: every recipient has the notification, or nobody has.
 
-Real Redis, three nodes, `kill -9` at random moments while one POST /notifications is under way. Afterwards the
-survivors are asked: each recipient has it exactly once in their list and exactly once in their stream, or there is no
-trace of it anywhere.
+Real Redis, three nodes, `kill -9` at a random moment while several POST /notifications are under way, each begun at a
+moment of its own. Afterwards the survivors are asked: each recipient has it exactly once in their list and exactly once in
+their stream, or there is no trace of it anywhere.
 """
 
+import asyncio
 import http.client
 import random
-import socket
 import threading
 import time
 
-from harness import Cluster, call, wait_until
+from harness import Cluster, wait_until
+from interleavings import Http
 
-RECIPIENTS = 1_000
-TRIALS = 6
-# Beyond a thousand recipients the inboxes follow the record, written by whoever lives.
-MANY = 2_000
-MANY_TRIALS = 2
+# What one kill meets under way. Beyond a thousand recipients the inboxes follow the record, written by whoever lives.
+UNDER_WAY = [1_000, 1_000, 1_000, 2_000]
+KILLS = 2
+# What the dead node began is finished once its claims have run out, in ten seconds.
+SETTLED_SECONDS = 15
+PATIENCE_SECONDS = 60
+READERS = 16
 
 
-def facts(check, binary):
+class Create:
+    """One POST /notifications, its recipients, and what the caller was told."""
+
+    def __init__(self, cluster, victim, name, recipients):
+        self.cluster, self.victim, self.answered = cluster, victim, []
+        self.users = [f"{name}-u{n}" for n in range(recipients)]
+        self.body = {"title": name, "message": "m", "recipients": self.users}
+        self.thread = threading.Thread(target=self.post)
+
+    def post(self):
+        began = time.monotonic()
+        try:
+            self.answered.append(self.cluster.post(self.victim, "/notifications", self.body).status)
+        except (OSError, http.client.HTTPException):
+            pass  # killed meanwhile
+        self.took = time.monotonic() - began
+
+
+class Survivor:
+    """Asks one living node about many users, over a few kept connections."""
+
+    def __init__(self, cluster, node):
+        self.node, self.key = node, f"X-API-Key: {cluster.keys.api_key}\r\n"
+
+    def ask(self, paths):
+        async def all_of_them():
+            kept, slots = Http(self.node), asyncio.Semaphore(READERS)
+
+            async def one(path):
+                async with slots:
+                    return await kept.request("GET", "/api/realtime" + path, None, self.key)
+            try:
+                return await asyncio.gather(*map(one, paths))
+            finally:
+                kept.close()
+        return asyncio.run(all_of_them())
+
+    def lists(self, users):
+        return self.ask(f"/notifications?user_id={user}" for user in users)
+
+    def in_streams(self, users, ident=None):
+        """How often each user's stream holds it (or any notification, without an id)."""
+        histories = self.ask(f"/channels/user:{user}/history?limit=10" for user in users)
+        return [sum(m["type"] == "notification" and ident in (None, m["id"]) for m in history["messages"])
+                for history in histories]
+
+    def settled(self, create, killed_at):
+        """Everybody's list, once what the dead node began must be finished."""
+        while True:
+            late = time.monotonic() - killed_at
+            ends = [bool(entries) for entries in self.lists([create.users[0], create.users[-1]])]
+            if all(ends) or late > SETTLED_SECONDS:
+                listed = self.lists(create.users)
+                if all(listed) or not any(listed) or late > PATIENCE_SECONDS:
+                    return listed
+            time.sleep(0.5)
+
+
+def facts(check, binary, kills=KILLS):
+    seed = random.randrange(1 << 32)
+    chance, outcomes = random.Random(seed), {"whole": 0, "nothing": 0, "answered": 0}
     with Cluster(binary) as cluster:
-        seed = random.randrange(1 << 32)
-        chance = random.Random(seed)
-        outcomes = {"whole": 0, "nothing": 0, "answered": 0}
-
-        def all_or_nothing(trial, recipients):
-            victim, survivor = cluster.nodes[0], cluster.nodes[1 + trial % 2]
-            users = [f"t{recipients}-{trial}-u{n}" for n in range(recipients)]
-            body = {"title": f"trial {trial}", "message": "m", "recipients": users}
-            took = warm(cluster, victim, body) if trial == 0 else all_or_nothing.took
-            all_or_nothing.took = took
-            answered = []
-
-            def create():
-                try:
-                    answered.append(cluster.post(victim, "/notifications", body).status)
-                except (OSError, http.client.HTTPException):
-                    pass  # killed meanwhile
-            caller = threading.Thread(target=create)
-            caller.start()
-            time.sleep(chance.uniform(0, 1.1 * took))
-            victim.kill()
-            caller.join()
-            victim.start()
-            listed = settled(cluster, survivor, users)
-            having = sum(1 for entries in listed.values() if entries)
-            assert having in (0, len(users)), f"{having} of {len(users)} have it (seed {seed})"
-            assert not answered or answered == [201] and having, f"answered {answered}, {having} have it"
-            outcomes["whole" if having else "nothing"] += 1
-            outcomes["answered"] += bool(answered)
-            if having:
-                ids = {entry["id"] for entries in listed.values() for entry in entries}
-                assert len(ids) == 1 and all(len(entries) == 1 for entries in listed.values()), listed
-                ident = ids.pop()
-                assert call(survivor, "GET", f"/notifications/{ident}", None, key(cluster)).status == 200
-                wait_until("every stream has it once",
-                           lambda: all(n == 1 for n in in_streams(cluster, survivor, users, ident)), 60)
-                # And no node that comes later adds another.
-                time.sleep(1)
-                assert all(n == 1 for n in in_streams(cluster, survivor, users[::10], ident))
-            else:
-                assert not any(in_streams(cluster, survivor, users, None)), "a stream has a trace of it"
+        took = warm(cluster, cluster.nodes[0])
+        for kill in range(kills):
+            victim, survivor = cluster.nodes[0], Survivor(cluster, cluster.nodes[1 + kill % 2])
+            creates = [Create(cluster, victim, f"k{kill}c{n}", recipients) for n, recipients in enumerate(UNDER_WAY)]
+            killed_at = kill_in_the_middle(victim, creates, took, chance)
+            for create in creates:
+                check(f"a create for {len(create.users)} recipients, killed in the middle, is whole or nothing "
+                      f"({create.body['title']}, seed {seed})", whole_or_nothing, survivor, create, killed_at, outcomes)
             wait_until("the killed node is back", victim.ready, 30, victim)
-
-        for trial in range(TRIALS):
-            check(f"a create for {RECIPIENTS} recipients, killed in the middle, is whole or nothing ({trial + 1})",
-                  all_or_nothing, trial, RECIPIENTS)
-        for trial in range(MANY_TRIALS):
-            check(f"the same for {MANY} recipients ({trial + 1})", all_or_nothing, trial, MANY)
-        print(f"     seed {seed}: {outcomes}", flush=True)
+    print(f"     seed {seed}: {outcomes}", flush=True)
 
 
-def key(cluster):
-    return {"X-API-Key": cluster.keys.api_key}
+def kill_in_the_middle(victim, creates, took, chance):
+    """Begins each create so long before the kill that most are under way then; the node lives again. When it was killed."""
+    kill_at = time.monotonic() + 1.1 * max(took)
+    for begin, create in sorted((kill_at - chance.uniform(0, 0.8 * took[n]), n) for n in range(len(creates))):
+        time.sleep(max(0, begin - time.monotonic()))
+        creates[create].thread.start()
+    time.sleep(max(0, kill_at - time.monotonic()))
+    victim.kill()
+    killed_at = time.monotonic()
+    for create in creates:
+        create.thread.join()
+    victim.start()
+    return killed_at
 
 
-def warm(cluster, node, body):
-    """Seconds that such a create takes when nobody kills it."""
+def whole_or_nothing(survivor, create, killed_at, outcomes):
+    listed, users = survivor.settled(create, killed_at), create.users
+    having = sum(map(bool, listed))
+    assert having in (0, len(users)), f"{having} of {len(users)} have it"
+    assert not create.answered or create.answered == [201] and having, f"answered {create.answered}, {having} have it"
+    outcomes["whole" if having else "nothing"] += 1
+    outcomes["answered"] += bool(create.answered)
+    if not having:
+        assert not any(survivor.in_streams(users)), "a stream has a trace of it"
+        return
+    ids = {entry["id"] for entries in listed for entry in entries}
+    assert len(ids) == 1 and all(len(entries) == 1 for entries in listed), listed
+    ident = ids.pop()
+    assert survivor.ask([f"/notifications/{ident}"])[0]["id"] == ident
+    wait_until("every stream has it once", lambda: all(n == 1 for n in survivor.in_streams(users, ident)), PATIENCE_SECONDS)
+    # And no node that comes later adds another.
+    time.sleep(1)
+    assert all(n == 1 for n in survivor.in_streams(users[::10], ident)), "a stream has it twice"
+
+
+def warm(cluster, node):
+    """Seconds that each of such creates takes, all under way at once, when nobody kills them."""
     times = []
     for n in range(3):
-        began = time.monotonic()
-        users = [f"warm-{n}-{user}" for user in body["recipients"]]
-        assert cluster.post(node, "/notifications", {**body, "recipients": users}).status == 201
-        times.append(time.monotonic() - began)
-    return min(times)
-
-
-def ask(node, path, headers, connection=[None, None]):
-    """GET over a kept connection: thousands of them in a row."""
-    import json
-    if connection[1] is not node:
-        connection[:] = [http.client.HTTPConnection("127.0.0.1", node.port, timeout=30), node]
-    for attempt in (1, 2):
-        try:
-            connection[0].request("GET", "/api/realtime" + path, headers=headers)
-            if attempt == 1 and connection[0].sock:
-                connection[0].sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            answer = connection[0].getresponse()
-            body = answer.read()
-            assert answer.status == 200, (answer.status, body[:200])
-            return json.loads(body)
-        except (OSError, http.client.HTTPException):
-            connection[0].close()
-    raise AssertionError(f"{node.name} does not answer")
-
-
-def settled(cluster, node, users):
-    """Everybody's list, once what the dead node began must be finished: its claims run out in ten seconds."""
-    end = time.monotonic() + 40
-    while True:
-        first = ask(node, f"/notifications?user_id={users[0]}", key(cluster))
-        last = ask(node, f"/notifications?user_id={users[-1]}", key(cluster))
-        listed = {user: ask(node, f"/notifications?user_id={user}", key(cluster)) for user in users}
-        having = sum(bool(entries) for entries in listed.values())
-        if having == len(users) or having == 0 and not first and not last and time.monotonic() > end - 25:
-            return listed
-        if time.monotonic() > end:
-            return listed
-        time.sleep(0.5)
-
-
-def in_streams(cluster, node, users, ident):
-    """How often each user's stream holds it (or anything, without an id)."""
-    return [sum(m["type"] == "notification" and ident in (None, m["id"])
-                for m in ask(node, f"/channels/user:{user}/history?limit=10", key(cluster))["messages"])
-            for user in users]
+        creates = [Create(cluster, node, f"warm{n}c{m}", recipients) for m, recipients in enumerate(UNDER_WAY)]
+        for create in creates:
+            create.thread.start()
+        for create in creates:
+            create.thread.join()
+        assert all(create.answered == [201] for create in creates), [create.answered for create in creates]
+        times.append([create.took for create in creates])
+    return [min(took) for took in zip(*times)]

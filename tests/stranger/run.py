@@ -23,6 +23,7 @@ import outage
 import proxies
 import recovery
 import reload
+import side_by_side
 import slow
 import subscriptions
 import tls
@@ -44,41 +45,38 @@ def browser(facts, cluster):
         print(f"FAIL browser.mjs ended with {done.returncode}: {done.stderr[-2000:]}", flush=True)
 
 
-# Batteries that share three nodes, and those that start what they need.
+# Batteries that share three nodes, and those that start what they need. The longest ones first: the end is then short.
 SHARED = {
+    "malformed": malformed.facts,
+    "limits": limits.facts,
+    "browser": lambda check, cluster: browser(check.__self__, cluster),
     "notifications": notifications.facts,
     "subscriptions": subscriptions.facts,
     "connections": connections.facts,
     "delivery": delivery.facts,
-    "malformed": malformed.facts,
-    "browser": lambda check, cluster: browser(check.__self__, cluster),
-    "limits": limits.facts,
     "slow": slow.facts,
     "recovery": recovery.facts,
 }
 OWN = {
-    "openapi": openapi.facts,
     "creation": creation.facts,
-    "outage": outage.facts,
     "application": application.facts,
+    "churn": churn.facts,
+    "openapi": openapi.facts,
+    "interleavings": interleavings.facts,
+    "outage": outage.facts,
     "reload": reload.facts,
     "tls": tls.facts,
     "proxies": proxies.facts,
     "compression": compression.facts,
-    "interleavings": interleavings.facts,
-    "churn": churn.facts,
 }
 # What chance decides can be replayed.
 SEEDED = ("interleavings", "churn")
+# Side by side, the small ones share nodes.
+TOGETHER = [["notifications", "subscriptions", "connections"], ["delivery", "slow", "recovery"]]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--binary", default="target/debug/carillon")
-    parser.add_argument("--only", default=",".join([*SHARED, *OWN]))
-    parser.add_argument("--seed", type=int, help="replays what chance did")
-    args = parser.parse_args()
-    binary, only, facts = os.path.abspath(args.binary), args.only.split(","), Facts()
+def sequence(only, binary, seed, facts):
+    """One after the other, in this process."""
     if any(name in only for name in SHARED):
         with Cluster(binary) as cluster:
             for name in SHARED:
@@ -86,9 +84,29 @@ def main():
                     SHARED[name](facts.check, cluster)
     for name in OWN:
         if name in only:
-            OWN[name](facts.check, binary, *([args.seed] if name in SEEDED else []))
-    print(f"{facts.passed} passed, {facts.failed} failed", flush=True)
-    sys.exit(1 if facts.failed else 0)
+            OWN[name](facts.check, binary, *([seed] if name in SEEDED else []))
+
+
+def many_at_once(only, binary, jobs):
+    groups = [[name] for name in [*OWN, *SHARED] if not any(name in group for group in TOGETHER)] + TOGETHER
+    asked = [[name for name in group if name in only] for group in groups]
+    batteries = {", ".join(names): [sys.executable, __file__, "--binary", binary, "--jobs", "1", "--only", ",".join(names)]
+                 for names in asked if names}
+    return side_by_side.run(batteries, jobs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", default="target/debug/carillon")
+    parser.add_argument("--only", default=",".join([*SHARED, *OWN]))
+    parser.add_argument("--seed", type=int, help="replays what chance did; one after the other")
+    parser.add_argument("--jobs", type=int, default=side_by_side.default_jobs(), help="how many batteries at once; 1: in this process")
+    args = parser.parse_args()
+    binary, only, facts = os.path.abspath(args.binary), args.only.split(","), Facts()
+    if args.jobs > 1 and len(only) > 1 and args.seed is None:
+        side_by_side.finish(*many_at_once(only, binary, args.jobs))
+    sequence(only, binary, args.seed, facts)
+    side_by_side.finish(facts.passed, facts.failed)
 
 
 main()

@@ -140,6 +140,7 @@ impl NotificationStatus {
 
 /// What the reader may do about it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(expecting = "an object of label, action and data")]
 pub struct NotificationAction {
     /// What the button says.
     pub label: String,

@@ -56,7 +56,8 @@ impl FromStr for Moment {
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moment = jiff::Timestamp::from_millisecond(self.0).map_err(|_| fmt::Error)?;
-        fmt::Display::fmt(&moment, f)
+        // Three digits or none: not every reader of RFC 3339 takes another number of them.
+        if self.0 % 1_000 == 0 { write!(f, "{moment}") } else { write!(f, "{moment:.3}") }
     }
 }
 
@@ -84,8 +85,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_seconds_are_written_without_a_fraction_and_others_with_one() {
-        for text in ["2025-05-16T10:30:00Z", "2025-05-16T10:30:00.25Z", "1969-12-31T23:59:59Z"] {
+    fn whole_seconds_are_written_without_a_fraction_and_others_with_three_digits() {
+        for text in ["2025-05-16T10:30:00Z", "2025-05-16T10:30:00.250Z", "1969-12-31T23:59:59Z"] {
             let moment: Moment = text.parse().expect("a moment");
             assert_eq!(moment.to_string(), text);
         }

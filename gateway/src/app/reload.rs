@@ -53,7 +53,7 @@ impl Fresh {
         node.api_keys.store(Arc::new(self.api_keys));
         node.routes.store(Arc::new(self.routes));
         log.set_level(&self.config.log.level);
-        let queue_bytes = self.config.limits.queue_bytes;
+        let queue_bytes = self.config.limits.queue_bytes_max();
         node.config.store(Arc::new(self.config));
         // The other limits are looked up where they are used; an outbox holds its own.
         for connection in node.hub.connections() {

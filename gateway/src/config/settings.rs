@@ -251,6 +251,14 @@ pub struct Limits {
     pub connections: usize,
 }
 
+impl Limits {
+    /// Bytes that may wait for one slow reader: as many as there are where the limit is switched off.
+    #[must_use]
+    pub fn queue_bytes_max(&self) -> usize {
+        if self.queue_bytes == 0 { usize::MAX } else { self.queue_bytes }
+    }
+}
+
 /// A webhook of the application, signed by Standard Webhooks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Webhook {

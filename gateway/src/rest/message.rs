@@ -21,6 +21,7 @@ const KEY_BYTES_MAX: usize = 256;
 
 /// Who must not hear a message.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(expecting = "an object of connections and users")]
 #[schema(as = Exclude)]
 pub(super) struct ExcludeBody {
     /// Connection ids.

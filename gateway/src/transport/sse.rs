@@ -13,7 +13,9 @@ use bytes::Bytes;
 use carillon_protocol::Profile;
 use carillon_protocol::codec::gzip;
 use carillon_protocol::envelope::Refusal;
-use http::header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use http::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, VARY,
+};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use http_body::Frame;
@@ -72,7 +74,7 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     } else {
         (opening.into_bytes(), None)
     };
-    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes).for_sse(chunked, sum);
+    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes_max()).for_sse(chunked, sum);
     let dress = Dress { medium: Medium::Sse, profile: handshake.profile, compressed };
     let remote = peer.as_ref().map(|peer| peer.remote);
     let connection =
@@ -99,6 +101,10 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
         headers.append(VARY, HeaderValue::from_static("accept-encoding"));
     }
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    // What 1.1 means anyway, for clients and proxies that look for it.
+    if chunked {
+        headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    }
     Ok(response)
 }
 

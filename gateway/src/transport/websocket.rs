@@ -147,7 +147,7 @@ pub async fn begin(node: Arc<Node>, socket: Arc<Socket>, early: Vec<u8>, opening
     let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
-        Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes);
+        Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes_max());
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
     let mut driver = Box::new(Driver::new(

@@ -74,7 +74,7 @@ impl Held {
         remote: Option<IpAddr>,
     ) -> Result<Self, Refusal> {
         let admitted = node.admit_poll()?;
-        let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes);
+        let outbox = Outbox::new(Wire::Pulled, node.config.load().limits.queue_bytes_max());
         let dress = Dress { medium: Medium::Poll, profile, compressed: false };
         let connection = Connection::new(
             admitted.id.clone(),
@@ -260,7 +260,7 @@ impl Held {
             if self.is_own_join(&head, &document) {
                 continue;
             }
-            let room = bytes < self.node.config.load().limits.queue_bytes;
+            let room = bytes < self.node.config.load().limits.queue_bytes_max();
             if head.offset.is_none() && head.kind != "resync" && room {
                 self.heard.push(document);
             }
