@@ -9,6 +9,7 @@ mod http;
 mod mark;
 mod naive;
 mod notifications;
+mod opening;
 mod process;
 mod publisher;
 mod report;
@@ -45,7 +46,7 @@ enum Command {
         listen: SocketAddr,
     },
     /// One scenario against one server
-    Run(scenarios::Options),
+    Run(Box<scenarios::Options>),
     /// Every row of the table on every server, medians against the floor
     Bench(bench::Options),
     /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each

@@ -7,15 +7,16 @@
 mod answers;
 
 use crate::mark::{Filling, Mark};
+use crate::opening;
 use crate::tally::{Progress, Tally};
-use crate::target::{PublishBy, Target};
+use crate::target::{Caller, Target, Transport};
 use answers::Answers;
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use futures_util::future::try_join_all;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -55,8 +56,7 @@ pub(crate) struct Publishers {
 impl Publishers {
     /// Connects `count` publishers (at most one a channel) to `targets` in turn; a task each counts the answers.
     pub(crate) async fn connect(
-        targets: &[Target],
-        by: PublishBy,
+        targets: &[Rc<Target>],
         count: usize,
         channels: u32,
         tally: &Rc<Tally>,
@@ -64,9 +64,9 @@ impl Publishers {
         let count = count.clamp(1, channels.max(1) as usize);
         let progress = tally.divide(count);
         let connecting = progress.into_iter().enumerate().map(|(index, progress)| {
-            let target = targets[index % targets.len()].clone();
+            let target = Rc::clone(&targets[index % targets.len()]);
             let lane = Lane { index: index as u32, count: count as u32, channels };
-            Publisher::connect(target, by, lane, progress, tally.clone())
+            Publisher::connect(target, lane, progress, tally.clone())
         });
         Ok(Self { members: try_join_all(connecting).await?, channels })
     }
@@ -120,8 +120,7 @@ impl Lane {
 
 /// One publisher on its own connection.
 struct Publisher {
-    target: Target,
-    by: PublishBy,
+    target: Rc<Target>,
     lane: Lane,
     writer: RefCell<OwnedWriteHalf>,
     progress: Rc<Progress>,
@@ -135,47 +134,30 @@ struct Publisher {
 
 impl Publisher {
     async fn connect(
-        target: Target,
-        by: PublishBy,
+        target: Rc<Target>,
         lane: Lane,
         progress: Rc<Progress>,
         tally: Rc<Tally>,
     ) -> Result<Self> {
         let mut stream = TcpStream::connect(target.address).await?;
         stream.set_nodelay(true)?;
-        let mut head = Vec::new();
-        let mut rest = Vec::new();
-        if let Some(handshake) = target.publisher_handshake(by, lane.index) {
-            stream.write_all(&handshake).await?;
-            let end = loop {
-                if stream.read_buf(&mut head).await? == 0 {
-                    bail!("the publisher was refused");
-                }
-                if let Some(at) = memchr::memmem::find(&head, b"\r\n\r\n") {
-                    break at + 4;
-                }
-            };
-            rest = head.split_off(end);
-            if head.get(9..12) != Some(b"101") {
-                bail!(
-                    "the publisher was refused: {}",
-                    String::from_utf8_lossy(&head[..end.min(40)])
-                );
-            }
-        }
-        let (reader, writer) = stream.into_split();
-        let answers = Rc::new(Answers::new(progress.clone(), tally.clone()));
-        match by {
-            PublishBy::Websocket if target.answers_frames() => {
-                tokio::task::spawn_local(answers.clone().count_acks(reader, rest));
-            }
-            _ => {
-                tokio::task::spawn_local(answers.clone().count_responses(reader));
-            }
-        }
+        let answers = Rc::new(Answers::new(target.clone(), progress.clone(), tally.clone()));
+        let index = lane.index as usize;
+        let writer = if let Some(request) = target.open_publisher(index) {
+            let caller = Caller { target: &target, index, channel: None };
+            let rest = opening::open(&mut stream, &request, Transport::Ws, caller)
+                .await
+                .context("a publisher")?;
+            let (reader, writer) = stream.into_split();
+            tokio::task::spawn_local(answers.clone().count_frames(reader, rest));
+            writer
+        } else {
+            let (reader, writer) = stream.into_split();
+            tokio::task::spawn_local(answers.clone().count_responses(reader));
+            writer
+        };
         Ok(Self {
             target,
-            by,
             lane,
             writer: RefCell::new(writer),
             progress,
@@ -286,8 +268,9 @@ impl Publisher {
         if messages.is_empty() {
             return Ok(());
         }
-        let mut bytes = Vec::with_capacity(messages.len() * 300);
-        let answers = self.target.push_publish(&mut bytes, self.by, messages);
+        let mut bytes = self.answers.take_due();
+        bytes.reserve(messages.len() * 300);
+        let answers = self.target.push_publish(&mut bytes, messages);
         self.answers.expect(answers, due);
         self.writer.borrow_mut().write_all(&bytes).await?;
         Ok(())

@@ -10,7 +10,7 @@ mod run;
 
 use crate::mark::Filling;
 use crate::report::Report;
-use crate::target::{Kind, PublishBy, Transport};
+use crate::target::{Kind, Plain, PublishBy, Transport};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use run::Run;
@@ -43,7 +43,7 @@ pub(crate) struct Options {
     pub(crate) target: Kind,
     #[arg(long, value_enum, default_value = "ws")]
     pub(crate) transport: Transport,
-    /// Address of the server, `127.0.0.1:8082` or `http://…`; of several nodes, to which connections go in turn.
+    /// Address of the server, `127.0.0.1:8082` or `ws://…` (paths are the target's own); of several nodes, to which connections go in turn.
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:8082")]
     pub(crate) url: Vec<String>,
     /// Where messages are published, if on other nodes than `--url`.
@@ -98,6 +98,8 @@ pub(crate) struct Options {
     pub(crate) jwt_secret: String,
     #[arg(long, env = "LOADTEST_API_KEY", default_value = "", hide_env_values = true)]
     pub(crate) api_key: String,
+    #[command(flatten)]
+    pub(crate) plain: Plain,
     /// Print JSON only.
     #[arg(long)]
     pub(crate) json: bool,

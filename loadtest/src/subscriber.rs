@@ -1,19 +1,20 @@
 //! The mass of connections that listen: raw sockets, one shared read buffer, frames read in place.
 //!
-//! Owns connecting and reading. Does not publish, and does not know what server it speaks to: that
-//! is in the bytes it is given. Everything is on one thread, so the count needs no locks.
+//! Owns connecting and reading. Does not publish, and does not know what server it speaks to: what is
+//! said is the target's. Everything is on one thread, so the count needs no locks.
 
 use crate::mark::Mark;
+use crate::opening;
 use crate::tally::{Order, Tally, add};
-use crate::target::Transport;
+use crate::target::{Caller, Target, Transport};
 use crate::websocket::{self, Frame};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -33,6 +34,7 @@ pub(crate) struct Subscriber {
     pub(crate) channel: u32,
     /// What it heard there.
     pub(crate) order: RefCell<Order>,
+    target: Rc<Target>,
     ready: Cell<bool>,
     writer: OwnedWriteHalf,
 }
@@ -49,10 +51,8 @@ impl Subscriber {
 /// As [`connect_once`], again after a refusal, as a client would: a node in a storm may answer 503.
 pub(crate) async fn connect(
     index: usize,
-    address: SocketAddr,
-    request: &[u8],
+    target: &Rc<Target>,
     transport: Transport,
-    greeted: bool,
     channel: u32,
     tally: &Rc<Tally>,
 ) -> Result<Rc<Subscriber>> {
@@ -60,7 +60,7 @@ pub(crate) async fn connect(
     let mut attempt = 0;
     loop {
         let began = Instant::now();
-        match connect_once(index, address, request, transport, greeted, channel, tally).await {
+        match connect_once(index, target, transport, channel, tally).await {
             Err(error) if attempt < ATTEMPTS_MAX => {
                 attempt += 1;
                 tally.retry(&error.root_cause().to_string());
@@ -75,43 +75,29 @@ pub(crate) async fn connect(
     }
 }
 
-/// Connects, says `request`, waits for the server's head (and for its first message where
-/// `greeted`), and leaves a task that reads until the end.
+/// Connects, subscribes to the channel of that number, and leaves a task that reads until the end.
 async fn connect_once(
     index: usize,
-    address: SocketAddr,
-    request: &[u8],
+    target: &Rc<Target>,
     transport: Transport,
-    greeted: bool,
     channel: u32,
     tally: &Rc<Tally>,
 ) -> Result<Rc<Subscriber>> {
     let began = Instant::now();
-    let mut stream = dial(index, address).await?;
+    let mut stream = dial(index, target.address).await?;
     tally.dial_max.set(tally.dial_max.get().max(began.elapsed()));
-    stream.write_all(request).await?;
-    let mut head = Vec::with_capacity(1_024);
-    let body = loop {
-        if stream.read_buf(&mut head).await? == 0 {
-            bail!("closed during the handshake");
-        }
-        if let Some(at) = memchr::memmem::find(&head, b"\r\n\r\n") {
-            break at + 4;
-        }
-    };
-    let status = head.get(9..12).unwrap_or_default();
-    if status != b"101" && status != b"200" {
-        bail!("status {}", String::from_utf8_lossy(status));
-    }
-    let mut rest = head.split_off(body);
-    while greeted && rest.is_empty() {
-        if stream.read_buf(&mut rest).await? == 0 {
-            bail!("closed before the welcome");
-        }
-    }
+    let name = target.channel(channel);
+    let caller = Caller { target, index, channel: Some(&name) };
+    let request = target.open(transport, caller)?;
+    let rest = opening::open(&mut stream, &request, transport, caller).await?;
     let (reader, writer) = stream.into_split();
-    let subscriber =
-        Rc::new(Subscriber { channel, order: RefCell::default(), ready: Cell::new(false), writer });
+    let subscriber = Rc::new(Subscriber {
+        channel,
+        order: RefCell::default(),
+        target: Rc::clone(target),
+        ready: Cell::new(false),
+        writer,
+    });
     // Without spare capacity: ten thousand of these are held.
     let rest = rest.into_boxed_slice().into_vec();
     tokio::task::spawn_local(read(reader, rest, transport, subscriber.clone(), tally.clone()));
@@ -185,6 +171,7 @@ fn consume(
     match transport {
         Transport::Sse => Some(consume_stream(bytes, subscriber, tally, now)),
         Transport::Ws => {
+            let profile = subscriber.target.kind.profile();
             let mut taken = 0;
             loop {
                 match websocket::parse(&bytes[taken..]) {
@@ -198,6 +185,9 @@ fn consume(
                             websocket::CLOSE => return None,
                             _ => {
                                 hear(payload, subscriber, tally, now);
+                                if let Some(text) = profile.answer(&subscriber.target, payload) {
+                                    subscriber.try_send(text.as_bytes());
+                                }
                             }
                         }
                         taken += size;

@@ -1,11 +1,21 @@
-//! How each kind of server is spoken to: the paths to listen on and the bytes that publish.
+//! How each kind of server is spoken to, as bytes: the way in, the way to subscribe, the way to publish.
 //!
-//! A new server to compare with is a new arm here and nowhere else.
+//! Owns no socket and no clock: a profile is asked and answers. A new server to compare with is a new
+//! file in `target/`, an arm of [`Kind::profile`] and, where the bench starts it, one in `server/lineup.rs`.
 
-use crate::token;
+mod carillon;
+mod centrifugo;
+mod floor;
+mod nchan;
+mod plain;
+mod socketio;
+
+pub(crate) use plain::Plain;
+
 use crate::websocket;
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 
 /// A kind of server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +28,26 @@ pub(crate) enum Kind {
     Naive,
     /// nginx with Nchan: `/sub?channel=` and `/pub?channel=`.
     Nchan,
+    /// Socket.IO 3 and 4 over WebSocket, with the events of `peers/socketio.mjs`.
+    Socketio,
+    /// Centrifugo 4 and newer: the bidirectional JSON protocol, publishing through its HTTP API.
+    Centrifugo,
+    /// Any plain WebSocket: paths and texts are given by `--path`, `--subscribe`, `--publish` …
+    Plain,
+}
+
+impl Kind {
+    /// How this kind is spoken to.
+    pub(crate) fn profile(self) -> &'static dyn Profile {
+        match self {
+            Self::Carillon => &carillon::Carillon,
+            Self::Floor | Self::Naive => &floor::Floor,
+            Self::Nchan => &nchan::Nchan,
+            Self::Socketio => &socketio::SocketIo,
+            Self::Centrifugo => &centrifugo::Centrifugo,
+            Self::Plain => &plain::Templates,
+        }
+    }
 }
 
 /// How a subscriber listens.
@@ -38,6 +68,89 @@ pub(crate) enum PublishBy {
     Websocket,
 }
 
+/// Who speaks: a listening connection, or a publisher, which has no channel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    /// The server and what is needed to be let in.
+    pub(crate) target: &'a Target,
+    /// Number of the connection, or of the publisher, in this run.
+    pub(crate) index: usize,
+    /// The channel to listen on; none for a publisher.
+    pub(crate) channel: Option<&'a str>,
+}
+
+/// What a connection does next while it opens.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// It listens; nothing more is needed.
+    Open,
+    /// It waits for the server's next message.
+    Wait,
+    /// It says this text and waits for the next message.
+    Say(String),
+    /// It says this text and then listens.
+    Last(String),
+    /// The server does not let it in.
+    Refused(String),
+}
+
+/// How messages are published.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Publishing {
+    /// By requests, pipelined; each has an answer.
+    Http,
+    /// By text frames over a WebSocket on this path.
+    WebSocket(String),
+}
+
+/// One kind of server, seen from its clients. Stateless: what was heard last says where a connection is.
+pub(crate) trait Profile: Sync {
+    /// The name of channel `index` of a run.
+    fn channel(&self, index: u32) -> String {
+        format!("bench-{index}")
+    }
+
+    /// The path of a WebSocket.
+    fn ws_path(&self, caller: Caller<'_>) -> String;
+
+    /// The path of an event stream, where the server has one.
+    fn sse_path(&self, _caller: Caller<'_>) -> Option<String> {
+        None
+    }
+
+    /// What comes after the HTTP upgrade (`heard` is none) and after each message until the connection is
+    /// open. An event stream only waits for its first bytes, if at all.
+    fn converse(&self, _caller: Caller<'_>, _heard: Option<&[u8]>) -> Act {
+        Act::Open
+    }
+
+    /// What an open connection must say to a message, such as to a ping of the protocol's own.
+    fn answer<'t>(&self, _target: &'t Target, _heard: &[u8]) -> Option<&'t str> {
+        None
+    }
+
+    /// The text with which a member publishes over its own WebSocket, where clients may.
+    fn speak(&self, _channel: &str, _payload: &str) -> Option<String> {
+        None
+    }
+
+    /// How this publisher publishes.
+    fn publishing(&self, publisher: Caller<'_>) -> Publishing;
+
+    /// Appends the bytes that publish `messages` (channel index, payload); returns how many answers come.
+    fn push_publish(&self, to: &Target, into: &mut Vec<u8>, messages: &[(u32, String)]) -> u64;
+
+    /// Publishes refused in one whole HTTP answer.
+    fn refusals(&self, answer: &[u8]) -> u64 {
+        u64::from(answer.get(9) != Some(&b'2'))
+    }
+
+    /// Publishes refused by a frame that answers one; none where the frame is no answer.
+    fn verdict(&self, _heard: &[u8]) -> Option<u64> {
+        None
+    }
+}
+
 /// One server and what is needed to be let in.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
@@ -45,127 +158,81 @@ pub(crate) struct Target {
     pub(crate) kind: Kind,
     /// Where clients connect.
     pub(crate) address: SocketAddr,
-    /// Carillon: the HS256 secret that tokens are signed with.
+    /// The same as written, for `Host`.
+    pub(crate) host: String,
+    /// The HS256 secret that tokens are signed with (Carillon, Centrifugo); empty for no token.
     pub(crate) jwt_secret: String,
-    /// Carillon: the beginning of the users' names.
+    /// The beginning of the users' names.
     pub(crate) user: String,
-    /// Carillon: the key that publishes.
+    /// The key that publishes (Carillon, Centrifugo).
     pub(crate) api_key: String,
+    /// How a Carillon node is published to.
+    pub(crate) publish_by: PublishBy,
+    /// Paths and texts of [`Kind::Plain`].
+    pub(crate) plain: Plain,
 }
 
 impl Target {
-    /// The request with which connection `index` opens and subscribes to `channel`.
-    pub(crate) fn open(&self, transport: Transport, index: usize, channel: &str) -> Vec<u8> {
-        let host = self.address.to_string();
-        let (ws, sse) = match self.kind {
-            Kind::Carillon => {
-                let token = token::sign(&self.jwt_secret, &format!("{}-{index}", self.user));
-                let query = format!("channel={channel}&token={token}");
-                (format!("/ws?{query}"), format!("/api/realtime/events?{query}"))
-            }
-            Kind::Floor | Kind::Naive => {
-                (format!("/ws?channel={channel}"), format!("/sse?channel={channel}"))
-            }
-            Kind::Nchan => (format!("/sub?channel={channel}"), format!("/sub?channel={channel}")),
-        };
-        match transport {
-            Transport::Ws => websocket::client_request(&host, &ws),
-            Transport::Sse => {
-                format!("GET {sse} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n")
-                    .into_bytes()
-            }
-        }
-    }
-
     /// The name of channel `index` of a run.
     pub(crate) fn channel(&self, index: u32) -> String {
-        match self.kind {
-            Kind::Carillon => format!("room:bench-{index}"),
-            Kind::Floor | Kind::Naive | Kind::Nchan => format!("bench-{index}"),
-        }
+        self.kind.profile().channel(index)
     }
 
-    /// What a publisher says first, if publishing is not plain HTTP.
-    pub(crate) fn publisher_handshake(&self, by: PublishBy, index: u32) -> Option<Vec<u8>> {
-        match self.kind {
-            Kind::Carillon if by == PublishBy::Websocket => {
-                let token =
-                    token::sign(&self.jwt_secret, &format!("{}-publisher-{index}", self.user));
-                let path = format!("/ws?token={token}");
-                Some(websocket::client_request(&self.address.to_string(), &path))
-            }
-            Kind::Carillon | Kind::Nchan => None,
-            Kind::Floor | Kind::Naive => {
-                Some(websocket::client_request(&self.address.to_string(), "/pub"))
-            }
-        }
-    }
-
-    /// Whether what is published over a WebSocket is acknowledged there.
-    pub(crate) fn answers_frames(&self) -> bool {
-        self.kind == Kind::Carillon
-    }
-
-    /// Appends the bytes that publish `messages` (channel index, payload); returns how many answers
-    /// will come.
-    pub(crate) fn push_publish(
-        &self,
-        into: &mut Vec<u8>,
-        by: PublishBy,
-        messages: &[(u32, String)],
-    ) -> u64 {
-        match self.kind {
-            Kind::Carillon if by == PublishBy::Websocket => {
-                for (channel, payload) in messages {
-                    let channel = self.channel(*channel);
-                    let text = format!(
-                        "{{\"type\":\"message\",\"channel\":\"{channel}\",\"ack_id\":\"1\",\"payload\":{payload}}}"
-                    );
-                    websocket::push_client_frame(into, websocket::TEXT, text.as_bytes());
-                }
-                messages.len() as u64
-            }
-            Kind::Carillon => {
-                self.push_request(into, messages);
-                1
-            }
-            Kind::Floor | Kind::Naive => {
-                for (channel, payload) in messages {
-                    let text = format!("{}\n{payload}", self.channel(*channel));
-                    websocket::push_client_frame(into, websocket::TEXT, text.as_bytes());
-                }
-                0
-            }
-            Kind::Nchan => {
-                for (channel, payload) in messages {
-                    let path = format!("/pub?channel={}", self.channel(*channel));
-                    post(into, &self.address, &path, "", payload);
-                }
-                messages.len() as u64
+    /// The request with which `caller` opens.
+    pub(crate) fn open(&self, transport: Transport, caller: Caller<'_>) -> Result<Vec<u8>> {
+        let profile = self.kind.profile();
+        match transport {
+            Transport::Ws => Ok(websocket::client_request(&self.host, &profile.ws_path(caller))),
+            Transport::Sse => {
+                let path = profile.sse_path(caller).context("this target has no event streams")?;
+                Ok(format!(
+                    "GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: text/event-stream\r\n\r\n",
+                    self.host
+                )
+                .into_bytes())
             }
         }
     }
 
-    fn push_request(&self, into: &mut Vec<u8>, messages: &[(u32, String)]) {
-        let one = |(channel, payload): &(u32, String)| {
-            let channel = self.channel(*channel);
-            format!("{{\"channel\":\"{channel}\",\"type\":\"message\",\"payload\":{payload}}}")
-        };
-        let key = format!("X-API-Key: {}\r\nContent-Type: application/json\r\n", self.api_key);
-        if let [message] = messages {
-            return post(into, &self.address, "/api/realtime/publish", &key, &one(message));
+    /// The request with which publisher `index` opens, where it does not simply post.
+    pub(crate) fn open_publisher(&self, index: usize) -> Option<Vec<u8>> {
+        let publisher = Caller { target: self, index, channel: None };
+        match self.kind.profile().publishing(publisher) {
+            Publishing::Http => None,
+            Publishing::WebSocket(path) => Some(websocket::client_request(&self.host, &path)),
         }
-        let all: Vec<String> = messages.iter().map(one).collect();
-        let body = format!("{{\"messages\":[{}]}}", all.join(","));
-        post(into, &self.address, "/api/realtime/publish/batch", &key, &body);
+    }
+
+    /// Appends the bytes that publish `messages` (channel index, payload); returns how many answers come.
+    pub(crate) fn push_publish(&self, into: &mut Vec<u8>, messages: &[(u32, String)]) -> u64 {
+        self.kind.profile().push_publish(self, into, messages)
+    }
+
+    /// Appends a POST.
+    fn push_post(&self, into: &mut Vec<u8>, path: &str, headers: &str, body: &str) {
+        let (host, length) = (&self.host, body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n"
+        );
+        into.extend_from_slice(head.as_bytes());
+        into.extend_from_slice(body.as_bytes());
     }
 }
 
-fn post(into: &mut Vec<u8>, host: &SocketAddr, path: &str, headers: &str, body: &str) {
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n"
-    );
-    into.extend_from_slice(head.as_bytes());
-    into.extend_from_slice(body.as_bytes());
+/// The authority of a URL (or of an address without a scheme) and one IPv4 address behind it.
+pub(crate) fn locate(url: &str) -> Result<(String, SocketAddr)> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    if matches!(scheme, "https" | "wss") {
+        bail!("{url}: the driver does not speak TLS; measure in front of what ends it");
+    }
+    let host = rest.split(['/', '?']).next().unwrap_or(rest);
+    let named = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
+    let mut found = named.to_socket_addrs().with_context(|| format!("{url}: no such address"))?;
+    let address = found
+        .find(SocketAddr::is_ipv4)
+        .with_context(|| format!("{url}: an IPv4 address such as 127.0.0.1:8082 is needed"))?;
+    Ok((host.to_owned(), address))
 }
+
+#[cfg(test)]
+mod tests;

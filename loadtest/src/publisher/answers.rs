@@ -1,6 +1,7 @@
 //! What comes back to a publisher: HTTP responses or acks, counted, timed from when the request was due.
 
 use crate::tally::{Progress, Tally, add};
+use crate::target::Target;
 use crate::websocket::{self, Frame};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,15 +12,23 @@ use tokio::time::Instant;
 
 /// Answers of one connection: they come in the order of what they answer.
 pub(super) struct Answers {
+    target: Rc<Target>,
     progress: Rc<Progress>,
     tally: Rc<Tally>,
     owed: RefCell<VecDeque<Instant>>,
+    /// Pongs that the server is due, said with the next publish: one task writes.
+    due: RefCell<Vec<u8>>,
 }
 
 impl Answers {
     /// Nothing is owed.
-    pub(super) fn new(progress: Rc<Progress>, tally: Rc<Tally>) -> Self {
-        Self { progress, tally, owed: RefCell::default() }
+    pub(super) fn new(target: Rc<Target>, progress: Rc<Progress>, tally: Rc<Tally>) -> Self {
+        Self { target, progress, tally, owed: RefCell::default(), due: RefCell::default() }
+    }
+
+    /// Frames that have to go out before the next publish.
+    pub(super) fn take_due(&self) -> Vec<u8> {
+        self.due.take()
     }
 
     /// `count` answers are owed to what was due then.
@@ -41,13 +50,12 @@ impl Answers {
 
     /// Reads pipelined HTTP responses to the end, and counts those that tell of an error.
     pub(super) async fn count_responses(self: Rc<Self>, mut reader: OwnedReadHalf) {
+        let profile = self.target.kind.profile();
         let mut buffer = Vec::with_capacity(65_536);
         while matches!(reader.read_buf(&mut buffer).await, Ok(read) if read > 0) {
             let mut taken = 0;
             while let Some((response, size)) = http_response(&buffer[taken..]) {
-                let errors = memchr::memmem::find_iter(response, b"\"code\":\"").count() as u64;
-                let refused = response.get(9) != Some(&b'2');
-                self.note(errors.max(u64::from(refused)));
+                self.note(profile.refusals(response));
                 taken += size;
             }
             buffer.drain(..taken);
@@ -58,8 +66,9 @@ impl Answers {
         self.lost();
     }
 
-    /// Reads frames to the end: an `ack` or an `error` answers a publish.
-    pub(super) async fn count_acks(self: Rc<Self>, mut reader: OwnedReadHalf, rest: Vec<u8>) {
+    /// Reads frames to the end: some answer a publish, some want an answer themselves.
+    pub(super) async fn count_frames(self: Rc<Self>, mut reader: OwnedReadHalf, rest: Vec<u8>) {
+        let profile = self.target.kind.profile();
         let mut buffer = rest;
         loop {
             let mut taken = 0;
@@ -69,11 +78,17 @@ impl Answers {
                         if opcode == websocket::CLOSE {
                             break true;
                         }
-                        let is = |kind: &[u8]| memchr::memmem::find(payload, kind).is_some();
-                        if is(b"\"type\":\"ack\"") {
-                            self.note(0);
-                        } else if is(b"\"type\":\"error\"") {
-                            self.note(1);
+                        let mut due = self.due.borrow_mut();
+                        if opcode == websocket::PING {
+                            websocket::push_client_frame(&mut due, websocket::PONG, payload);
+                        } else if let Some(text) = profile.answer(&self.target, payload) {
+                            websocket::push_client_frame(
+                                &mut due,
+                                websocket::TEXT,
+                                text.as_bytes(),
+                            );
+                        } else if let Some(refused) = profile.verdict(payload) {
+                            self.note(refused);
                         }
                         taken += size;
                     }

@@ -3,7 +3,6 @@
 use super::run::Run;
 use crate::mark::Mark;
 use crate::subscriber::Subscriber;
-use crate::target::Kind;
 use anyhow::{Context as _, Result, bail};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,8 +12,9 @@ use tokio::time::{Instant, sleep_until};
 impl Run<'_> {
     /// Members talk in turn; the schedule is open loop over all rooms.
     pub(super) async fn rooms(&mut self, subscribers: &[Rc<Subscriber>]) -> Result<()> {
-        if self.options.target != Kind::Carillon {
-            bail!("rooms are members' own publishes: only for --target carillon");
+        let profile = self.options.target.profile();
+        if profile.speak("", "").is_none() {
+            bail!("rooms are members' own publishes: this target's clients do not publish");
         }
         let rate = self.options.rate.context("rooms need --rate")?;
         let publishers = self.publishers().await?;
@@ -42,13 +42,8 @@ impl Run<'_> {
                 let began = Instant::from_std(tally.began);
                 let due_ns = due.saturating_duration_since(began).as_nanos() as u64;
                 let payload = Mark { channel, sequence, due_ns }.payload(size);
-                let name = target.channel(channel);
-                speakers[at].try_send(
-                    format!(
-                        "{{\"type\":\"message\",\"channel\":\"{name}\",\"payload\":{payload}}}"
-                    )
-                    .as_bytes(),
-                );
+                let text = profile.speak(&target.channel(channel), &payload).unwrap_or_default();
+                speakers[at].try_send(text.as_bytes());
                 published.set(k + 1);
             }
         };

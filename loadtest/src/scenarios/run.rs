@@ -6,10 +6,9 @@ use crate::publisher::{Pace, Publishers, Work};
 use crate::report::Report;
 use crate::subscriber::{self, Subscriber};
 use crate::tally::Tally;
-use crate::target::{Kind, Target};
+use crate::target::{Caller, Target, locate};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ const PUBLISHERS: usize = 8;
 pub(super) struct Run<'a> {
     pub(super) options: &'a Options,
     /// A target for each node.
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<Rc<Target>>,
     pub(super) channels: u32,
     pids: Vec<u32>,
     pub(super) tally: Rc<Tally>,
@@ -51,6 +50,9 @@ impl<'a> Run<'a> {
         };
         let pids = options.server_pid.iter().copied().chain(options.redis_pid).collect();
         let targets = targets(options, &options.url)?;
+        // A way of listening that the target has not is an error of the command, not of each connection.
+        let caller = Caller { target: &targets[0], index: 0, channel: Some("") };
+        targets[0].open(options.transport, caller)?;
         Ok(Self { options, targets, channels, pids, tally: Rc::new(Tally::new()), report })
     }
 
@@ -77,7 +79,6 @@ impl<'a> Run<'a> {
     pub(super) async fn connect(&mut self, count: usize) -> Result<Vec<Rc<Subscriber>>> {
         let before = process::cpu_us_of_all(&self.pids)?;
         let began = Instant::now();
-        let greeted = self.options.target == Kind::Carillon;
         let channels = self.channels;
         let transport = self.options.transport;
         // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
@@ -89,11 +90,10 @@ impl<'a> Run<'a> {
             let channel = (index % channels as usize) as u32;
             // The members of a channel go to all nodes.
             let target = &self.targets[index / channels as usize % self.targets.len()];
-            let request = target.open(transport, index, &target.channel(channel));
-            let (to, tally) = (target.address, Rc::clone(&self.tally));
+            let (target, tally) = (Rc::clone(target), Rc::clone(&self.tally));
             connecting.push(tokio::task::spawn_local(async move {
                 let _place = place;
-                subscriber::connect(index, to, &request, transport, greeted, channel, &tally).await
+                subscriber::connect(index, &target, transport, channel, &tally).await
             }));
         }
         let opened: Vec<Result<Rc<Subscriber>>> = futures_util::future::join_all(connecting)
@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
             urls => targets(options, urls)?,
         };
         let count = options.publishers.unwrap_or(PUBLISHERS);
-        Publishers::connect(&targets, options.publish_by, count, self.channels, &self.tally).await
+        Publishers::connect(&targets, count, self.channels, &self.tally).await
     }
 
     /// What they publish, for channels of `members` each.
@@ -242,20 +242,19 @@ impl<'a> Run<'a> {
     }
 }
 
-fn targets(options: &Options, urls: &[String]) -> Result<Vec<Target>> {
+fn targets(options: &Options, urls: &[String]) -> Result<Vec<Rc<Target>>> {
     let target = |url: &String| {
-        Ok(Target {
+        let (host, address) = locate(url)?;
+        Ok(Rc::new(Target {
             kind: options.target,
-            address: address(url)?,
+            address,
+            host,
             jwt_secret: options.jwt_secret.clone(),
             user: options.user.clone(),
             api_key: options.api_key.clone(),
-        })
+            publish_by: options.publish_by,
+            plain: options.plain.clone(),
+        }))
     };
     urls.iter().map(target).collect()
-}
-
-fn address(url: &str) -> Result<SocketAddr> {
-    let bare = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
-    bare.parse().with_context(|| format!("{url}: an address like 127.0.0.1:8082 is needed"))
 }
