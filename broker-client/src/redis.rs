@@ -9,6 +9,7 @@ mod application;
 mod cluster;
 mod dial;
 mod endpoint;
+mod gathered;
 mod health;
 mod hearing;
 mod history;

@@ -3,6 +3,7 @@
 //! `App::bind` binds every socket before anything starts, so that a second node on the same port fails
 //! at once and tests may bind port 0. `App::run` serves until the shutdown is asked for, then drains.
 
+mod common;
 mod drain;
 mod reload;
 mod router;

@@ -23,28 +23,31 @@ mod users;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{delete, get, patch, post, put};
+
+use tower::util::MapResponseLayer;
 
 use crate::node::Node;
 
 pub(crate) use body::BatchBody;
 pub(crate) use error::ErrorBody;
-pub use error::{ApiError, REQUEST_ID, with_request_id};
+pub use error::{ApiError, REQUEST_ID, REQUEST_ID_HEADER, request_id};
 pub(crate) use owned::refusal as store_refusal;
 
 /// Where all calls live.
 pub const BASE: &str = "/api/realtime";
 
 /// The routes, without fallbacks: whoever merges them with other routes answers unknown paths and methods,
-/// and puts [`with_request_id`] around all.
+/// and gives every request its [`REQUEST_ID`].
 pub fn router(node: Arc<Node>) -> Router {
+    let limits = Arc::clone(&node);
+    let rated = MapResponseLayer::new(move |answer| publish::rated(&limits, answer));
     let publishing = Router::new()
         .route("/publish", post(publish::publish))
         .route("/publish/batch", post(publish::batch))
         .route("/users/{user_id}/messages", post(users::message))
         .route("/entities/{entity}/{id}/events", post(entities::publish))
-        .route_layer(from_fn_with_state(Arc::clone(&node), publish::rated));
+        .route_layer(rated);
     let calls = Router::new()
         .merge(publishing)
         .route("/broadcast", post(connections::broadcast))

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::dial::{DialError, SharedDialer};
 use super::endpoint::Endpoint;
+use super::gathered::gathered;
 use super::health::{Board, Ears, LinkId};
 use super::hearing::{self, Hearing};
 use super::names::Names;
@@ -299,7 +300,7 @@ impl Link {
             }
         };
         tokio::select! {
-            () = driver => format!("Redis {endpoint} closed the connection"),
+            () = gathered(driver) => format!("Redis {endpoint} closed the connection"),
             reason = pings => reason,
             () = tripped.cancelled() => self.shared.board.problem(self.id),
             reason = self.source.moved(&self.shared.dialer, &endpoint) => reason,

@@ -1,16 +1,14 @@
 //! The one error body, and the request id that every answer carries. `http-api.md` 1.
 
 use axum::Json;
-use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
 use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 /// The header that carries the request id.
-pub(super) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 tokio::task_local! {
     /// Id of the request that this task answers.
@@ -76,19 +74,13 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Middleware: gives every request an id (the caller's, if it is sane) and every answer the header.
-pub async fn with_request_id(request: Request, next: Next) -> Response {
-    let given = request.headers().get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
+/// The id of a request: the caller's, if it is sane.
+pub fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(REQUEST_ID_HEADER).and_then(|value| value.to_str().ok());
     let sane = |id: &&str| {
         !id.is_empty()
             && id.len() <= 128
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/+=".contains(&b))
     };
-    let id = given.filter(sane).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
-    let header = HeaderValue::from_str(&id);
-    let mut response = REQUEST_ID.scope(id, next.run(request)).await;
-    if let Ok(header) = header {
-        response.headers_mut().insert(REQUEST_ID_HEADER, header);
-    }
-    response
+    given.filter(sane).map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
 }

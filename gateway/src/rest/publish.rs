@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use carillon_broker_client::Receipt;
 use carillon_protocol::envelope::Refusal;
@@ -217,8 +216,7 @@ pub(super) async fn answer(node: &Node, outgoing: Outgoing) -> Response {
 }
 
 /// Around every publishing call: an answer that concerns no known channel still names the limit (`protocol.md` 5).
-pub(super) async fn rated(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
+pub(super) fn rated(node: &Node, mut response: Response) -> Response {
     if !response.headers().contains_key("x-ratelimit-limit") {
         let limit = node.config.load().limits.publishes_per_second_per_channel;
         let untouched = RateState { limit, remaining: u64::from(limit) };

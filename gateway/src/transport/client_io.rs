@@ -129,6 +129,8 @@ impl Read for ClientIo {
         cx: &mut Context<'_>,
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        // hyper asks several times a request, mostly for nothing: then no buffer is made.
+        std::task::ready!(self.socket.poll_read_ready(cx))?;
         let mut bytes = [0; 4096];
         let room = cursor.remaining().min(bytes.len());
         let mut buf = ReadBuf::new(&mut bytes[..room]);

@@ -1,0 +1,73 @@
+//! One write for what many callers ask at the same moment.
+//!
+//! tokio runs whom a task has just woken next: the command connection's driver would write each caller's command by itself,
+//! a system call here, a wake-up and another pair in Redis, for every publish. Woken, it first lets everybody run who is ready,
+//! and then writes what they all asked. Nobody waits for a clock: at rest this is one pass of the scheduler.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+/// `driver`, polled only after those who are ready to run have run. Cancel safe as `driver` is.
+pub(super) async fn gathered<T>(driver: impl Future<Output = T>) -> T {
+    let mut driver = pin!(driver);
+    loop {
+        if let Poll::Ready(done) =
+            poll_fn(|context| Poll::Ready(driver.as_mut().poll(context))).await
+        {
+            return done;
+        }
+        // The driver holds this task's waker: whatever wakes it ends the wait.
+        let mut waited = false;
+        poll_fn(
+            |_| if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending },
+        )
+        .await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc;
+
+    /// A driver that takes what there is at each of its polls; ends with the channel.
+    async fn polls(mut received: mpsc::UnboundedReceiver<u32>) -> Vec<usize> {
+        let (mut counts, mut batch) = (Vec::new(), Vec::new());
+        loop {
+            let count = received.recv_many(&mut batch, 100).await;
+            if count == 0 {
+                return counts;
+            }
+            counts.push(count);
+            batch.clear();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_many_ask_in_one_turn_is_taken_at_once() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let driver = tokio::spawn(gathered(polls(receiver)));
+        tokio::task::yield_now().await;
+        for round in 0..3 {
+            let callers: Vec<_> = (0..10)
+                .map(|caller| {
+                    let sender = sender.clone();
+                    tokio::spawn(async move { sender.send(round * 10 + caller) })
+                })
+                .collect();
+            for caller in callers {
+                caller.await.expect("no panic").expect("the driver listens");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        drop(sender);
+        assert_eq!(driver.await.expect("no panic"), [10, 10, 10]);
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_is_ready_ends_at_once() {
+        assert_eq!(gathered(async { 7 }).await, 7);
+    }
+}
