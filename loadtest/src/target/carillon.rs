@@ -1,0 +1,92 @@
+//! A Carillon node: the native profile over WebSocket or SSE, publishing through REST.
+
+use super::{Act, Caller, Profile, PublishBy, Publishing, Target};
+use crate::token;
+use crate::websocket;
+
+pub(super) struct Carillon;
+
+fn query(caller: Caller<'_>) -> String {
+    let Caller { target, index, channel } = caller;
+    let user = &target.user;
+    match channel {
+        Some(channel) => {
+            let token = token::sign(&target.jwt_secret, &format!("{user}-{index}"));
+            format!("channel={channel}&token={token}")
+        }
+        None => {
+            let token = token::sign(&target.jwt_secret, &format!("{user}-publisher-{index}"));
+            format!("token={token}")
+        }
+    }
+}
+
+impl Profile for Carillon {
+    fn channel(&self, index: u32) -> String {
+        format!("room:bench-{index}")
+    }
+
+    fn ws_path(&self, caller: Caller<'_>) -> String {
+        format!("/ws?{}", query(caller))
+    }
+
+    fn sse_path(&self, caller: Caller<'_>) -> Option<String> {
+        Some(format!("/api/realtime/events?{}", query(caller)))
+    }
+
+    /// The welcome is waited for: a connection without it may still be refused.
+    fn converse(&self, _caller: Caller<'_>, heard: Option<&[u8]>) -> Act {
+        if heard.is_some() { Act::Open } else { Act::Wait }
+    }
+
+    fn speak(&self, channel: &str, payload: &str) -> Option<String> {
+        Some(format!("{{\"type\":\"message\",\"channel\":\"{channel}\",\"payload\":{payload}}}"))
+    }
+
+    fn publishing(&self, publisher: Caller<'_>) -> Publishing {
+        match publisher.target.publish_by {
+            PublishBy::Rest => Publishing::Http,
+            PublishBy::Websocket => Publishing::WebSocket(self.ws_path(publisher)),
+        }
+    }
+
+    fn push_publish(&self, to: &Target, into: &mut Vec<u8>, messages: &[(u32, String)]) -> u64 {
+        if to.publish_by == PublishBy::Websocket {
+            for (channel, payload) in messages {
+                let channel = self.channel(*channel);
+                let text = format!(
+                    "{{\"type\":\"message\",\"channel\":\"{channel}\",\"ack_id\":\"1\",\"payload\":{payload}}}"
+                );
+                websocket::push_client_frame(into, websocket::TEXT, text.as_bytes());
+            }
+            return messages.len() as u64;
+        }
+        let one = |(channel, payload): &(u32, String)| {
+            let channel = self.channel(*channel);
+            format!("{{\"channel\":\"{channel}\",\"type\":\"message\",\"payload\":{payload}}}")
+        };
+        let key = format!("X-API-Key: {}\r\nContent-Type: application/json\r\n", to.api_key);
+        if let [message] = messages {
+            to.push_post(into, "/api/realtime/publish", &key, &one(message));
+        } else {
+            let all: Vec<String> = messages.iter().map(one).collect();
+            let body = format!("{{\"messages\":[{}]}}", all.join(","));
+            to.push_post(into, "/api/realtime/publish/batch", &key, &body);
+        }
+        1
+    }
+
+    /// A batch is answered with one code for each message that was not taken.
+    fn refusals(&self, answer: &[u8]) -> u64 {
+        let errors = memchr::memmem::find_iter(answer, b"\"code\":\"").count() as u64;
+        errors.max(u64::from(answer.get(9) != Some(&b'2')))
+    }
+
+    fn verdict(&self, heard: &[u8]) -> Option<u64> {
+        let is = |kind: &[u8]| memchr::memmem::find(heard, kind).is_some();
+        if is(b"\"type\":\"ack\"") {
+            return Some(0);
+        }
+        is(b"\"type\":\"error\"").then_some(1)
+    }
+}
