@@ -1,8 +1,8 @@
 //! `loadtest bench`: every row of the table on every server, in one run, servers on one core and the
 //! driver on another, repeated, with medians and spread.
 //!
-//! Carillon runs as shipped, history on. One setting differs and is printed with the table: the
-//! publish rate a channel is raised (not switched off), because a saturated channel exceeds it.
+//! Carillon runs as shipped, history on. Three limits differ and are printed with the table: publishes a channel, messages a
+//! connection and polls a user are raised (not switched off), because a driver with few clients exceeds them.
 
 use crate::process;
 use crate::report::Report;
@@ -52,6 +52,8 @@ struct Row {
     args: &'static str,
     figure: Figure,
     only_carillon: bool,
+    /// The row that this one is compared with instead of the floor.
+    beside: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -60,6 +62,7 @@ enum Figure {
     Memory,
     Connect,
     Publish,
+    Rest,
 }
 
 const ROWS: &[Row] = &[
@@ -77,10 +80,30 @@ const ROWS: &[Row] = &[
     ),
     row("idle 9,000", "--scenario idle --connections 9000", Figure::Memory),
     row("connect 5,000", "--scenario connect --connections 5000", Figure::Connect),
-    ours(
+    beside(
+        "1 × 1,000 at 20,000/s",
         "SSE 1 × 1,000 at 20,000/s",
         "--scenario fanout --connections 1000 --rate 20 --transport sse",
+    ),
+    beside(
+        "1 × 1,000 at 20,000/s",
+        "poll 1 × 1,000 at 20,000/s",
+        "--scenario fanout --connections 1000 --rate 20 --transport poll",
+    ),
+    ours(
+        "1 kB 1 × 1,000 at 20,000/s",
+        "--scenario fanout --connections 1000 --rate 20 --size 1024 --filling records",
         Figure::Delivery,
+    ),
+    beside(
+        "1 kB 1 × 1,000 at 20,000/s",
+        "1 kB deflated 1 × 1,000 at 20,000/s",
+        "--scenario fanout --connections 1000 --rate 20 --size 1024 --filling records --deflate",
+    ),
+    ours(
+        "presence, 9,000 in 100 rooms at rest",
+        "--scenario presence --connections 9000 --channels 100",
+        Figure::Rest,
     ),
     ours(
         "publish, single",
@@ -95,11 +118,16 @@ const ROWS: &[Row] = &[
 ];
 
 const fn row(name: &'static str, args: &'static str, figure: Figure) -> Row {
-    Row { name, args, figure, only_carillon: false }
+    Row { name, args, figure, only_carillon: false, beside: None }
 }
 
 const fn ours(name: &'static str, args: &'static str, figure: Figure) -> Row {
-    Row { name, args, figure, only_carillon: true }
+    Row { name, args, figure, only_carillon: true, beside: None }
+}
+
+/// Ours alone, compared with the same server in the row `with`.
+const fn beside(with: &'static str, name: &'static str, args: &'static str) -> Row {
+    Row { name, args, figure: Figure::Delivery, only_carillon: true, beside: Some(with) }
 }
 
 #[derive(Serialize)]
@@ -156,7 +184,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 /// One server, fresh; one run of the driver against it.
 fn measure(options: &Options, row: &Row, server: &str) -> Result<Report> {
     let scratch = Scratch::new()?;
-    let address = free_address()?;
+    let (address, redis_address) = (free_address()?, free_address()?);
     let (jwt_secret, api_key) = (secret(48), secret(40));
     let log = scratch.0.join("server.log");
     let core = options.server_core;
@@ -168,7 +196,6 @@ fn measure(options: &Options, row: &Row, server: &str) -> Result<Report> {
             (server, own.clone(), args, None)
         }
         "carillon" | "carillon+redis" => {
-            let redis_address = free_address()?;
             if server.ends_with("redis") {
                 redis = Some(start_redis(core, redis_address, &scratch)?);
             }
@@ -209,6 +236,7 @@ fn measure(options: &Options, row: &Row, server: &str) -> Result<Report> {
         .stdin(Stdio::null());
     if let Some(redis) = &redis {
         driver.args(["--redis-pid", &redis.pid().to_string()]);
+        driver.args(["--redis", &redis_address.to_string()]);
     }
     let output = driver.output()?;
     if !output.status.success() {
@@ -245,7 +273,8 @@ pub(crate) fn configuration(
         "[server]\nlisten = \"{address}\"\n[operator]\nlisten = \"{operator}\"\n[redis]\n{redis}\n\
          [auth.jwt]\nsecret = \"{jwt_secret}\"\n\
          [auth.api_keys.bench]\nkey = \"{api_key}\"\nscopes = [\"realtime:admin\"]\n\
-         [limits]\npublishes_per_second_per_channel = 1000000\n[log]\nlevel = \"warn\"\n"
+         [limits]\npublishes_per_second_per_channel = 1000000\nmessages_per_second = 1000000\n\
+         polls_per_minute = 1000000\n[log]\nlevel = \"warn\"\n"
     ))
 }
 
@@ -284,6 +313,7 @@ fn main_figure(figure: Figure) -> fn(&Report) -> f64 {
         Figure::Delivery | Figure::Publish => |report| report.server_cpu_us,
         Figure::Memory => |report| report.idle_bytes,
         Figure::Connect => |report| report.connect_cpu_us,
+        Figure::Rest => |report| report.rest_core_percent,
     }
 }
 
@@ -318,6 +348,10 @@ fn cell(figure: Figure, report: &Report) -> String {
         Figure::Memory => {
             format!("{:.0} B, {:.0} B after 16 KB", report.idle_bytes, report.exercised_bytes)
         }
+        Figure::Rest => format!(
+            "{:.2} % of a core ({:.2} % not present) · Redis {:.1} commands/s",
+            report.rest_core_percent, report.idle_core_percent, report.redis_commands_per_second
+        ),
         Figure::Connect => {
             format!("{:.0} µs · {:.0}/s", report.connect_cpu_us, report.connects_per_second)
         }
@@ -330,17 +364,20 @@ fn table(options: &Options, outcomes: &[Outcome]) -> String {
     let mut text = format!(
         "Server side on core {}, driver on core {}; {} repetitions of {} s, medians; ± is half the \
          spread of the first figure. 128-byte payloads; CPU is user + system of the server and its \
-         Redis. Carillon as shipped, publish rate a channel raised.\n\n| work | server | figures | ± | × floor | driver µs |\n|---|---|---|---|---|---|\n",
+         Redis. Carillon as shipped; limits of publishes a channel, messages a connection and polls a user raised.\n\n| work | server | figures | ± | × floor | driver µs |\n|---|---|---|---|---|---|\n",
         options.server_core, options.driver_core, options.repetitions, options.duration
     );
     for outcome in outcomes {
         let Some(row) = ROWS.iter().find(|row| row.name == outcome.row) else { continue };
         let main = main_figure(row.figure);
         let merged = merge(&outcome.runs);
-        let floor =
-            outcomes.iter().find(|other| other.row == outcome.row && other.server == "floor");
-        let ratio = floor.map_or(String::new(), |floor| {
-            format!("{:.2}", median(&outcome.runs, main) / median(&floor.runs, main))
+        let (other_row, other_server, note) = match row.beside {
+            Some(with) => (with, outcome.server.as_str(), " of WebSocket, plain"),
+            None => (row.name, "floor", ""),
+        };
+        let other = outcomes.iter().find(|one| one.row == other_row && one.server == other_server);
+        let ratio = other.map_or(String::new(), |other| {
+            format!("{:.2}{note}", median(&outcome.runs, main) / median(&other.runs, main))
         });
         text += &format!(
             "| {} | {} | {} | {:.0} % | {ratio} | {:.2} |\n",
@@ -369,6 +406,9 @@ fn merge(runs: &[Report]) -> Report {
         connect_cpu_us: median(runs, |run| run.connect_cpu_us),
         idle_bytes: median(runs, |run| run.idle_bytes),
         exercised_bytes: median(runs, |run| run.exercised_bytes),
+        idle_core_percent: median(runs, |run| run.idle_core_percent),
+        rest_core_percent: median(runs, |run| run.rest_core_percent),
+        redis_commands_per_second: median(runs, |run| run.redis_commands_per_second),
         lost: sum(|run| run.lost),
         duplicated: sum(|run| run.duplicated),
         reordered: sum(|run| run.reordered),

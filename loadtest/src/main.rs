@@ -12,6 +12,7 @@ mod notifications;
 mod opening;
 mod process;
 mod publisher;
+mod redis;
 mod report;
 mod scenarios;
 mod server;

@@ -3,14 +3,14 @@
 
 use crate::bench::{configuration, start_redis};
 use crate::http::Http;
+use crate::redis;
 use crate::server::{Scratch, Server, free_address, secret};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;
 use rand::Rng as _;
 use serde_json::{Value, json};
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -88,7 +88,7 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
 
     let empty = measure(&mut http, options, "empty")?;
     eprintln!("the empty store is measured");
-    let before = used_memory(redis_address)?;
+    let before = redis::used_bytes(redis_address)?;
     let begun = Instant::now();
     fill(address, &api_key, options)?;
     let created = options.notifications as f64 / begun.elapsed().as_secs_f64();
@@ -96,12 +96,12 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
     http = Http::connect(address, &api_key)?;
     await_carried(&mut http, options)?;
     eprintln!("{} notifications are stored and carried", options.notifications);
-    let after = used_memory(redis_address)?;
+    let after = redis::used_bytes(redis_address)?;
     let full = measure(&mut http, options, "user")?;
     for user in 0..options.users {
         http.ask("DELETE", &format!("/channels/user:user-{user}/history"), None)?;
     }
-    let stored = used_memory(redis_address)?;
+    let stored = redis::used_bytes(redis_address)?;
     let each = |bytes: u64| bytes as f64 / options.notifications as f64;
 
     let creates = measure_creates(&mut http)?;
@@ -228,15 +228,4 @@ fn await_carried(http: &mut Http, options: &Options) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `used_memory` of INFO.
-fn used_memory(address: SocketAddr) -> Result<u64> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"INFO memory\r\nQUIT\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let line = answer.lines().find_map(|line| line.strip_prefix("used_memory:"));
-    Ok(line.context("no used_memory")?.trim().parse()?)
 }

@@ -8,24 +8,32 @@ use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Says `request`, awaits the head of the answer and converses until the connection listens. Returns what
-/// came behind that already. An error when the server refuses or ends it; a stream is then of no more use.
+/// A connection that listens.
+pub(crate) struct Opened {
+    /// What came already and was not looked at yet.
+    pub(crate) rest: Vec<u8>,
+    /// The server agreed to permessage-deflate.
+    pub(crate) deflate: bool,
+}
+
+/// Says `request`, awaits the head of the answer and converses until the connection listens. An error when the server refuses or ends it; a stream is then of no more use.
 pub(crate) async fn open(
     stream: &mut TcpStream,
     request: &[u8],
     transport: Transport,
     caller: Caller<'_>,
-) -> Result<Vec<u8>> {
+) -> Result<Opened> {
     stream.write_all(request).await?;
-    let mut rest = head(stream).await?;
+    let (head, mut rest) = head(stream).await?;
+    let deflate = memchr::memmem::find(&head, b"permessage-deflate").is_some();
     let profile = caller.target.kind.profile();
     let mut act = profile.converse(caller, None);
     loop {
         match act {
-            Act::Open => return Ok(rest),
+            Act::Open => return Ok(Opened { rest, deflate }),
             Act::Last(text) => {
                 say(stream, &text).await?;
-                return Ok(rest);
+                return Ok(Opened { rest, deflate });
             }
             Act::Refused(reason) => bail!("refused: {reason}"),
             Act::Say(text) => say(stream, &text).await?,
@@ -35,14 +43,14 @@ pub(crate) async fn open(
             while rest.is_empty() {
                 more(stream, &mut rest).await?;
             }
-            return Ok(rest);
+            return Ok(Opened { rest, deflate });
         }
         act = next(stream, &mut rest, |heard| profile.converse(caller, Some(heard))).await?;
     }
 }
 
-/// Reads up to the end of the head; returns what came behind it.
-async fn head(stream: &mut TcpStream) -> Result<Vec<u8>> {
+/// Reads up to the end of the head; returns it and what came behind it.
+async fn head(stream: &mut TcpStream) -> Result<(Vec<u8>, Vec<u8>)> {
     const HEAD_BYTES_MAX: usize = 64 * 1_024;
     let mut head = Vec::with_capacity(1_024);
     let body = loop {
@@ -57,7 +65,8 @@ async fn head(stream: &mut TcpStream) -> Result<Vec<u8>> {
     if status != b"101" && status != b"200" {
         bail!("status {}", String::from_utf8_lossy(status));
     }
-    Ok(head.split_off(body))
+    let rest = head.split_off(body);
+    Ok((head, rest))
 }
 
 /// Takes one message out of `rest`, reading more where needed. Pings of WebSocket itself wait for the reader

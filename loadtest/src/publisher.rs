@@ -145,11 +145,11 @@ impl Publisher {
         let index = lane.index as usize;
         let writer = if let Some(request) = target.open_publisher(index) {
             let caller = Caller { target: &target, index, channel: None };
-            let rest = opening::open(&mut stream, &request, Transport::Ws, caller)
+            let opened = opening::open(&mut stream, &request, Transport::Ws, caller)
                 .await
                 .context("a publisher")?;
             let (reader, writer) = stream.into_split();
-            tokio::task::spawn_local(answers.clone().count_frames(reader, rest));
+            tokio::task::spawn_local(answers.clone().count_frames(reader, opened.rest));
             writer
         } else {
             let (reader, writer) = stream.into_split();

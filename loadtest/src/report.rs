@@ -74,6 +74,63 @@ pub(crate) struct Report {
     /// See `answer_p50_ms`.
     #[serde(default)]
     pub(crate) answer_p99_ms: f64,
+    /// What listening clients sent and had acknowledged.
+    #[serde(default)]
+    pub(crate) acked: u64,
+    /// Compressed messages received.
+    #[serde(default)]
+    pub(crate) compressed: u64,
+    /// Those of them that were inflated: the others were equal to one inflated before, byte for byte.
+    #[serde(default)]
+    pub(crate) inflated: u64,
+    /// Bytes read for each measured delivery, framing and heads included.
+    #[serde(default)]
+    pub(crate) wire_bytes: f64,
+    /// Polls answered.
+    #[serde(default)]
+    pub(crate) polls: u64,
+    /// Clients that came back to where they were.
+    #[serde(default)]
+    pub(crate) recovered: u64,
+    /// Clients that came back and were told that they begin anew.
+    #[serde(default)]
+    pub(crate) fresh: u64,
+    /// Times that a client was told mid-connection that something is missing.
+    #[serde(default)]
+    pub(crate) resyncs: u64,
+    /// From the cut of all connections until a client was subscribed again, milliseconds.
+    #[serde(default)]
+    pub(crate) back_p50_ms: f64,
+    /// See `back_p50_ms`.
+    #[serde(default)]
+    pub(crate) back_p99_ms: f64,
+    /// See `back_p50_ms`: the last one.
+    #[serde(default)]
+    pub(crate) back_max_ms: f64,
+    /// Server CPU from the cut until all were back, for each, publishing beside it included.
+    #[serde(default)]
+    pub(crate) back_cpu_us: f64,
+    /// At rest: percent of a core that the server side takes for connections alone.
+    #[serde(default)]
+    pub(crate) idle_core_percent: f64,
+    /// At rest: the same with everybody present.
+    #[serde(default)]
+    pub(crate) rest_core_percent: f64,
+    /// At rest: commands that Redis performs a second, `INFO` left out.
+    #[serde(default)]
+    pub(crate) redis_commands_per_second: f64,
+    /// The same by command.
+    #[serde(default)]
+    pub(crate) redis_commands: BTreeMap<String, f64>,
+    /// Users present, as REST says.
+    #[serde(default)]
+    pub(crate) present: u64,
+    /// Memory (PSS) of all server processes at the end, bytes, Redis apart.
+    #[serde(default)]
+    pub(crate) server_bytes: f64,
+    /// What Redis says it uses at the end, bytes.
+    #[serde(default)]
+    pub(crate) redis_bytes: f64,
     /// Connections opened a second, handshake and welcome included.
     pub(crate) connects_per_second: f64,
     /// Server CPU for each connect.
@@ -128,6 +185,40 @@ impl Report {
             row(
                 "publish answered, ms",
                 format!("p50 {:.2}  p99 {:.2}", self.answer_p50_ms, self.answer_p99_ms),
+            );
+        }
+        if self.wire_bytes > 0.0 {
+            row("bytes read for a delivery", format!("{:.0}", self.wire_bytes));
+        }
+        if self.compressed > 0 {
+            row("compressed, inflated anew", format!("{}, {}", self.compressed, self.inflated));
+        }
+        if self.polls > 0 {
+            row("polls answered", format!("{}", self.polls));
+        }
+        if self.recovered + self.fresh > 0 {
+            row(
+                "back: recovered, anew, resyncs",
+                format!("{}, {}, {}", self.recovered, self.fresh, self.resyncs),
+            );
+            row(
+                "back after ms",
+                format!(
+                    "p50 {:.0}  p99 {:.0}  all {:.0}, {:.0} µs CPU each",
+                    self.back_p50_ms, self.back_p99_ms, self.back_max_ms, self.back_cpu_us
+                ),
+            );
+        }
+        if self.rest_core_percent > 0.0 {
+            row(
+                "at rest",
+                format!(
+                    "{:.2} % of a core ({:.2} % before), Redis {:.1} commands/s, {} present",
+                    self.rest_core_percent,
+                    self.idle_core_percent,
+                    self.redis_commands_per_second,
+                    self.present
+                ),
             );
         }
         row(

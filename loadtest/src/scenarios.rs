@@ -4,7 +4,10 @@
 //! `run`.
 
 mod idle;
+mod mixed;
+mod presence;
 mod publish;
+mod reconnect;
 mod rooms;
 mod run;
 
@@ -14,6 +17,7 @@ use crate::target::{Kind, Plain, PublishBy, Transport};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use run::Run;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::sleep;
 
@@ -24,12 +28,20 @@ pub(crate) enum Scenario {
     Fanout,
     /// Connections spread over `--channels`.
     Channels,
-    /// As `channels`, but the members publish over their own WebSockets.
+    /// Chat: members of `--channels` rooms talk over their own WebSockets; `--churn` of them a second leave and come back.
     Rooms,
+    /// Notifications through REST, each to `--recipients` users who are connected.
+    Notifications,
     /// Memory of connections that only wait.
     Idle,
-    /// Connections as fast as they come.
+    /// A connect storm: connections as fast as they come, or `--arrivals` a second.
     Connect,
+    /// A reconnect storm: while messages come, all connections are cut at once and come back to where they were.
+    Reconnect,
+    /// WebSockets, event streams and polls on channels of all sizes, published through REST and WebSockets, presence.
+    Mixed,
+    /// Everybody present in `--channels` rooms, and nothing happens: CPU and Redis commands at rest.
+    Presence,
     /// Publishing through REST without listeners.
     Publish,
 }
@@ -85,6 +97,27 @@ pub(crate) struct Options {
     /// Measured seconds.
     #[arg(long, default_value_t = 5.0)]
     pub(crate) duration: f64,
+    /// Ask for permessage-deflate; a server that does not agree fails the run.
+    #[arg(long)]
+    pub(crate) deflate: bool,
+    /// Connections that are due a second, counted from when they were due; without it as fast as they come.
+    #[arg(long)]
+    pub(crate) arrivals: Option<f64>,
+    /// Members a second who leave their room for half a second.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) churn: f64,
+    /// Users that each notification goes to.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) recipients: usize,
+    /// Seconds over which clients that were cut come back.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) jitter: f64,
+    /// Seconds between two heartbeats of a present user.
+    #[arg(long, default_value_t = 25.0)]
+    pub(crate) heartbeat: f64,
+    /// The server's Redis, for its own counts.
+    #[arg(long)]
+    pub(crate) redis: Option<SocketAddr>,
     /// Handshakes in flight.
     #[arg(long, default_value_t = 128)]
     pub(crate) handshakes: usize,
@@ -114,16 +147,20 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 
 async fn drive(options: &Options) -> Result<Report> {
     let mut run = Run::new(options)?;
-    let memory = run.memory()?;
-    let connections = if options.scenario == Scenario::Publish { 0 } else { options.connections };
-    let subscribers = run.connect(connections).await?;
     match options.scenario {
-        Scenario::Connect => sleep(Duration::from_secs(options.hold)).await,
-        Scenario::Idle => run.idle(&subscribers, memory).await?,
-        Scenario::Rooms => run.rooms(&subscribers).await?,
-        Scenario::Fanout | Scenario::Channels | Scenario::Publish => {
+        Scenario::Connect => {
+            let _held = run.connect().await?;
+            sleep(Duration::from_secs(options.hold)).await;
+        }
+        Scenario::Idle => run.idle().await?,
+        Scenario::Rooms => run.rooms().await?,
+        Scenario::Fanout | Scenario::Channels | Scenario::Publish | Scenario::Notifications => {
+            let subscribers = run.connect().await?;
             run.publish(&subscribers).await?;
         }
+        Scenario::Reconnect => run.reconnect().await?,
+        Scenario::Mixed => run.mixed().await?,
+        Scenario::Presence => run.presence().await?,
     }
-    Ok(run.finish())
+    run.finish()
 }

@@ -1,107 +1,176 @@
-//! The mass of connections that listen: raw sockets, one shared read buffer, frames read in place.
+//! The mass of connections that listen: raw sockets, one shared read buffer, messages read in place.
 //!
-//! Owns connecting and reading. Does not publish, and does not know what server it speaks to: what is
-//! said is the target's. Everything is on one thread, so the count needs no locks.
+//! Owns connecting, reading, cutting and coming back. Does not publish, and does not know what server it speaks to: what
+//! is said is the target's. Everything is on one thread, so the count needs no locks.
 
-use crate::mark::Mark;
+mod ears;
+mod inflate;
+mod poll;
+mod read;
+mod resume;
+
 use crate::opening;
-use crate::tally::{Order, Tally, add};
+use crate::tally::Tally;
 use crate::target::{Caller, Target, Transport};
-use crate::websocket::{self, Frame};
-use anyhow::{Context as _, Result};
+use crate::websocket;
+use anyhow::{Context as _, Result, bail};
+pub(crate) use ears::Ears;
+pub(crate) use poll::Ask;
+use resume::Resume;
 use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinHandle;
 
 /// So many connections leave from one loopback address: under the ephemeral ports a pair has.
 const CONNECTIONS_PER_ADDRESS: usize = 25_000;
-const BUFFER_BYTES: usize = 256 * 1_024;
+/// Attempts to connect before a run fails.
+const ATTEMPTS_MAX: u64 = 20;
+/// What asks for permessage-deflate.
+const DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover; server_no_context_takeover\r\n";
 
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
-    // Servers put the mark at the same place of every message.
-    static HINT: Cell<usize> = const { Cell::new(0) };
+/// How a connection is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening {
+    /// By what.
+    pub(crate) transport: Transport,
+    /// permessage-deflate is asked for, and must be agreed to.
+    pub(crate) deflate: bool,
+    /// Bare: without a channel in the URL.
+    pub(crate) bare: bool,
 }
 
-/// What is known of one listening connection.
+/// One listening client, over all its connections.
 pub(crate) struct Subscriber {
-    /// The channel it listens on.
+    /// Its number, and so its user.
+    pub(crate) index: usize,
+    /// The channel it listens on first of all.
     pub(crate) channel: u32,
-    /// What it heard there.
-    pub(crate) order: RefCell<Order>,
-    target: Rc<Target>,
+    /// What it heard.
+    pub(crate) ears: RefCell<Ears>,
+    /// Where it was, for coming back.
+    pub(crate) resume: Resume,
+    /// Acks and errors that answered what it sent.
+    pub(crate) answered: Cell<u64>,
     ready: Cell<bool>,
-    writer: OwnedWriteHalf,
+    writer: RefCell<Option<OwnedWriteHalf>>,
+    reading: RefCell<Option<JoinHandle<()>>>,
+    tally: Rc<Tally>,
 }
 
 impl Subscriber {
+    /// Not connected yet.
+    pub(crate) fn new(index: usize, channel: u32, ears: Ears, tally: &Rc<Tally>) -> Rc<Self> {
+        Rc::new(Self {
+            index,
+            channel,
+            ears: RefCell::new(ears),
+            resume: Resume::default(),
+            answered: Cell::new(0),
+            ready: Cell::new(false),
+            writer: RefCell::default(),
+            reading: RefCell::default(),
+            tally: tally.clone(),
+        })
+    }
+
+    /// Connects to `target`, and again after a refusal, as a client would: a node in a storm may answer 503. The time
+    /// counts from `due`.
+    pub(crate) async fn connect(
+        self: &Rc<Self>,
+        target: &Rc<Target>,
+        opening: Opening,
+        due: Instant,
+    ) -> Result<()> {
+        if opening.transport == Transport::Poll {
+            let channel = target.channel(self.channel);
+            let caller = Caller { target, index: self.index, channel: Some(&channel) };
+            let polls = poll::run(target.address, target.poll(caller)?, self.clone());
+            self.keep(tokio::task::spawn_local(polls));
+            return Ok(());
+        }
+        let mut attempt = 0;
+        loop {
+            match self.connect_once(target, opening).await {
+                Err(error) if attempt < ATTEMPTS_MAX => {
+                    attempt += 1;
+                    self.tally.retry(&error.root_cause().to_string());
+                    tokio::time::sleep(Duration::from_millis(50 * attempt)).await;
+                }
+                Ok(()) => {
+                    self.tally.connected(due.elapsed());
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Connects, subscribes where it shall, and leaves a task that reads until the end.
+    async fn connect_once(self: &Rc<Self>, target: &Rc<Target>, opening: Opening) -> Result<()> {
+        let channel = if opening.bare { String::new() } else { target.channel(self.channel) };
+        let caller = Caller { target, index: self.index, channel: Some(&channel) };
+        let mut request = target.open(opening.transport, caller)?;
+        if opening.deflate {
+            websocket::add_header(&mut request, DEFLATE);
+        }
+        let began = Instant::now();
+        let mut stream = dial(self.index, target.address).await?;
+        self.tally.dial_max.set(self.tally.dial_max.get().max(began.elapsed()));
+        let opened = opening::open(&mut stream, &request, opening.transport, caller).await?;
+        if opening.deflate && !opened.deflate {
+            bail!("the server does not compress");
+        }
+        let (reader, writer) = stream.into_split();
+        *self.writer.borrow_mut() = Some(writer);
+        // Without spare capacity: ten thousand of these are held.
+        let rest = opened.rest.into_boxed_slice().into_vec();
+        let reading = read::Reading {
+            target: target.clone(),
+            transport: opening.transport,
+            subscriber: self.clone(),
+            tally: self.tally.clone(),
+        };
+        self.keep(tokio::task::spawn_local(reading.run(reader, rest)));
+        Ok(())
+    }
+
+    fn keep(&self, reading: JoinHandle<()>) {
+        *self.reading.borrow_mut() = Some(reading);
+    }
+
+    /// Ends the connection with a reset, as a broken network would.
+    pub(crate) fn cut(&self) {
+        if let Some(reading) = self.reading.take() {
+            reading.abort();
+        }
+        self.writer.take();
+    }
+
     /// Sends a text frame, if the socket takes it at once.
     pub(crate) fn try_send(&self, text: &[u8]) -> bool {
         let mut frame = Vec::with_capacity(text.len() + 14);
         websocket::push_client_frame(&mut frame, websocket::TEXT, text);
-        matches!(self.writer.try_write(&frame), Ok(written) if written == frame.len())
+        self.try_write(&frame)
     }
-}
 
-/// As [`connect_once`], again after a refusal, as a client would: a node in a storm may answer 503.
-pub(crate) async fn connect(
-    index: usize,
-    target: &Rc<Target>,
-    transport: Transport,
-    channel: u32,
-    tally: &Rc<Tally>,
-) -> Result<Rc<Subscriber>> {
-    const ATTEMPTS_MAX: u64 = 20;
-    let mut attempt = 0;
-    loop {
-        let began = Instant::now();
-        match connect_once(index, target, transport, channel, tally).await {
-            Err(error) if attempt < ATTEMPTS_MAX => {
-                attempt += 1;
-                tally.retry(&error.root_cause().to_string());
-                tokio::time::sleep(Duration::from_millis(50 * attempt)).await;
-            }
-            Ok(subscriber) => {
-                tally.connected(began.elapsed());
-                return Ok(subscriber);
-            }
-            Err(error) => return Err(error),
-        }
+    /// Subscribes to the channel of this name, from where it was.
+    pub(crate) fn subscribe(&self, channel: &str) -> bool {
+        let payload = self.resume.payload();
+        self.try_send(
+            format!("{{\"type\":\"subscribe\",\"channel\":\"{channel}\",\"payload\":{payload}}}")
+                .as_bytes(),
+        )
     }
-}
 
-/// Connects, subscribes to the channel of that number, and leaves a task that reads until the end.
-async fn connect_once(
-    index: usize,
-    target: &Rc<Target>,
-    transport: Transport,
-    channel: u32,
-    tally: &Rc<Tally>,
-) -> Result<Rc<Subscriber>> {
-    let began = Instant::now();
-    let mut stream = dial(index, target.address).await?;
-    tally.dial_max.set(tally.dial_max.get().max(began.elapsed()));
-    let name = target.channel(channel);
-    let caller = Caller { target, index, channel: Some(&name) };
-    let request = target.open(transport, caller)?;
-    let rest = opening::open(&mut stream, &request, transport, caller).await?;
-    let (reader, writer) = stream.into_split();
-    let subscriber = Rc::new(Subscriber {
-        channel,
-        order: RefCell::default(),
-        target: Rc::clone(target),
-        ready: Cell::new(false),
-        writer,
-    });
-    // Without spare capacity: ten thousand of these are held.
-    let rest = rest.into_boxed_slice().into_vec();
-    tokio::task::spawn_local(read(reader, rest, transport, subscriber.clone(), tally.clone()));
-    Ok(subscriber)
+    fn try_write(&self, frame: &[u8]) -> bool {
+        let writer = self.writer.borrow();
+        let written = writer.as_ref().map(|writer| writer.try_write(frame));
+        matches!(written, Some(Ok(written)) if written == frame.len())
+    }
 }
 
 async fn dial(index: usize, address: SocketAddr) -> Result<TcpStream> {
@@ -118,116 +187,4 @@ async fn dial(index: usize, address: SocketAddr) -> Result<TcpStream> {
     let stream = socket.connect(address).await.context("connect")?;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-async fn read(
-    mut reader: OwnedReadHalf,
-    mut rest: Vec<u8>,
-    transport: Transport,
-    subscriber: Rc<Subscriber>,
-    tally: Rc<Tally>,
-) {
-    if !rest.is_empty() {
-        let taken = consume(&rest, transport, &subscriber, &tally);
-        rest.drain(..taken.unwrap_or(rest.len()));
-    }
-    let ended = std::future::poll_fn(|context| {
-        BUFFER.with_borrow_mut(|buffer| {
-            loop {
-                let kept = rest.len();
-                buffer[..kept].copy_from_slice(&rest);
-                let mut into = ReadBuf::new(&mut buffer[kept..]);
-                std::task::ready!(Pin::new(&mut reader).poll_read(context, &mut into))?;
-                let filled = into.filled().len();
-                if filled == 0 {
-                    return std::task::Poll::Ready(std::io::Result::Ok(()));
-                }
-                add(&tally.bytes, filled as u64);
-                let all = &buffer[..kept + filled];
-                let Some(taken) = consume(all, transport, &subscriber, &tally) else {
-                    return std::task::Poll::Ready(Ok(()));
-                };
-                rest.clear();
-                rest.extend_from_slice(&all[taken..]);
-                if rest.len() > BUFFER_BYTES / 2 {
-                    return std::task::Poll::Ready(Ok(()));
-                }
-            }
-        })
-    });
-    let _how = ended.await;
-    add(&tally.closed, 1);
-}
-
-/// Takes whole messages from `bytes`; returns how many bytes they were, or nothing when the
-/// connection is over.
-fn consume(
-    bytes: &[u8],
-    transport: Transport,
-    subscriber: &Subscriber,
-    tally: &Tally,
-) -> Option<usize> {
-    let now = tally.now_ns();
-    match transport {
-        Transport::Sse => Some(consume_stream(bytes, subscriber, tally, now)),
-        Transport::Ws => {
-            let profile = subscriber.target.kind.profile();
-            let mut taken = 0;
-            loop {
-                match websocket::parse(&bytes[taken..]) {
-                    Frame::Whole { opcode, payload, size, .. } => {
-                        match opcode {
-                            websocket::PING => {
-                                let mut pong = Vec::new();
-                                websocket::push_client_frame(&mut pong, websocket::PONG, payload);
-                                let _full = subscriber.writer.try_write(&pong);
-                            }
-                            websocket::CLOSE => return None,
-                            _ => {
-                                hear(payload, subscriber, tally, now);
-                                if let Some(text) = profile.answer(&subscriber.target, payload) {
-                                    subscriber.try_send(text.as_bytes());
-                                }
-                            }
-                        }
-                        taken += size;
-                    }
-                    Frame::Partial => return Some(taken),
-                    Frame::Broken => return None,
-                }
-            }
-        }
-    }
-}
-
-/// Events end with an empty line; a mark never spans two, and chunk sizes between do not matter.
-fn consume_stream(bytes: &[u8], subscriber: &Subscriber, tally: &Tally, now: u64) -> usize {
-    let mut taken = 0;
-    while let Some(end) = memchr::memmem::find(&bytes[taken..], b"\n\n") {
-        hear(&bytes[taken..taken + end], subscriber, tally, now);
-        taken += end + 2;
-    }
-    taken
-}
-
-/// Reads every mark of a frame: one, or several where a server batches.
-fn hear(mut payload: &[u8], subscriber: &Subscriber, tally: &Tally, now: u64) {
-    let mut hint = HINT.get();
-    while let Some((mark, end)) = Mark::find(payload, &mut hint) {
-        HINT.set(hint);
-        if !subscriber.ready.replace(true) {
-            add(&tally.ready, 1);
-        }
-        // Zero is warm-up. Another channel's mark would be a wrong delivery: count it as a double.
-        if mark.sequence > 0 {
-            let sequence = if mark.channel == subscriber.channel { mark.sequence } else { 1 };
-            subscriber.order.borrow_mut().hear(sequence);
-            tally.deliver(&mark, now);
-        }
-        payload = &payload[end..];
-        hint = 0;
-        if payload.len() < 40 {
-            break;
-        }
-    }
 }

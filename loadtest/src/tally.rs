@@ -28,8 +28,23 @@ pub(crate) struct Tally {
     pub(crate) dial_max: Cell<Duration>,
     /// Time of each handshake that succeeded, welcome included.
     connect_ns: RefCell<Histogram<u64>>,
-    /// Publishes that were answered with an error.
+    /// Publishes (or what else was asked) that were answered with an error.
     pub(crate) refused: Cell<u64>,
+    /// What listening clients sent and had acknowledged.
+    pub(crate) acked: Cell<u64>,
+    /// Compressed messages received.
+    pub(crate) compressed: Cell<u64>,
+    /// Those of them that were inflated: the others were equal to one inflated before, byte for byte.
+    pub(crate) inflated: Cell<u64>,
+    /// Polls answered.
+    pub(crate) polls: Cell<u64>,
+    /// Clients that came back to where they were.
+    pub(crate) recovered: Cell<u64>,
+    /// Clients that came back and were told that they begin anew.
+    pub(crate) fresh: Cell<u64>,
+    /// Times that a client was told mid-connection that something is missing.
+    pub(crate) resyncs: Cell<u64>,
+    back_ns: RefCell<Histogram<u64>>,
     /// Time from when a request was due to its answer.
     answer_ns: RefCell<Histogram<u64>>,
     /// One for each publisher: channel c is the one's at c modulo their count.
@@ -61,6 +76,14 @@ impl Tally {
             dial_max: Cell::default(),
             connect_ns: RefCell::new(latency.clone()),
             refused: Cell::new(0),
+            acked: Cell::new(0),
+            compressed: Cell::new(0),
+            inflated: Cell::new(0),
+            polls: Cell::new(0),
+            recovered: Cell::new(0),
+            fresh: Cell::new(0),
+            resyncs: Cell::new(0),
+            back_ns: RefCell::new(latency.clone()),
             answer_ns: RefCell::new(latency.clone()),
             progress: RefCell::default(),
             latency_ns: RefCell::new(latency),
@@ -128,6 +151,16 @@ impl Tally {
     /// Time of a handshake at a quantile in milliseconds.
     pub(crate) fn connect_ms(&self, quantile: f64) -> f64 {
         self.connect_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
+    }
+
+    /// Notes how long after it was cut a client was there again.
+    pub(crate) fn came_back(&self, took: Duration) {
+        self.back_ns.borrow_mut().saturating_record(took.as_nanos() as u64);
+    }
+
+    /// Time to be there again at a quantile in milliseconds.
+    pub(crate) fn back_ms(&self, quantile: f64) -> f64 {
+        self.back_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
     }
 
     /// Latency at a quantile in milliseconds.

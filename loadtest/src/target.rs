@@ -12,6 +12,7 @@ mod socketio;
 
 pub(crate) use plain::Plain;
 
+use crate::subscriber::Ask;
 use crate::websocket;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -57,6 +58,8 @@ pub(crate) enum Transport {
     Ws,
     /// Server-Sent Events.
     Sse,
+    /// Long polls (Carillon).
+    Poll,
 }
 
 /// How messages are published to a Carillon node; the others have one way each.
@@ -66,6 +69,8 @@ pub(crate) enum PublishBy {
     Rest,
     /// A client's WebSocket, every message acknowledged.
     Websocket,
+    /// REST notifications to the users of a group; a group stands for a channel.
+    Notifications,
 }
 
 /// Who speaks: a listening connection, or a publisher, which has no channel.
@@ -75,7 +80,7 @@ pub(crate) struct Caller<'a> {
     pub(crate) target: &'a Target,
     /// Number of the connection, or of the publisher, in this run.
     pub(crate) index: usize,
-    /// The channel to listen on; none for a publisher.
+    /// The channel to listen on, empty for none yet; none for a publisher.
     pub(crate) channel: Option<&'a str>,
 }
 
@@ -115,6 +120,11 @@ pub(crate) trait Profile: Sync {
 
     /// The path of an event stream, where the server has one.
     fn sse_path(&self, _caller: Caller<'_>) -> Option<String> {
+        None
+    }
+
+    /// How it polls, where the server is polled.
+    fn poll(&self, _caller: Caller<'_>) -> Option<Ask> {
         None
     }
 
@@ -168,6 +178,8 @@ pub(crate) struct Target {
     pub(crate) api_key: String,
     /// How a Carillon node is published to.
     pub(crate) publish_by: PublishBy,
+    /// Users that a notification goes to.
+    pub(crate) recipients: usize,
     /// Paths and texts of [`Kind::Plain`].
     pub(crate) plain: Plain,
 }
@@ -191,7 +203,18 @@ impl Target {
                 )
                 .into_bytes())
             }
+            Transport::Poll => bail!("polls are asked one by one"),
         }
+    }
+
+    /// How `caller` polls.
+    pub(crate) fn poll(&self, caller: Caller<'_>) -> Result<Ask> {
+        self.kind.profile().poll(caller).context("this target is not polled")
+    }
+
+    /// The user of listening connection `index`.
+    pub(crate) fn user(&self, index: usize) -> String {
+        format!("{}-{index}", self.user)
     }
 
     /// The request with which publisher `index` opens, where it does not simply post.

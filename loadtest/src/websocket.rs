@@ -108,6 +108,17 @@ pub(crate) fn client_request(host: &str, path: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Adds `line` (with its line end) to a request that has no body.
+pub(crate) fn add_header(request: &mut Vec<u8>, line: &str) {
+    let end = request.len() - 2;
+    request.splice(end..end, line.bytes());
+}
+
+/// Whether a frame that begins with `first` is of a compressed message (RFC 7692: RSV1).
+pub(crate) fn is_compressed(first: u8) -> bool {
+    first & 0x40 != 0
+}
+
 /// The answer of a server to a request's head, and the path that was asked for.
 pub(crate) fn server_answer(head: &str) -> Option<(String, String)> {
     let path = head.split(' ').nth(1)?.to_owned();
@@ -146,6 +157,14 @@ mod tests {
                 assert_eq!(read, payload);
             }
         }
+    }
+
+    #[test]
+    fn added_header_stands_before_the_empty_line() {
+        let mut request = client_request("h", "/ws");
+        add_header(&mut request, "X-A: b\r\n");
+        let text = String::from_utf8(request).expect("text");
+        assert!(text.ends_with("Version: 13\r\nX-A: b\r\n\r\n"), "{text}");
     }
 
     #[test]

@@ -2,17 +2,17 @@
 
 use super::run::Run;
 use crate::publisher::{Pace, Work};
-use crate::subscriber::Subscriber;
 use crate::target::{Kind, Transport};
 use anyhow::Result;
-use std::rc::Rc;
 
 /// What every connection hears and says once.
 const EXERCISE_BYTES: usize = 16 * 1_024;
 
 impl Run<'_> {
-    /// `before` is what the server held without connections, bytes.
-    pub(super) async fn idle(&mut self, subscribers: &[Rc<Subscriber>], before: f64) -> Result<()> {
+    /// Connects everybody and looks; then all hear and say something once, and it looks again.
+    pub(super) async fn idle(&mut self) -> Result<()> {
+        let before = self.memory()?;
+        let subscribers = self.connect().await?;
         let count = subscribers.len().max(1) as f64;
         self.report.idle_bytes = (self.settled_memory().await? - before) / count;
         let publishers = self.publishers().await?;
@@ -21,7 +21,7 @@ impl Run<'_> {
         if self.options.target == Kind::Carillon && self.options.transport == Transport::Ws {
             let pad = "x".repeat(EXERCISE_BYTES);
             let ping = format!("{{\"type\":\"ping\",\"payload\":\"{pad}\"}}");
-            for subscriber in subscribers {
+            for subscriber in &subscribers {
                 subscriber.try_send(ping.as_bytes());
                 tokio::task::yield_now().await;
             }

@@ -3,10 +3,11 @@
 use super::{Options, Scenario};
 use crate::process;
 use crate::publisher::{Pace, Publishers, Work};
+use crate::redis;
 use crate::report::Report;
-use crate::subscriber::{self, Subscriber};
+use crate::subscriber::{Ears, Opening, Subscriber};
 use crate::tally::Tally;
-use crate::target::{Caller, Target, locate};
+use crate::target::{Caller, PublishBy, Target, Transport, locate};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use std::rc::Rc;
@@ -17,6 +18,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// Publishers where every channel can have its own.
 const PUBLISHERS: usize = 8;
+
+/// A client to be connected.
+pub(super) struct Client {
+    pub(super) channel: u32,
+    pub(super) ears: Ears,
+    pub(super) opening: Opening,
+}
 
 /// One run: whom it speaks to and what it counted.
 pub(super) struct Run<'a> {
@@ -32,10 +40,13 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Nothing is connected yet.
     pub(super) fn new(options: &'a Options) -> Result<Self> {
-        let channels =
-            if options.scenario == Scenario::Fanout { 1 } else { options.channels.max(1) };
         let connections =
             if options.scenario == Scenario::Publish { 0 } else { options.connections };
+        let channels = match options.scenario {
+            Scenario::Fanout => 1,
+            Scenario::Notifications => (connections / options.recipients.max(1)).max(1) as u32,
+            _ => options.channels.max(1),
+        };
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map(|value| value.get_name().to_owned()).unwrap_or_default()
         };
@@ -49,16 +60,23 @@ impl<'a> Run<'a> {
             ..Report::default()
         };
         let pids = options.server_pid.iter().copied().chain(options.redis_pid).collect();
-        let targets = targets(options, &options.url)?;
+        let targets = targets(options, &options.url, options.publish_by)?;
         // A way of listening that the target has not is an error of the command, not of each connection.
         let caller = Caller { target: &targets[0], index: 0, channel: Some("") };
-        targets[0].open(options.transport, caller)?;
+        match options.transport {
+            Transport::Poll => targets[0].poll(caller).map(|_| ())?,
+            other => targets[0].open(other, caller).map(|_| ())?,
+        }
         Ok(Self { options, targets, channels, pids, tally: Rc::new(Tally::new()), report })
     }
 
     /// The figures.
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(mut self) -> Result<Report> {
+        self.report.server_bytes = self.memory()?;
         let (report, tally) = (&mut self.report, &self.tally);
+        if let Some(redis) = self.options.redis {
+            report.redis_bytes = redis::used_bytes(redis)? as f64;
+        }
         report.closed = tally.closed.get();
         report.refused = tally.refused.get();
         report.retries.clone_from(&tally.retries.borrow());
@@ -67,7 +85,12 @@ impl<'a> Run<'a> {
         report.connect_p50_ms = tally.connect_ms(0.5);
         report.connect_p99_ms = tally.connect_ms(0.99);
         report.connect_max_ms = tally.connect_ms(1.0);
-        self.report
+        report.acked = tally.acked.get();
+        report.compressed = tally.compressed.get();
+        report.inflated = tally.inflated.get();
+        report.polls = tally.polls.get();
+        report.resyncs = tally.resyncs.get();
+        Ok(self.report)
     }
 
     /// Memory of all server processes.
@@ -75,25 +98,54 @@ impl<'a> Run<'a> {
         self.options.server_pid.iter().map(|pid| Ok(process::pss_bytes(*pid)? as f64)).sum()
     }
 
-    /// Opens `count` connections, to the nodes and channels in turn.
-    pub(super) async fn connect(&mut self, count: usize) -> Result<Vec<Rc<Subscriber>>> {
-        let before = process::cpu_us_of_all(&self.pids)?;
+    /// Opens all connections, on the channels in turn.
+    pub(super) async fn connect(&mut self) -> Result<Vec<Rc<Subscriber>>> {
+        let opening = self.opening(self.options.scenario == Scenario::Notifications);
+        let channels = self.channels as usize;
+        let client = |index: usize| {
+            // The users of a notification are neighbours; the members of a channel are spread.
+            let channel =
+                if opening.bare { index / self.options.recipients } else { index % channels }
+                    as u32;
+            Client { channel, ears: Ears::new([channel]), opening }
+        };
+        let clients = (0..self.report.connections).map(client).collect();
+        self.open(clients).await
+    }
+
+    /// How this run's connections are opened, with a channel or without.
+    pub(super) fn opening(&self, bare: bool) -> Opening {
+        Opening { transport: self.options.transport, deflate: self.options.deflate, bare }
+    }
+
+    /// The node that connection `index` goes to: the members of a channel go to all nodes.
+    pub(super) fn target(&self, index: usize) -> &Rc<Target> {
+        &self.targets[index / self.channels as usize % self.targets.len()]
+    }
+
+    /// Opens a connection for each, at `--arrivals` or as fast as they come.
+    pub(super) async fn open(&mut self, clients: Vec<Client>) -> Result<Vec<Rc<Subscriber>>> {
+        let before = self.cpu_us()?;
         let began = Instant::now();
-        let channels = self.channels;
-        let transport = self.options.transport;
+        let count = clients.len();
         // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
         // wake each other for nothing while nodes wait for their requests.
         let places = Arc::new(Semaphore::new(self.options.handshakes));
         let mut connecting = Vec::with_capacity(count);
-        for index in 0..count {
+        for (index, client) in clients.into_iter().enumerate() {
+            let due = self.options.arrivals.map(|rate| index as f64 / rate);
+            let due = due.map(|after| began + Duration::from_secs_f64(after));
+            if let Some(due) = due {
+                sleep_until(due).await;
+            }
             let place = Arc::clone(&places).acquire_owned().await;
-            let channel = (index % channels as usize) as u32;
-            // The members of a channel go to all nodes.
-            let target = &self.targets[index / channels as usize % self.targets.len()];
-            let (target, tally) = (Rc::clone(target), Rc::clone(&self.tally));
+            let due = due.unwrap_or_else(Instant::now).into_std();
+            let subscriber = Subscriber::new(index, client.channel, client.ears, &self.tally);
+            let target = Rc::clone(self.target(index));
             connecting.push(tokio::task::spawn_local(async move {
                 let _place = place;
-                subscriber::connect(index, &target, transport, channel, &tally).await
+                subscriber.connect(&target, client.opening, due).await?;
+                Ok(subscriber)
             }));
         }
         let opened: Vec<Result<Rc<Subscriber>>> = futures_util::future::join_all(connecting)
@@ -102,21 +154,34 @@ impl<'a> Run<'a> {
             .map(|joined| joined.context("a connecting task")?)
             .collect();
         let seconds = began.elapsed().as_secs_f64();
-        let cpu = process::cpu_us_of_all(&self.pids)? - before;
         self.report.connects_per_second = count as f64 / seconds;
-        self.report.connect_cpu_us = cpu as f64 / count.max(1) as f64;
+        self.report.connect_cpu_us = (self.cpu_us()? - before) as f64 / count.max(1) as f64;
         opened.into_iter().collect()
+    }
+
+    /// CPU of all server processes so far, Redis included, microseconds.
+    pub(super) fn cpu_us(&self) -> Result<u64> {
+        process::cpu_us_of_all(&self.pids)
     }
 
     /// Those who publish, connected.
     pub(super) async fn publishers(&self) -> Result<Publishers> {
         let options = self.options;
-        let targets = match options.publish_url.as_slice() {
-            [] => self.targets.clone(),
-            urls => targets(options, urls)?,
+        let urls = match options.publish_url.as_slice() {
+            [] => &options.url,
+            _ => &options.publish_url,
         };
         let count = options.publishers.unwrap_or(PUBLISHERS);
-        Publishers::connect(&targets, count, self.channels, &self.tally).await
+        let ways: &[PublishBy] = match options.scenario {
+            Scenario::Notifications => &[PublishBy::Notifications],
+            Scenario::Mixed => &[PublishBy::Rest, PublishBy::Websocket],
+            _ => &[options.publish_by],
+        };
+        let mut all = Vec::new();
+        for way in ways {
+            all.extend(targets(options, urls, *way)?);
+        }
+        Publishers::connect(&all, count, self.channels, &self.tally).await
     }
 
     /// What they publish, for channels of `members` each.
@@ -177,8 +242,8 @@ impl<'a> Run<'a> {
             }
         };
         let me = std::process::id();
-        let (from, count) = (Instant::now(), done());
-        let (cpu, own) = (process::cpu_us_of_all(&self.pids)?, process::cpu_us(me)?);
+        let (from, count, bytes) = (Instant::now(), done(), self.tally.bytes.get());
+        let (cpu, own) = (self.cpu_us()?, process::cpu_us(me)?);
         let last = self.options.redis_pid.map_or(Ok(0), process::cpu_us)?;
         sleep_until(end).await;
         let seconds = from.elapsed().as_secs_f64();
@@ -188,25 +253,31 @@ impl<'a> Run<'a> {
             seconds,
             delivered,
             per_second: delivered as f64 / seconds,
-            server_cpu_us: each(process::cpu_us_of_all(&self.pids)? - cpu),
+            server_cpu_us: each(self.cpu_us()? - cpu),
             redis_cpu_us: each(self.options.redis_pid.map_or(Ok(0), process::cpu_us)? - last),
             client_cpu_us: each(process::cpu_us(me)? - own),
-            p50_ms: self.tally.latency_ms(0.5),
-            p99_ms: self.tally.latency_ms(0.99),
-            p999_ms: self.tally.latency_ms(0.999),
-            max_ms: self.tally.latency_ms(1.0),
-            answer_p50_ms: self.tally.answer_ms(0.5),
-            answer_p99_ms: self.tally.answer_ms(0.99),
+            wire_bytes: each(self.tally.bytes.get() - bytes),
             ..self.report.clone()
         };
         self.report = report;
+        self.note_latency();
         Ok(())
+    }
+
+    /// Latencies so far, into the report.
+    pub(super) fn note_latency(&mut self) {
+        let (report, tally) = (&mut self.report, &self.tally);
+        report.p50_ms = tally.latency_ms(0.5);
+        report.p99_ms = tally.latency_ms(0.99);
+        report.p999_ms = tally.latency_ms(0.999);
+        report.max_ms = tally.latency_ms(1.0);
+        report.answer_p50_ms = tally.answer_ms(0.5);
+        report.answer_p99_ms = tally.answer_ms(0.99);
     }
 
     /// Waits until nothing more comes, then counts.
     pub(super) async fn settle(&mut self, subscribers: &[Rc<Subscriber>], sequences: &[u32]) {
-        let last_of = |at: &Subscriber| sequences.get(at.channel as usize).copied().unwrap_or(0);
-        let lost = || subscribers.iter().map(|at| at.order.borrow().lost(last_of(at))).sum::<u64>();
+        let lost = || subscribers.iter().map(|at| at.ears.borrow().lost(sequences)).sum::<u64>();
         for _quiet in 0..6 {
             let mut before = u64::MAX;
             while lost() > 0 && before != self.tally.delivered.get() {
@@ -220,9 +291,9 @@ impl<'a> Run<'a> {
         }
         self.report.lost = lost();
         for at in subscribers {
-            let order = at.order.borrow();
-            self.report.duplicated += order.duplicated;
-            self.report.reordered += order.reordered;
+            let (doubled, late) = at.ears.borrow().doubled_and_late();
+            self.report.duplicated += doubled;
+            self.report.reordered += late;
         }
     }
 
@@ -242,7 +313,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn targets(options: &Options, urls: &[String]) -> Result<Vec<Rc<Target>>> {
+fn targets(options: &Options, urls: &[String], publish_by: PublishBy) -> Result<Vec<Rc<Target>>> {
     let target = |url: &String| {
         let (host, address) = locate(url)?;
         Ok(Rc::new(Target {
@@ -252,7 +323,8 @@ fn targets(options: &Options, urls: &[String]) -> Result<Vec<Rc<Target>>> {
             jwt_secret: options.jwt_secret.clone(),
             user: options.user.clone(),
             api_key: options.api_key.clone(),
-            publish_by: options.publish_by,
+            publish_by,
+            recipients: options.recipients.max(1),
             plain: options.plain.clone(),
         }))
     };

@@ -1,6 +1,7 @@
 //! A Carillon node: the native profile over WebSocket or SSE, publishing through REST.
 
 use super::{Act, Caller, Profile, PublishBy, Publishing, Target};
+use crate::subscriber::Ask;
 use crate::token;
 use crate::websocket;
 
@@ -8,16 +9,11 @@ pub(super) struct Carillon;
 
 fn query(caller: Caller<'_>) -> String {
     let Caller { target, index, channel } = caller;
-    let user = &target.user;
+    let sign = |user: &str| token::sign(&target.jwt_secret, user);
     match channel {
-        Some(channel) => {
-            let token = token::sign(&target.jwt_secret, &format!("{user}-{index}"));
-            format!("channel={channel}&token={token}")
-        }
-        None => {
-            let token = token::sign(&target.jwt_secret, &format!("{user}-publisher-{index}"));
-            format!("token={token}")
-        }
+        Some("") => format!("token={}", sign(&target.user(index))),
+        Some(channel) => format!("channel={channel}&token={}", sign(&target.user(index))),
+        None => format!("token={}", sign(&format!("{}-publisher-{index}", target.user))),
     }
 }
 
@@ -34,6 +30,22 @@ impl Profile for Carillon {
         Some(format!("/api/realtime/events?{}", query(caller)))
     }
 
+    fn poll(&self, caller: Caller<'_>) -> Option<Ask> {
+        let Caller { target, index, channel } = caller;
+        let user = target.user(index);
+        let token = token::sign(&target.jwt_secret, &user);
+        let channel = channel.unwrap_or_default();
+        Some(Ask {
+            before: format!(
+                "GET /api/v1/realtime/poll?user_id={user}&channels={channel}&last_poll_id="
+            ),
+            after: format!(
+                " HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n",
+                target.host
+            ),
+        })
+    }
+
     /// The welcome is waited for: a connection without it may still be refused.
     fn converse(&self, _caller: Caller<'_>, heard: Option<&[u8]>) -> Act {
         if heard.is_some() { Act::Open } else { Act::Wait }
@@ -45,7 +57,7 @@ impl Profile for Carillon {
 
     fn publishing(&self, publisher: Caller<'_>) -> Publishing {
         match publisher.target.publish_by {
-            PublishBy::Rest => Publishing::Http,
+            PublishBy::Rest | PublishBy::Notifications => Publishing::Http,
             PublishBy::Websocket => Publishing::WebSocket(self.ws_path(publisher)),
         }
     }
@@ -61,11 +73,18 @@ impl Profile for Carillon {
             }
             return messages.len() as u64;
         }
+        let key = format!("X-API-Key: {}\r\nContent-Type: application/json\r\n", to.api_key);
+        if to.publish_by == PublishBy::Notifications {
+            for (group, payload) in messages {
+                let body = notification(to, *group, payload);
+                to.push_post(into, "/api/realtime/notifications", &key, &body);
+            }
+            return messages.len() as u64;
+        }
         let one = |(channel, payload): &(u32, String)| {
             let channel = self.channel(*channel);
             format!("{{\"channel\":\"{channel}\",\"type\":\"message\",\"payload\":{payload}}}")
         };
-        let key = format!("X-API-Key: {}\r\nContent-Type: application/json\r\n", to.api_key);
         if let [message] = messages {
             to.push_post(into, "/api/realtime/publish", &key, &one(message));
         } else {
@@ -89,4 +108,15 @@ impl Profile for Carillon {
         }
         is(b"\"type\":\"error\"").then_some(1)
     }
+}
+
+/// To the users of a group: neighbours, as many as each notification has recipients.
+fn notification(to: &Target, group: u32, payload: &str) -> String {
+    let first = group as usize * to.recipients;
+    let users: Vec<String> =
+        (first..first + to.recipients).map(|index| format!("\"{}\"", to.user(index))).collect();
+    format!(
+        "{{\"type\":\"message\",\"title\":\"Load\",\"message\":\"measured\",\"recipients\":[{}],\"metadata\":{payload}}}",
+        users.join(",")
+    )
 }
