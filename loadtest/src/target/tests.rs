@@ -19,6 +19,7 @@ fn target(kind: Kind, plain: Plain) -> Target {
         api_key: "key".to_owned(),
         publish_by: PublishBy::Rest,
         plain,
+        recipients: 1,
     }
 }
 
