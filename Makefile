@@ -5,10 +5,10 @@ CARILLON := $(TARGET)/release/carillon
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test cluster bench lint
+.PHONY: help run build test cluster bench bench-peers lint
 
 help: ## list these commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-11s %s\n", $$1, $$2}'
 
 build: ## build the release binary
 	cargo build --release --locked -p carillon-gateway
@@ -24,11 +24,15 @@ cluster: build ## redis-server, three nodes and HAProxy on loopback until Ctrl-C
 	@deploy/dev/prepare redis-server haproxy
 	@exec $(PYTHON) deploy/dev/cluster --binary $(CARILLON)
 
-bench: build ## measure against the floor and the naive server (BENCH="--quick", docs/benchmarks.md)
+bench: build ## measure against the floor and the naive server (BENCH="--quick --with-peers", docs/benchmarks.md)
 	@deploy/dev/prepare redis-server
 	cargo build --release --locked -p carillon-loadtest
-	$(TARGET)/release/loadtest bench --carillon $(CARILLON) $(BENCH)
+	$(TARGET)/release/loadtest bench --carillon $(CARILLON) --json $(TARGET)/bench.json $(BENCH)
+	$(TARGET)/release/loadtest report $(TARGET)/bench.json >$(TARGET)/bench.html
 	$(TARGET)/release/loadtest notifications --carillon $(CARILLON)
+
+bench-peers: ## install the servers that `make bench BENCH=--with-peers` compares with (nginx with Nchan; Socket.IO, ws, Bun)
+	@deploy/dev/prepare peers
 
 lint: ## formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check

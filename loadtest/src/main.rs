@@ -4,16 +4,20 @@
 
 mod bench;
 mod check;
+mod compare;
 mod floor;
 mod http;
 mod mark;
 mod naive;
 mod notifications;
 mod opening;
+mod page;
 mod process;
 mod publisher;
 mod redis;
 mod report;
+mod results;
+mod sample;
 mod scenarios;
 mod server;
 mod subscriber;
@@ -24,6 +28,7 @@ mod websocket;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -50,6 +55,10 @@ enum Command {
     Run(Box<scenarios::Options>),
     /// Every row of the table on every server, medians against the floor
     Bench(bench::Options),
+    /// Results as one HTML page with tables and plots, on standard output
+    Report(page::Options),
+    /// What changed between two files of results
+    Compare(compare::Options),
     /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each
     Notifications(notifications::Options),
     /// A cluster, clients that come back, a nemesis, and a verdict
@@ -61,6 +70,14 @@ fn main() -> Result<ExitCode> {
         Command::Floor { listen } => floor::serve(listen)?,
         Command::Naive { listen } => naive::serve(listen)?,
         Command::Bench(options) => bench::bench(&options)?,
+        Command::Report(options) => {
+            std::io::stdout().write_all(page::page(&options)?.as_bytes())?;
+        }
+        Command::Compare(options) => {
+            if !compare::compare(&options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Notifications(options) => notifications::bench(&options)?,
         Command::Run(options) => {
             let report = scenarios::run(&options)?;

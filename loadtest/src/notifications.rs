@@ -1,10 +1,9 @@
 //! `loadtest notifications`: list, count and mark-read on an empty store and beside 100,000 notifications for 1,000
 //! users, in one run over one Redis; and what Redis holds for each.
 
-use crate::bench::{configuration, start_redis};
 use crate::http::Http;
 use crate::redis;
-use crate::server::{Scratch, Server, free_address, secret};
+use crate::server::{Scratch, Server, configuration, free_address, secret, start_redis};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use hdrhistogram::Histogram;

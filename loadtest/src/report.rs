@@ -1,5 +1,6 @@
 //! What a run found, as JSON and as a line of a table.
 
+use crate::sample::Sample;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -139,12 +140,32 @@ pub(crate) struct Report {
     pub(crate) idle_bytes: f64,
     /// The same after each connection has received and sent 16 KB.
     pub(crate) exercised_bytes: f64,
+    /// CPU of all server processes (with Redis) in the measured part, percent of a core; of the connecting where
+    /// nothing else was measured.
+    #[serde(default)]
+    pub(crate) server_percent: f64,
+    /// The driver's own.
+    #[serde(default)]
+    pub(crate) driver_percent: f64,
+    /// What else ran on this machine meanwhile, percent of a core: with much of it no figure is worth keeping.
+    #[serde(default)]
+    pub(crate) others_percent: f64,
+    /// When the measured part began, seconds since the run did.
+    #[serde(default)]
+    pub(crate) measured_from: f64,
+    /// Latency in milliseconds by the number of nines: 2 is the 99th percentile.
+    #[serde(default)]
+    pub(crate) latency: Vec<(f64, f64)>,
+    /// The whole run, second by second.
+    #[serde(default)]
+    pub(crate) samples: Vec<Sample>,
 }
 
 impl Report {
-    /// Whether nothing was lost, doubled, out of order or cut.
-    pub(crate) fn clean(&self) -> bool {
-        self.lost + self.duplicated + self.reordered + self.closed == 0
+    /// Whether the driver was at its limit and the server was not: rates and latencies are then the driver's.
+    pub(crate) fn driver_bound(&self) -> bool {
+        const BUSY_PERCENT: f64 = 90.0;
+        self.driver_percent > BUSY_PERCENT && self.server_percent < BUSY_PERCENT
     }
 
     /// For a reader at a terminal.
@@ -218,6 +239,16 @@ impl Report {
                     self.idle_core_percent,
                     self.redis_commands_per_second,
                     self.present
+                ),
+            );
+        }
+        if self.driver_percent > 0.0 {
+            let mark = if self.driver_bound() { ": THE DRIVER WAS THE BOTTLENECK" } else { "" };
+            row(
+                "busy, % of a core",
+                format!(
+                    "server {:.0}, driver {:.0}{mark}",
+                    self.server_percent, self.driver_percent
                 ),
             );
         }

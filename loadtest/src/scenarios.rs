@@ -147,6 +147,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
 
 async fn drive(options: &Options) -> Result<Report> {
     let mut run = Run::new(options)?;
+    let sampler = run.sampler();
     match options.scenario {
         Scenario::Connect => {
             let _held = run.connect().await?;
@@ -162,5 +163,5 @@ async fn drive(options: &Options) -> Result<Report> {
         Scenario::Mixed => run.mixed().await?,
         Scenario::Presence => run.presence().await?,
     }
-    run.finish()
+    Ok(Report { samples: sampler.finish(), ..run.finish()? })
 }

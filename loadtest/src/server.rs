@@ -1,5 +1,7 @@
 //! The servers of a bench: each started on one core, waited for, and ended with its handle.
 
+pub(crate) mod lineup;
+
 use anyhow::{Context as _, Result, bail};
 use rand::Rng as _;
 use std::io::{Read as _, Write as _};
@@ -99,4 +101,36 @@ impl Drop for Scratch {
 pub(crate) fn secret(length: usize) -> String {
     let mut random = rand::rng();
     (0..length).map(|_| char::from(random.sample(rand::distr::Alphanumeric))).collect()
+}
+
+/// A Redis without persistence, answering.
+pub(crate) fn start_redis(core: usize, address: SocketAddr, scratch: &Scratch) -> Result<Server> {
+    let port = address.port().to_string();
+    let args = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+    let args: Vec<String> = args.map(ToOwned::to_owned).into();
+    let program = PathBuf::from("redis-server");
+    let mut redis = Server::start(core, &program, &args, &scratch.0.join("redis.log"))?;
+    redis.wait(address, None)?;
+    Ok(redis)
+}
+
+/// A node's settings.
+pub(crate) fn configuration(
+    address: SocketAddr,
+    redis: Option<SocketAddr>,
+    jwt_secret: &str,
+    api_key: &str,
+) -> Result<String> {
+    let operator = free_address()?;
+    let redis = redis.map_or_else(
+        || "mode = \"memory\"".to_owned(),
+        |redis| format!("mode = \"standalone\"\nurl = \"redis://{redis}\""),
+    );
+    Ok(format!(
+        "[server]\nlisten = \"{address}\"\n[operator]\nlisten = \"{operator}\"\n[redis]\n{redis}\n\
+         [auth.jwt]\nsecret = \"{jwt_secret}\"\n\
+         [auth.api_keys.bench]\nkey = \"{api_key}\"\nscopes = [\"realtime:admin\"]\n\
+         [limits]\npublishes_per_second_per_channel = 1000000\nmessages_per_second = 1000000\n\
+         polls_per_minute = 1000000\n[log]\nlevel = \"warn\"\n"
+    ))
 }

@@ -45,11 +45,15 @@ pub(crate) struct Tally {
     /// Times that a client was told mid-connection that something is missing.
     pub(crate) resyncs: Cell<u64>,
     back_ns: RefCell<Histogram<u64>>,
+    /// Answers to publishes.
+    pub(crate) answered: Cell<u64>,
     /// Time from when a request was due to its answer.
     answer_ns: RefCell<Histogram<u64>>,
     /// One for each publisher: channel c is the one's at c modulo their count.
     progress: RefCell<Vec<Rc<Progress>>>,
     latency_ns: RefCell<Histogram<u64>>,
+    /// Latencies of the running second: not yet in `latency_ns`.
+    second_ns: RefCell<Histogram<u64>>,
 }
 
 /// How far one publisher's messages came.
@@ -84,8 +88,10 @@ impl Tally {
             fresh: Cell::new(0),
             resyncs: Cell::new(0),
             back_ns: RefCell::new(latency.clone()),
+            answered: Cell::new(0),
             answer_ns: RefCell::new(latency.clone()),
             progress: RefCell::default(),
+            second_ns: RefCell::new(latency.clone()),
             latency_ns: RefCell::new(latency),
         }
     }
@@ -98,7 +104,7 @@ impl Tally {
     /// Counts one delivery that was read at `now_ns`.
     pub(crate) fn deliver(&self, mark: &Mark, now_ns: u64) {
         add(&self.delivered, 1);
-        self.latency_ns.borrow_mut().saturating_record(now_ns.saturating_sub(mark.due_ns).max(1));
+        self.second_ns.borrow_mut().saturating_record(now_ns.saturating_sub(mark.due_ns).max(1));
         let all = self.progress.borrow();
         // One publisher is the common case and the one with the most deliveries: no division for it.
         let at = if all.len() == 1 { 0 } else { mark.channel as usize % all.len().max(1) };
@@ -124,6 +130,7 @@ impl Tally {
 
     /// Notes how long after it was due a request was answered.
     pub(crate) fn answer(&self, took: Duration) {
+        add(&self.answered, 1);
         self.answer_ns.borrow_mut().saturating_record(took.as_nanos().max(1) as u64);
     }
 
@@ -135,6 +142,7 @@ impl Tally {
     /// Forgets the latencies so far: measuring begins.
     pub(crate) fn forget_latency(&self) {
         self.latency_ns.borrow_mut().reset();
+        self.second_ns.borrow_mut().reset();
         self.answer_ns.borrow_mut().reset();
     }
 
@@ -163,9 +171,41 @@ impl Tally {
         self.back_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
     }
 
+    /// Connections opened so far.
+    pub(crate) fn opened(&self) -> u64 {
+        self.connect_ns.borrow().len()
+    }
+
+    /// Ends a second: its median and 99th percentile in milliseconds. They count in the whole from now on.
+    pub(crate) fn end_second(&self) -> (f64, f64) {
+        let mut second = self.second_ns.borrow_mut();
+        let ms = |quantile| second.value_at_quantile(quantile) as f64 / 1e6;
+        let figures = (ms(0.5), ms(0.99));
+        self.latency_ns.borrow_mut().add(&*second).expect("both have the same bounds");
+        second.reset();
+        figures
+    }
+
     /// Latency at a quantile in milliseconds.
     pub(crate) fn latency_ms(&self, quantile: f64) -> f64 {
+        self.end_second();
         self.latency_ns.borrow().value_at_quantile(quantile) as f64 / 1e6
+    }
+
+    /// Latency in milliseconds by the number of nines: 0 is the least, 1 is 90 %, 2 is 99 %, up to where a
+    /// single delivery decides.
+    pub(crate) fn latency_curve(&self) -> Vec<(f64, f64)> {
+        self.end_second();
+        let all = self.latency_ns.borrow();
+        let most = (all.len() as f64).log10();
+        (0..70)
+            .map(|step| f64::from(step) / 10.0)
+            .take_while(|nines| *nines <= most)
+            .map(|nines| {
+                let quantile = 1.0 - 10_f64.powf(-nines);
+                (nines, all.value_at_quantile(quantile) as f64 / 1e6)
+            })
+            .collect()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::process;
 use crate::publisher::{Pace, Publishers, Work};
 use crate::redis;
 use crate::report::Report;
+use crate::sample::{Sampler, round};
 use crate::subscriber::{Ears, Opening, Subscriber};
 use crate::tally::Tally;
 use crate::target::{Caller, PublishBy, Target, Transport, locate};
@@ -70,6 +71,11 @@ impl<'a> Run<'a> {
         Ok(Self { options, targets, channels, pids, tally: Rc::new(Tally::new()), report })
     }
 
+    /// Begins to look at the run second by second.
+    pub(super) fn sampler(&self) -> Sampler {
+        Sampler::start(self.pids.clone(), self.tally.clone())
+    }
+
     /// The figures.
     pub(super) fn finish(mut self) -> Result<Report> {
         self.report.server_bytes = self.memory()?;
@@ -125,7 +131,7 @@ impl<'a> Run<'a> {
 
     /// Opens a connection for each, at `--arrivals` or as fast as they come.
     pub(super) async fn open(&mut self, clients: Vec<Client>) -> Result<Vec<Rc<Subscriber>>> {
-        let before = self.cpu_us()?;
+        let (before, own) = (self.cpu_us()?, process::cpu_us(std::process::id())?);
         let began = Instant::now();
         let count = clients.len();
         // A task each, not one future over all: what such a future may do in one turn is bounded, and thousands under it
@@ -155,7 +161,10 @@ impl<'a> Run<'a> {
             .collect();
         let seconds = began.elapsed().as_secs_f64();
         self.report.connects_per_second = count as f64 / seconds;
-        self.report.connect_cpu_us = (self.cpu_us()? - before) as f64 / count.max(1) as f64;
+        let cpu = self.cpu_us()? - before;
+        self.report.connect_cpu_us = cpu as f64 / count.max(1) as f64;
+        self.report.server_percent = percent(cpu, seconds);
+        self.report.driver_percent = percent(process::cpu_us(std::process::id())? - own, seconds);
         opened.into_iter().collect()
     }
 
@@ -242,20 +251,27 @@ impl<'a> Run<'a> {
             }
         };
         let me = std::process::id();
+        let measured_from = round(self.tally.began.elapsed().as_secs_f64(), 2);
         let (from, count, bytes) = (Instant::now(), done(), self.tally.bytes.get());
-        let (cpu, own) = (self.cpu_us()?, process::cpu_us(me)?);
+        let (cpu, own, all) = (self.cpu_us()?, process::cpu_us(me)?, process::machine_us()?);
         let last = self.options.redis_pid.map_or(Ok(0), process::cpu_us)?;
         sleep_until(end).await;
         let seconds = from.elapsed().as_secs_f64();
         let delivered = done() - count;
         let each = |us: u64| us as f64 / delivered.max(1) as f64;
+        let (cpu, own) = (self.cpu_us()? - cpu, process::cpu_us(me)? - own);
+        let others = (process::machine_us()? - all).saturating_sub(cpu + own);
         let report = Report {
             seconds,
             delivered,
             per_second: delivered as f64 / seconds,
-            server_cpu_us: each(self.cpu_us()? - cpu),
+            server_cpu_us: each(cpu),
             redis_cpu_us: each(self.options.redis_pid.map_or(Ok(0), process::cpu_us)? - last),
-            client_cpu_us: each(process::cpu_us(me)? - own),
+            client_cpu_us: each(own),
+            server_percent: percent(cpu, seconds),
+            driver_percent: percent(own, seconds),
+            others_percent: percent(others, seconds),
+            measured_from,
             wire_bytes: each(self.tally.bytes.get() - bytes),
             ..self.report.clone()
         };
@@ -271,6 +287,7 @@ impl<'a> Run<'a> {
         report.p99_ms = tally.latency_ms(0.99);
         report.p999_ms = tally.latency_ms(0.999);
         report.max_ms = tally.latency_ms(1.0);
+        report.latency = tally.latency_curve();
         report.answer_p50_ms = tally.answer_ms(0.5);
         report.answer_p99_ms = tally.answer_ms(0.99);
     }
@@ -311,6 +328,11 @@ impl<'a> Run<'a> {
         }
         Ok(last)
     }
+}
+
+/// Of a core.
+fn percent(us: u64, seconds: f64) -> f64 {
+    round(us as f64 / seconds / 1e4, 1)
 }
 
 fn targets(options: &Options, urls: &[String], publish_by: PublishBy) -> Result<Vec<Rc<Target>>> {

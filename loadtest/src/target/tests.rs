@@ -242,7 +242,8 @@ async fn opened(kind: Kind, script: &[&str]) -> (Result<Vec<u8>>, Vec<String>) {
     let request = target.open(Transport::Ws, caller).expect("a request");
     let client = async {
         let mut stream = TcpStream::connect(address).await?;
-        let mut rest = opening::open(&mut stream, &request, Transport::Ws, caller).await?;
+        let opened = opening::open(&mut stream, &request, Transport::Ws, caller).await?;
+        let mut rest = opened.rest;
         stream.read_to_end(&mut rest).await?;
         Ok(rest)
     };
