@@ -43,6 +43,12 @@ pub(crate) struct Options {
     /// Clients; where not given, the scenario's own number.
     #[arg(long)]
     pub(crate) clients: Option<usize>,
+    /// The random nemesis' messages a second from backends, over all channels; each channel has sixty listeners.
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// The random nemesis' long polls among a hundred clients.
+    #[arg(long)]
+    pub(crate) polls_percent: Option<usize>,
     /// Nodes; three where not given.
     #[arg(long)]
     pub(crate) nodes: Option<usize>,

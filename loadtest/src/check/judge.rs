@@ -6,60 +6,16 @@
 //! of a client that stayed reaches the top and equals history. What a span skips without such a word is
 //! lost; what it continues in another history is a fork.
 
+mod verdict;
+
 use super::log::{Beginning, Channel, Heard, History, Lane, Log, Number, Place};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-/// How many findings are described in words.
-const EXAMPLES_MAX: usize = 20;
+pub(crate) use verdict::Verdict;
 
-/// What the log shows. Everything but the first counts and `told` must be zero.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Verdict {
-    /// Messages that the server acknowledged.
-    pub(crate) acknowledged: u64,
-    /// Messages that were never acknowledged; they may exist or not.
-    pub(crate) unacknowledged: u64,
-    /// Messages heard, by all clients together.
-    pub(crate) delivered: u64,
-    /// Subscriptions that went on after a cut with nothing missing.
-    pub(crate) recovered: u64,
-    /// Times that a client was told that something may be missing, by reason.
-    pub(crate) told: BTreeMap<String, u64>,
-    /// Messages that a client should have heard, and neither did nor was told.
-    pub(crate) lost: u64,
-    /// Acknowledged messages that history does not hold although Redis kept its data.
-    pub(crate) vanished: u64,
-    /// Messages heard twice.
-    pub(crate) duplicated: u64,
-    /// Messages heard after a later one.
-    pub(crate) reordered: u64,
-    /// Spans that continue in another history without a word.
-    pub(crate) forked: u64,
-    /// Times that a client was told although nothing was lost.
-    pub(crate) needless: u64,
-    /// Users shown as present who left, and present ones not shown.
-    pub(crate) ghosts: u64,
-    /// Counts that are wrong at rest.
-    pub(crate) miscounted: u64,
-    /// Some findings in words.
-    pub(crate) examples: Vec<String>,
-}
-
-impl Verdict {
-    /// Whether every promise was kept.
-    pub(crate) fn clean(&self) -> bool {
-        self.lost + self.vanished + self.duplicated + self.reordered + self.forked + self.needless
-            == 0
-            && self.ghosts + self.miscounted == 0
-    }
-
-    fn note(&mut self, text: impl FnOnce() -> String) {
-        if self.examples.len() < EXAMPLES_MAX {
-            self.examples.push(text());
-        }
-    }
-}
+/// Who is told later than this after data was lost was told for nothing: longer than any node or client here
+/// is stopped or away.
+const TOLD_WITHIN_MS: u64 = 45_000;
 
 /// Judges a log.
 pub(crate) fn judge(log: &Log) -> Verdict {
@@ -67,7 +23,7 @@ pub(crate) fn judge(log: &Log) -> Verdict {
         truth: log.histories.iter().map(|history| (history.channel, Truth::of(history))).collect(),
         sent: HashMap::new(),
         identity: HashMap::new(),
-        data_lost: log.data_lost_ms.is_some(),
+        losses_ms: log.losses_ms.clone(),
         verdict: Verdict::default(),
     };
     court.hear_publishers(log);
@@ -140,7 +96,7 @@ struct Court {
     sent: HashMap<(Channel, Number), u64>,
     /// Which message stands at a place: the same for everybody who ever saw it.
     identity: HashMap<(Channel, Place), Number>,
-    data_lost: bool,
+    losses_ms: Vec<u64>,
     verdict: Verdict,
 }
 
@@ -154,7 +110,7 @@ impl Court {
                 continue;
             };
             self.verdict.acknowledged += 1;
-            let kept = log.data_lost_ms.is_none_or(|lost| published.sent_ms > lost);
+            let kept = log.losses_ms.last().is_none_or(|lost| published.sent_ms > *lost);
             let Some(truth) = self.truth.get(&channel).filter(|_| kept) else { continue };
             let there = truth.by_offset.get(&place.offset).is_some_and(|(tag, held)| {
                 *held == number && (place.tag.is_none() || *tag == place.tag)
@@ -208,13 +164,13 @@ impl Court {
                         span = place.as_ref().map(Span::at);
                     }
                     Beginning::Refused(reason) => {
-                        self.told(lane, reason);
+                        self.told(lane, reason, *at_ms);
                         self.close(lane, span.take(), false);
                         span = place.as_ref().map(Span::at);
                     }
                 },
-                Heard::Resync { place, reason, .. } => {
-                    self.told(lane, reason);
+                Heard::Resync { at_ms, place, reason } => {
+                    self.told(lane, reason, *at_ms);
                     self.close(lane, span.take(), false);
                     span = place.as_ref().map(Span::at);
                 }
@@ -234,7 +190,7 @@ impl Court {
                     });
                     let known = self.follow(lane, span, place);
                     // Where data was lost, a message that was repeated may rightly stand in both histories.
-                    if again && !known && !self.data_lost {
+                    if again && !known && self.losses_ms.is_empty() {
                         self.verdict.duplicated += 1;
                         self.verdict.note(|| {
                             format!(
@@ -341,12 +297,14 @@ impl Court {
             .map(|(offset, _)| *offset)
             .min()?;
         // What was sent before may still arrive behind it in time, in front of it by offset.
-        Some(Place { epoch: truth.epoch, offset: first - 1, tag: None }).filter(|_| !self.data_lost)
+        Some(Place { epoch: truth.epoch, offset: first - 1, tag: None })
+            .filter(|_| self.losses_ms.is_empty())
     }
 
-    fn told(&mut self, lane: &Lane, reason: &str) {
+    fn told(&mut self, lane: &Lane, reason: &str, at_ms: u64) {
         *self.verdict.told.entry(reason.to_owned()).or_default() += 1;
-        if !self.data_lost {
+        let before = self.losses_ms.iter().rev().find(|lost_ms| **lost_ms <= at_ms);
+        if before.is_none_or(|lost_ms| at_ms - lost_ms > TOLD_WITHIN_MS) {
             self.verdict.needless += 1;
             self.verdict.note(|| {
                 format!(

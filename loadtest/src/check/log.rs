@@ -109,6 +109,6 @@ pub(crate) struct Log {
     pub(crate) ghosts: Vec<String>,
     /// Users who are present and not shown.
     pub(crate) missing: Vec<String>,
-    /// When Redis last lost data, if it ever did. What was acknowledged before may be gone.
-    pub(crate) data_lost_ms: Option<u64>,
+    /// When Redis lost data, oldest first. What was acknowledged before the last time may be gone.
+    pub(crate) losses_ms: Vec<u64>,
 }

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     KillPubsub,
     /// A node's pub/sub connection stays open and hears nothing.
     Deaf,
-    /// Some clients leave for good.
+    /// Some clients leave for good, others come.
     Leave,
 }
 
@@ -97,8 +97,8 @@ pub(crate) struct Hands {
     /// One before each node, where the scenario asked for them.
     pub(crate) proxies: Vec<Proxy>,
     pub(crate) shared: Rc<Shared>,
-    /// When data was lost last.
-    pub(crate) data_lost_ms: Cell<Option<u64>>,
+    /// When data was lost, oldest first.
+    pub(crate) losses_ms: RefCell<Vec<u64>>,
 }
 
 impl Hands {
@@ -157,7 +157,7 @@ impl Hands {
     }
 
     fn lost(&self) {
-        self.data_lost_ms.set(Some(self.shared.now_ms()));
+        self.losses_ms.borrow_mut().push(self.shared.now_ms());
     }
 
     /// SIGTERM, waits for the end, starts again. The clients' choice learns of it from readiness alone.

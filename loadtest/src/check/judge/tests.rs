@@ -15,11 +15,11 @@ fn message(offset: u64) -> Heard {
 }
 
 fn begun(offset: u64, how: Beginning) -> Heard {
-    Heard::Begun { at_ms: 0, place: Some(place(offset)), how }
+    Heard::Begun { at_ms: 150, place: Some(place(offset)), how }
 }
 
 fn resync(to: Place) -> Heard {
-    Heard::Resync { at_ms: 0, place: Some(to), reason: "epoch".to_owned() }
+    Heard::Resync { at_ms: 150, place: Some(to), reason: "epoch".to_owned() }
 }
 
 /// Ten acknowledged messages, and one client that heard this.
@@ -80,7 +80,7 @@ fn tail_never_heard_is_lost_unless_the_client_left() {
 #[test]
 fn gap_before_a_resync_is_lost_too() {
     let mut bad = log(vec![first(), message(1), message(3), resync(place(9)), message(10)]);
-    bad.data_lost_ms = Some(100);
+    bad.losses_ms = vec![100];
     let verdict = judge(&bad);
     assert_eq!((verdict.lost, verdict.forked), (1, 0), "{verdict:?}");
 }
@@ -136,7 +136,7 @@ fn fork_is_found_although_the_client_is_told_of_something_else_later() {
         message(10),
     ];
     let mut bad = log(heard);
-    bad.data_lost_ms = Some(100);
+    bad.losses_ms = vec![100];
     assert_eq!(judge(&bad).forked, 1);
 }
 
@@ -151,7 +151,7 @@ fn epoch_changed_without_a_word_is_a_fork() {
 fn client_left_behind_in_a_lost_history_is_a_fork() {
     let mut bad = log(vec![first(), message(1), message(2)]);
     bad.histories[0].epoch = 8;
-    bad.data_lost_ms = Some(100);
+    bad.losses_ms = vec![100];
     assert_eq!(judge(&bad).forked, 1);
 }
 
@@ -159,11 +159,18 @@ fn client_left_behind_in_a_lost_history_is_a_fork() {
 fn told_of_lost_data_is_clean_and_told_for_nothing_is_needless() {
     let heard = || vec![first(), message(1), resync(place(9)), message(10)];
     let mut told = log(heard());
-    told.data_lost_ms = Some(100);
+    told.losses_ms = vec![100];
     let verdict = judge(&told);
     assert!(verdict.clean(), "{verdict:?}");
     assert_eq!(verdict.told["epoch"], 1);
     assert_eq!(judged(heard()).needless, 1);
+    // Data that is lost later, or was lost long ago, is no reason either.
+    told.losses_ms = vec![200];
+    assert_eq!(judge(&told).needless, 1);
+    let long_ago =
+        Heard::Resync { at_ms: 100_000, place: Some(place(9)), reason: "epoch".to_owned() };
+    (told.losses_ms, told.lanes[0].heard[2]) = (vec![100], long_ago);
+    assert_eq!(judge(&told).needless, 1);
 }
 
 #[test]
@@ -180,9 +187,9 @@ fn acknowledged_message_that_history_does_not_hold_vanished() {
     bad.published[4].acknowledged = Some(place(99));
     assert_eq!(judge(&bad).vanished, 1);
     // Sent before the data was lost, it may be gone; sent after, it may not.
-    bad.data_lost_ms = Some(100);
+    bad.losses_ms = vec![100];
     assert_eq!(judge(&bad).vanished, 0);
-    bad.data_lost_ms = Some(2);
+    bad.losses_ms = vec![2];
     assert_eq!(judge(&bad).vanished, 1);
 }
 
