@@ -139,7 +139,7 @@ impl Inner {
     }
 
     async fn run_in_order(&self, calls: Vec<Call>) -> Result<(), BrokerError> {
-        self.layout.run_all(calls).await.into_iter().try_for_each(|result| result.map(drop))
+        self.layout.run_in_order(calls).await.into_iter().try_for_each(|result| result.map(drop))
     }
 
     /// Lets go what a node held, told. May be repeated.

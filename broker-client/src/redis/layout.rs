@@ -15,8 +15,6 @@ use super::names::tag_of;
 use super::scripts;
 use crate::BrokerError;
 
-/// Commands in one pipeline.
-const PIPELINE_MAX: usize = 1_000;
 /// Between two attempts while a slot is on its way.
 const REDIRECT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -36,8 +34,9 @@ pub(super) struct Call {
 /// Where a hash tag lives.
 #[derive(Clone)]
 pub(super) struct Place {
-    link: Option<Arc<Link>>,
-    slot: u16,
+    pub(super) link: Option<Arc<Link>>,
+    /// Of a cluster; 0 elsewhere.
+    pub(super) slot: u16,
 }
 
 impl Layout {
@@ -78,8 +77,36 @@ impl Layout {
         }
     }
 
+    /// Every server, and a hash tag that it serves.
+    pub(super) fn marked(&self) -> Vec<(Arc<Link>, String)> {
+        match self {
+            Self::Servers(servers) => {
+                servers.iter().map(|(_, link)| (Arc::clone(link), "server".to_owned())).collect()
+            }
+            Self::Cluster(cluster) => cluster.marked(),
+        }
+    }
+
     /// Runs one command, within the time-out.
     pub(super) async fn run(&self, place: &Place, command: &Cmd) -> Result<Value, BrokerError> {
+        self.run_until(Instant::now() + self.patience(), place, command).await
+    }
+
+    /// How long a command may be sent from one server to another.
+    pub(super) fn patience(&self) -> Duration {
+        match self {
+            Self::Servers(_) => Duration::ZERO,
+            Self::Cluster(cluster) => cluster.patience(),
+        }
+    }
+
+    /// Runs one command; it follows no redirection after `deadline`.
+    pub(super) async fn run_until(
+        &self,
+        deadline: Instant,
+        place: &Place,
+        command: &Cmd,
+    ) -> Result<Value, BrokerError> {
         let first = match &place.link {
             Some(link) => link.send(command).await,
             None => Err(BrokerError::unavailable("the cluster has not told who serves this key")),
@@ -94,7 +121,7 @@ impl Layout {
             }
             (_, Self::Servers(_)) => settled(first?),
             (again, Self::Cluster(cluster)) => {
-                self.redirected(cluster, place.slot, again, command).await
+                self.redirected(cluster, place.slot, again, command, deadline).await
             }
         }
     }
@@ -105,8 +132,8 @@ impl Layout {
         slot: u16,
         mut again: Again,
         command: &Cmd,
+        deadline: Instant,
     ) -> Result<Value, BrokerError> {
-        let deadline = Instant::now() + cluster.patience();
         loop {
             let answer = match &again {
                 Again::Ask(address) => match cluster.link_at(address) {
@@ -139,55 +166,6 @@ impl Layout {
             }
             tokio::time::sleep(REDIRECT_PAUSE).await;
         }
-    }
-
-    /// Runs many commands, pipelined for each server; answers in the order of the calls. Calls to one
-    /// place keep their order.
-    pub(super) async fn run_all(&self, calls: Vec<Call>) -> Vec<Result<Value, BrokerError>> {
-        let mut results: Vec<Option<Result<Value, BrokerError>>> = Vec::new();
-        results.resize_with(calls.len(), || None);
-        let mut groups: Vec<(Arc<Link>, Vec<usize>)> = Vec::new();
-        for (index, call) in calls.iter().enumerate() {
-            let Some(link) = &call.place.link else { continue };
-            match groups.iter_mut().find(|(known, _)| Arc::ptr_eq(known, link)) {
-                Some((_, indices)) => indices.push(index),
-                None => groups.push((Arc::clone(link), vec![index])),
-            }
-        }
-        let calls = &calls;
-        let sent = groups.iter().map(|(link, indices)| async move {
-            let mut answers = Vec::with_capacity(indices.len());
-            for chunk in indices.chunks(PIPELINE_MAX) {
-                let mut pipeline = Pipeline::with_capacity(chunk.len());
-                for index in chunk {
-                    pipeline.add_command(calls[*index].command.clone());
-                }
-                match link.send_all(&pipeline, chunk.len()).await {
-                    Ok(values) => {
-                        answers.extend(chunk.iter().copied().zip(values.into_iter().map(Ok)));
-                    }
-                    Err(error) => {
-                        answers.extend(chunk.iter().map(|index| (*index, Err(error.clone()))));
-                    }
-                }
-            }
-            answers
-        });
-        for (index, answer) in futures_util::future::join_all(sent).await.into_iter().flatten() {
-            results[index] = Some(answer);
-        }
-        let mut settled_all = Vec::with_capacity(results.len());
-        for (call, result) in calls.iter().zip(results) {
-            settled_all.push(match result {
-                // Nothing of it happened: it goes its own way, in order.
-                None => self.run(&call.place, &call.command).await,
-                Some(answer) if Again::of(&answer).is_some() => {
-                    self.run(&call.place, &call.command).await
-                }
-                Some(answer) => answer.and_then(settled),
-            });
-        }
-        settled_all
     }
 
     /// Wishes to hear; the receivers complete when the wishes stand, `None` where there is no connection.
@@ -227,7 +205,7 @@ impl Layout {
 }
 
 /// What an answer asks us to do before it is a failure.
-enum Again {
+pub(super) enum Again {
     /// Another server has the slot.
     Elsewhere,
     /// Another server has the key already (`host:port`).
@@ -239,7 +217,7 @@ enum Again {
 }
 
 impl Again {
-    fn of(answer: &Result<Value, BrokerError>) -> Option<Self> {
+    pub(super) fn of(answer: &Result<Value, BrokerError>) -> Option<Self> {
         let Ok(Value::ServerError(error)) = answer else { return None };
         match error.code() {
             "MOVED" => Some(Self::Elsewhere),
@@ -252,7 +230,7 @@ impl Again {
 }
 
 /// A server's error as the caller's. What the server may say differently tomorrow is unavailability.
-fn settled(value: Value) -> Result<Value, BrokerError> {
+pub(super) fn settled(value: Value) -> Result<Value, BrokerError> {
     match value {
         Value::ServerError(error) => match error.code() {
             "ERR" | "WRONGTYPE" | "CROSSSLOT" => Err(BrokerError::Invalid(sentence(&error))),

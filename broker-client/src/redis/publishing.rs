@@ -106,7 +106,7 @@ pub(super) async fn publish_batch(
         about.push((prepared.id, prepared.kept));
         calls.push(prepared.call);
     }
-    let values = layout.run_all(calls).await;
+    let values = layout.run_in_order(calls).await;
     about.into_iter().zip(values).map(|((id, kept), value)| receipt(id, kept, &value?)).collect()
 }
 
