@@ -111,7 +111,7 @@ pub enum Question {
     },
     /// The user's event streams do not come back for a minute (R26); no answer.
     Banish(UserId),
-    /// What was heard for a poll that ended and may go on here: `Vec<Box<RawValue>>`.
+    /// What was heard for a poll that ended and may go on here: `Vec<String>`, each a document.
     TakeLinger {
         /// Who polls.
         user: UserId,
@@ -138,6 +138,9 @@ pub enum Question {
     Listeners(String),
     /// Connections in order of id: `Vec<ConnectionView>`.
     Connections(ConnectionFilter),
+    /// A user's persistent subscriptions are about to change; no answer. Whoever changes them may die before it can say
+    /// that it did.
+    SubscriptionsChanging(UserId),
     /// A user's persistent subscriptions changed; no answer.
     SubscriptionsChanged(UserId),
     /// Tokens were revoked; the version before and after: `u64`, connections closed.

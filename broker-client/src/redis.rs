@@ -6,6 +6,7 @@
 
 mod answer;
 mod application;
+mod batch;
 mod cluster;
 mod dial;
 mod endpoint;
@@ -15,6 +16,7 @@ mod hearing;
 mod history;
 mod layout;
 mod link;
+mod mark;
 mod message;
 mod names;
 mod polls;
@@ -51,6 +53,7 @@ use health::{Board, Ears};
 use hearing::Wish;
 use layout::Layout;
 use link::{Counters, Link, Shared};
+use mark::Marks;
 use names::{ALL, Names};
 use registry::Registry;
 use sentinel::Source;
@@ -72,6 +75,7 @@ struct Inner {
     shared: Arc<Shared>,
     layout: Layout,
     registry: Registry,
+    marks: Marks,
     held: presence::Held,
     reported: application::Reported,
     stop: CancellationToken,
@@ -133,6 +137,7 @@ impl RedisBroker {
             shared,
             layout,
             registry: Registry::new(node),
+            marks: Marks::default(),
             held: presence::Held::default(),
             reported: application::Reported::default(),
             stop,
@@ -290,11 +295,14 @@ impl Broker for RedisBroker {
     }
 
     async fn beat(&self, record: &NodeRecord) -> Result<Vec<NodeRecord>, BrokerError> {
-        let connects = self.inner.shared.counters.command_connects.load(Ordering::Relaxed);
-        self.inner
-            .registry
-            .beat(&self.inner.layout, &self.inner.shared.names, record, connects)
-            .await
+        let Inner { shared, layout, registry, marks, .. } = &*self.inner;
+        let lost = marks.lost(layout, &shared.names).await;
+        if lost > 0 {
+            tracing::warn!(servers = lost, "Redis lost its data");
+            shared.counters.losses.fetch_add(lost as u64, Ordering::AcqRel);
+            shared.ears.doubted().await;
+        }
+        registry.beat(layout, &shared.names, record, shared.counters.generation()).await
     }
 
     async fn retire(&self) -> Result<(), BrokerError> {
@@ -327,7 +335,7 @@ impl Broker for RedisBroker {
     }
 
     fn generation(&self) -> u64 {
-        self.inner.shared.counters.command_connects.load(Ordering::Relaxed)
+        self.inner.shared.counters.generation()
     }
 
     fn node(&self) -> &NodeId {

@@ -1,13 +1,18 @@
 //! The broker over several Redis servers: shards, sentinels, a cluster.
 
+#[path = "redis_layouts/cluster.rs"]
+mod cluster;
+#[path = "redis_layouts/flushed.rs"]
+mod flushed;
 #[path = "redis/node.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod node;
 #[path = "redis/process.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod process;
+#[path = "redis_layouts/untold.rs"]
+mod untold;
 
-use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -202,6 +207,7 @@ async fn sentinels_lead_to_the_promoted_master_within_six_seconds() {
     assert_eq!(node.hears_publication().await, "m1");
     master.kill();
     let took = node.publish_until_it_works(&name, "m2").await;
+    println!("writes again {took:?} after the master's death");
     assert!(took < Duration::from_secs(6), "{took:?}");
     hears_at_last_or_restored(&mut node, "m2").await;
     node.until(|health| *health == Health::Up).await;
@@ -221,138 +227,4 @@ async fn hears_at_last_or_restored(node: &mut Node, id: &str) {
             _ => {}
         }
     }
-}
-
-/// Six processes: three masters, three replicas.
-async fn cluster() -> Vec<RedisProcess> {
-    let start = || {
-        RedisProcess::start(&[
-            "--cluster-enabled",
-            "yes",
-            "--cluster-node-timeout",
-            "1500",
-            "--repl-diskless-sync-delay",
-            "0",
-        ])
-    };
-    let servers: Vec<_> = (0..6).map(|_| start()).collect();
-    let mut create = Command::new("redis-cli");
-    create.args(["--cluster", "create"]);
-    create.args(servers.iter().map(|server| format!("127.0.0.1:{}", server.port)));
-    create.args(["--cluster-replicas", "1", "--cluster-yes"]);
-    let created = create.output().expect("redis-cli");
-    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
-    for server in &servers {
-        until("the cluster stands", || {
-            server.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
-        })
-        .await;
-    }
-    until("replicas follow", || {
-        let follows = |server: &&RedisProcess| {
-            server.cli(&["INFO", "replication"]).contains("master_link_status:up")
-        };
-        servers.iter().filter(follows).count() == 3
-    })
-    .await;
-    servers
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_serves_all_and_writes_again_six_seconds_after_a_masters_death() {
-    let mut servers = cluster().await;
-    let with = settings(RedisMode::Cluster, urls(&servers[..2]));
-    everything_works(&with).await;
-    let mut node = Node::up(with).await;
-    let rooms = rooms(60);
-    node.broker.subscribe(&rooms).await.expect("subscribed");
-    let victim = servers
-        .iter()
-        .position(|server| server.cli(&["ROLE"]).starts_with("master"))
-        .expect("a master");
-    servers[victim].kill();
-    node.hears(&Event::Interrupted).await;
-    let began = Instant::now();
-    for room in &rooms {
-        node.publish_until_it_works(room, "m1").await;
-    }
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    loop {
-        if node.heard().await == Event::Restored {
-            break;
-        }
-    }
-    node.until(|health| *health == Health::Up).await;
-    for room in &rooms {
-        node.publish(room, "m2").await.expect("published");
-    }
-    let mut left = rooms.len();
-    while left > 0 {
-        match node.heard().await {
-            Event::Publication(publication) if publication.id.as_str() == "m2" => left -= 1,
-            _ => {}
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_moves_under_load_loses_nothing() {
-    let servers = cluster().await;
-    let mut node = Node::up(settings(RedisMode::Cluster, urls(&servers[..1]))).await;
-    let name = channel("room:moves");
-    node.subscribe(&name).await.expect("subscribed");
-    let tag = format!("{{{name}}}");
-    let slot = servers[0].cli(&["CLUSTER", "KEYSLOT", &tag]);
-    let masters: Vec<&RedisProcess> =
-        servers.iter().filter(|server| server.cli(&["ROLE"]).starts_with("master")).collect();
-    let owns =
-        |server: &RedisProcess| !server.cli(&["GET", &format!("t:{tag}:m")]).starts_with("MOVED");
-    node.publish(&name, "m0").await.expect("published");
-    let from = masters.iter().find(|server| owns(server)).expect("an owner");
-    let to = masters.iter().find(|server| server.port != from.port).expect("another");
-    let (from_id, to_id) = (from.cli(&["CLUSTER", "MYID"]), to.cli(&["CLUSTER", "MYID"]));
-
-    let publisher = {
-        let broker = node.broker.clone();
-        let name = name.clone();
-        tokio::spawn(async move {
-            let mut acknowledged = vec!["m0".to_owned()];
-            for index in 1..=400 {
-                let id = format!("m{index}");
-                if broker.publish(kept(&name, &id)).await.is_ok() {
-                    acknowledged.push(id);
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            acknowledged
-        })
-    };
-    to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
-    from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
-    let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
-    let port = to.port.to_string();
-    let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "1000", "KEYS"];
-    migrate.extend(keys.lines());
-    assert_eq!(from.cli(&migrate), "OK");
-    for server in [to, from] {
-        server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-    }
-    let acknowledged = publisher.await.expect("published");
-    assert!(acknowledged.len() > 300, "{}", acknowledged.len());
-    node.until(|health| *health == Health::Up).await;
-    let mut kept_offsets = Vec::new();
-    let query = carillon_broker_client::HistoryQuery {
-        start: carillon_broker_client::Start::Last,
-        limit: 100,
-        age: Duration::from_secs(3600),
-    };
-    let page = node.broker.history(&name, query).await.expect("history");
-    kept_offsets
-        .extend(page.publications.iter().map(|publication| publication.id.as_str().to_owned()));
-    let tail = &acknowledged[acknowledged.len() - 50..];
-    assert!(tail.iter().all(|id| kept_offsets.contains(id)), "{tail:?} {kept_offsets:?}");
-    assert!(page.top.offset >= acknowledged.len() as u64, "no offset was used twice");
-    node.publish(&name, "last").await.expect("published");
-    hears_at_last(&mut node, "last").await;
-    assert!(owns(to));
 }

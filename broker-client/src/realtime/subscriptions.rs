@@ -64,6 +64,7 @@ impl SubscriptionService {
     /// [`RealtimeError::Invalid`] with the field; [`RealtimeError::LimitReached`];
     /// [`RealtimeError::Unavailable`].
     pub async fn create(&self, new: NewSubscription) -> Result<Subscription, RealtimeError> {
+        self.changing(&new.user_id).await;
         let stored = self.core.subscriptions.create(new).await?;
         self.changed(&stored.user_id).await;
         Ok(stored)
@@ -99,6 +100,8 @@ impl SubscriptionService {
         id: &SubscriptionId,
         status: SubscriptionStatus,
     ) -> Result<Subscription, RealtimeError> {
+        let user = self.find(id).await?.user_id;
+        self.changing(&user).await;
         let changed = self.core.subscriptions.set_status(id, status).await?.ok_or(MISSING)?;
         self.changed(&changed.user_id).await;
         Ok(changed)
@@ -113,6 +116,8 @@ impl SubscriptionService {
         id: &SubscriptionId,
         patch: &SubscriptionPatch,
     ) -> Result<Subscription, RealtimeError> {
+        let user = self.find(id).await?.user_id;
+        self.changing(&user).await;
         let changed = self.core.subscriptions.update(id, patch).await?.ok_or(MISSING)?;
         self.changed(&changed.user_id).await;
         Ok(changed)
@@ -123,9 +128,19 @@ impl SubscriptionService {
     /// # Errors
     /// [`NotFound::Subscription`]; [`RealtimeError::Unavailable`].
     pub async fn delete(&self, id: &SubscriptionId) -> Result<(), RealtimeError> {
+        let user = self.find(id).await?.user_id;
+        self.changing(&user).await;
         let deleted = self.core.subscriptions.delete(id).await?.ok_or(MISSING)?;
         self.changed(&deleted.user_id).await;
         Ok(())
+    }
+
+    /// Has the nodes look in a while, should this process die before it can say that something changed.
+    async fn changing(&self, user: &UserId) {
+        let question = Question::SubscriptionsChanging(user.clone());
+        if let Err(error) = self.core.asker.tell_all(question).await {
+            tracing::debug!(%error, "nobody was told that a subscription is about to change");
+        }
     }
 
     /// Has live connections follow.

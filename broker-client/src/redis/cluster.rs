@@ -85,6 +85,18 @@ impl Cluster {
         self.map.read().masters.values().cloned().collect()
     }
 
+    /// Every master that has slots, and a hash tag in one of them.
+    pub(super) fn marked(&self) -> Vec<(Arc<Link>, String)> {
+        let map = self.map.read();
+        let serves = |tag: &str, link: &Arc<Link>| {
+            let server = &map.slots[usize::from(slot_of(tag.as_bytes()))];
+            server.as_ref().is_some_and(|server| Arc::ptr_eq(server, link))
+        };
+        // Numbers fall on slots evenly: a master's first one is found after as many tries as there are masters.
+        let tag = |link| (0..SLOTS).map(|number| number.to_string()).find(|tag| serves(tag, link));
+        map.masters.values().filter_map(|link| Some((Arc::clone(link), tag(link)?))).collect()
+    }
+
     /// The map may be wrong: it is asked for soon.
     pub(super) fn doubt(&self) {
         self.shared.layout_doubted.notify_one();

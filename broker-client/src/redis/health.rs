@@ -131,6 +131,14 @@ impl Ears {
             self.hear(Event::Restored).await;
         }
     }
+
+    /// A server lost what it held, and may be heard all the while: the node audits as after an interruption.
+    pub(super) async fn doubted(&self) {
+        // Where a link is interrupted, its return says the same.
+        if self.interrupted.lock().await.is_empty() {
+            self.hear(Event::Restored).await;
+        }
+    }
 }
 
 /// Counters of this broker, for metrics. All only grow, but the age.

@@ -69,9 +69,18 @@ impl Shared {
 pub(super) struct Counters {
     pub(super) command_connects: AtomicU64,
     pub(super) command_reconnects: AtomicU64,
+    pub(super) losses: AtomicU64,
     pub(super) hearing_reconnects: AtomicU64,
     pub(super) round_trips: AtomicU64,
     pub(super) round_trip_ns: AtomicU64,
+}
+
+impl Counters {
+    /// Grows whenever a server may not hold any more what was written there: a connection was made anew, or its data
+    /// was seen to be gone.
+    pub(super) fn generation(&self) -> u64 {
+        self.command_connects.load(Ordering::Acquire) + self.losses.load(Ordering::Acquire)
+    }
 }
 
 struct Live {

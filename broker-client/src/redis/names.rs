@@ -89,6 +89,11 @@ impl Names {
         format!("{}:canary:{}:{link}", self.prefix, self.node)
     }
 
+    /// The mark of a server (`redis/mark.rs`).
+    pub(super) fn mark(&self, tag: &str) -> String {
+        format!("{}:mark:{{{tag}}}", self.prefix)
+    }
+
     /// The stream that backends read. Its whole name is the hash tag of what goes with it.
     pub(super) fn inbound(&self) -> String {
         format!("{}:inbound", self.prefix)

@@ -28,6 +28,8 @@ const LEASE: Duration = Duration::from_secs(15);
 const CLAIM: Duration = Duration::from_secs(10);
 /// How long it is remembered that a node was swept: one that comes back later says its joins in silence.
 const SWEPT: Duration = Duration::from_secs(24 * 3600);
+/// When others look whether a change was announced, where that takes a second step.
+const TOLD_BY: Duration = Duration::from_secs(5);
 /// Items handed out at once.
 const ITEMS: usize = 500;
 /// Calls on their way at once while sweeping or restoring.
@@ -39,7 +41,7 @@ pub(super) struct Held {
     holds: Mutex<HashMap<(ConnectionId, ChannelName), (UserId, String)>>,
     chosen: Mutex<HashMap<UserId, UserStatus>>,
     done: Mutex<Done>,
-    /// The number of connections to Redis ever made, when all holds were known to be there.
+    /// The generation of the servers' data when all holds were known to be there.
     written_at: AtomicU64,
 }
 
@@ -225,6 +227,10 @@ impl Inner {
             Some(channel) if one_step => names.publications(channel),
             _ => String::new(),
         });
+        if !one_step && matches!(happening, Happening::Seen(_)) {
+            // Agreed first: should this node end before it has announced the change, others do.
+            look_later(layout, names, &[user.as_str()], TOLD_BY).await?;
+        }
         let in_step = self.in_step();
         let mut keys = vec![status_key(names, user), names.user_connections(user)];
         keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
@@ -239,7 +245,8 @@ impl Inner {
         settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
         settle.arg(self.told(EventKind::UserOnline)).arg(self.told(EventKind::UserOffline));
         settle.arg(INBOUND_MAX).arg(self.shared.node.as_str()).arg(living);
-        let settled = layout.run(&layout.place(&Names::user_tag(user)), &settle).await?;
+        let place = layout.place(&Names::user_tag(user));
+        let settled = layout.run(&place, &settle).await?;
         let (wait, payload, event): (u64, String, String) = answer::read(settled)?;
         if in_step.is_none() {
             self.tell_after(&event, &payload).await?;
@@ -252,6 +259,9 @@ impl Inner {
                     .arg([&head[..], payload.as_bytes()].concat());
                 layout.run(&layout.place(channel.as_str()), &publish).await?;
             }
+            let mut told = scripts::PRESENCE_TOLD.call(&[&status_key(names, user)]);
+            told.arg(format!("{event} {payload}"));
+            layout.run(&place, &told).await?;
         }
         // That a departure is looked at was agreed before it.
         if wait == 0 || what == "departed" {
@@ -324,7 +334,7 @@ impl Inner {
                 },
             )
             .await?;
-        let users = self.registry.users();
+        let users = self.registry.users_seen();
         let chosen = self.held.chosen.lock().clone();
         let restored = |user: &UserId| {
             let status = chosen.get(user).copied();
@@ -338,7 +348,7 @@ impl Inner {
     async fn tend_once(&self) -> Result<bool, BrokerError> {
         let names = &self.shared.names;
         let [leases, claims, looks, ends] = ["pb", "pc", "pl", "pt"].map(|key| common(names, key));
-        let connects = self.shared.counters.command_connects.load(Ordering::Relaxed);
+        let connects = self.shared.counters.generation();
         let done = std::mem::take(&mut *self.held.done.lock());
         let mut tend = scripts::PRESENCE_TEND.call(&[&leases, &claims, &looks, &ends]);
         tend.arg(self.shared.node.as_str())
@@ -513,7 +523,9 @@ impl PresenceStore for RedisBroker {
         if let Some(status) = status {
             self.inner.held.chosen.lock().insert(user.clone(), status);
         }
-        self.inner.settle(user, Happening::Seen(status), &[]).await
+        self.inner.settle(user, Happening::Seen(status), &[]).await?;
+        self.inner.registry.seen(user);
+        Ok(())
     }
 
     async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use carillon_protocol::{ConnectionId, UserId};
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use parking_lot::Mutex;
 
 use super::layout::{Call, Layout};
@@ -28,9 +28,11 @@ pub(super) struct Registry {
     node: NodeId,
     /// What this node registered: written again when Redis lost it (R43).
     own: Mutex<HashMap<ConnectionId, UserId>>,
+    /// Users of them whose arrival was not announced yet: to write them again in silence would swallow it.
+    arriving: Mutex<HashSet<UserId>>,
     /// What must not stay registered, and may be.
     owed: Mutex<HashMap<ConnectionId, UserId>>,
-    /// The number of connections to Redis ever made, when all registrations were known to be there.
+    /// The generation of the servers' data when all registrations were known to be there.
     written_at: AtomicU64,
     /// Connections were admitted that Redis was not told of.
     unwritten: AtomicBool,
@@ -43,6 +45,7 @@ impl Registry {
         Self {
             node,
             own: Mutex::default(),
+            arriving: Mutex::default(),
             owed: Mutex::default(),
             written_at: AtomicU64::new(u64::MAX),
             unwritten: AtomicBool::new(false),
@@ -60,8 +63,7 @@ impl Registry {
         let admission = self.try_register(layout, names, record, limit).await?;
         unanswered.record = None;
         if admission == Admission::Admitted {
-            self.owed.lock().remove(&record.id);
-            self.own.lock().insert(record.id.clone(), record.user.clone());
+            self.keep(record);
         }
         Ok(admission)
     }
@@ -98,9 +100,19 @@ impl Registry {
 
     /// It lives although Redis was not told: the next beat writes it.
     pub(super) fn register_later(&self, record: &ConnectionRecord) {
-        self.owed.lock().remove(&record.id);
-        self.own.lock().insert(record.id.clone(), record.user.clone());
+        self.keep(record);
         self.unwritten.store(true, Ordering::Release);
+    }
+
+    fn keep(&self, record: &ConnectionRecord) {
+        self.owed.lock().remove(&record.id);
+        self.arriving.lock().insert(record.user.clone());
+        self.own.lock().insert(record.id.clone(), record.user.clone());
+    }
+
+    /// A user's arrival was announced, or needed no announcement.
+    pub(super) fn seen(&self, user: &UserId) {
+        self.arriving.lock().remove(user);
     }
 
     pub(super) async fn deregister(
@@ -143,9 +155,15 @@ impl Registry {
         Ok(entries.filter_map(|(id, _)| ConnectionId::new(&id).ok()).collect())
     }
 
-    /// Users with a connection on this node.
-    pub(super) fn users(&self) -> foldhash::HashSet<UserId> {
-        self.own.lock().values().cloned().collect()
+    /// Users with a connection on this node whose arrival is not still to be announced.
+    pub(super) fn users_seen(&self) -> HashSet<UserId> {
+        let mut users: HashSet<UserId> = self.own.lock().values().cloned().collect();
+        // Who left before the arrival could be announced will never be.
+        self.arriving.lock().retain(|user| users.contains(user));
+        for user in &*self.arriving.lock() {
+            users.remove(user);
+        }
+        users
     }
 
     /// Connections of a user on this node.

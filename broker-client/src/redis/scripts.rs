@@ -27,6 +27,7 @@ scripts! {
     PRESENCE_JOIN "tell.lua" "presence_join.lua";
     PRESENCE_LEAVE "tell.lua" "presence_leave.lua";
     PRESENCE_SETTLE "tell.lua" "presence_settle.lua";
+    PRESENCE_TOLD "presence_told.lua";
     PRESENCE_LOOK "presence_look.lua";
     PRESENCE_TEND "presence_tend.lua";
     PRESENCE_SWEPT "presence_swept.lua";
