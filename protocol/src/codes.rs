@@ -34,6 +34,7 @@ error_codes! {
     ChannelNotFound "CHANNEL_NOT_FOUND" 404 "No namespace matches the channel.";
     NotFound "NOT_FOUND" 404 "No such object.";
     MethodNotAllowed "METHOD_NOT_ALLOWED" 405 "The path does not know this method; see `Allow`.";
+    RequestTimeout "REQUEST_TIMEOUT" 408 "The body did not arrive in time; the connection is closed.";
     Conflict "CONFLICT" 409 "The request contradicts the present state.";
     PayloadTooLarge "PAYLOAD_TOO_LARGE" 413 "The body or message is over the limit.";
     UnsupportedMediaType "UNSUPPORTED_MEDIA_TYPE" 415 "The body's content type is not understood.";

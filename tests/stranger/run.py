@@ -14,6 +14,7 @@ import compression
 import connections
 import creation
 import delivery
+import hostile
 import interleavings
 import limits
 import malformed
@@ -66,6 +67,7 @@ OWN = {
     "outage": outage.facts,
     "reload": reload.facts,
     "tls": tls.facts,
+    "hostile": hostile.facts,
     "proxies": proxies.facts,
     "compression": compression.facts,
 }

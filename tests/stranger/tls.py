@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.parse
 
@@ -205,6 +206,20 @@ def versions(secure):
 def hostile(secure):
     silent = socket.create_connection(("127.0.0.1", secure.node.port), PATIENCE_SECONDS)
     silent.settimeout(25)
+    late = {}
+
+    def shakes_hands_late_and_says_nothing():
+        # A slow handshake and a silent connection behind it are one silence (10 s).
+        with socket.create_connection(("127.0.0.1", secure.node.port), PATIENCE_SECONDS) as plain:
+            began = time.monotonic()
+            time.sleep(5)
+            with secure.trust().wrap_socket(plain, server_hostname="127.0.0.1") as peer:
+                peer.settimeout(25)
+                late["answer"] = peer.recv(1)
+            late["seconds"] = time.monotonic() - began
+
+    shaking = threading.Thread(target=shakes_hands_late_and_says_nothing)
+    shaking.start()
     for garbage in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", os.urandom(4096), b"\x16\x03\x01\xff\xff"):
         with socket.create_connection(("127.0.0.1", secure.node.port), PATIENCE_SECONDS) as peer:
             peer.sendall(garbage)
@@ -218,6 +233,8 @@ def hostile(secure):
     assert silent.recv(1) == b"", "a silent peer was answered"
     assert time.monotonic() - began < 20
     silent.close()
+    shaking.join(40)
+    assert late.get("answer") == b"" and late["seconds"] < 14, late
     websocket(secure)
 
 

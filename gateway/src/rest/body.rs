@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use carillon_protocol::codec::compact_json;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, Payload};
@@ -14,6 +15,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::place;
@@ -23,8 +25,10 @@ use crate::node::Node;
 const ENVELOPE_BYTES: usize = 64 * 1024;
 /// Greatest batch body, and greatest body at all where message size is not limited (R38).
 pub(super) const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A body that has not arrived by then is refused.
+/// A body that has not arrived whole by then is refused, and its connection closed.
 const ARRIVAL: Duration = Duration::from_secs(30);
+/// So is one of which nothing came for so long.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Longest message type or key, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -85,15 +89,31 @@ async fn collect(request: Request, limit: usize) -> Result<Bytes, Refusal> {
     if announced.is_some_and(|length| length > limit as u64) {
         return Err(too_large(limit));
     }
-    let body = Limited::new(request.into_body(), limit).collect();
-    match tokio::time::timeout(ARRIVAL, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.downcast_ref::<LengthLimitError>().is_some() => {
-            Err(too_large(limit))
+    let whole = arrive(Limited::new(request.into_body(), limit), limit);
+    timeout(ARRIVAL, whole).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Reads a body to its end; one that came in one piece is not copied.
+async fn arrive(mut body: Limited<Body>, limit: usize) -> Result<Bytes, Refusal> {
+    let (mut only, mut whole) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = timeout(PAUSE, body.frame()).await.map_err(|_| late())? {
+        let frame = frame.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => too_large(limit),
+            None => Refusal::new(ErrorCode::InvalidMessage, "The body broke off"),
+        })?;
+        let Ok(piece) = frame.into_data() else { continue };
+        if only.is_empty() && whole.is_empty() {
+            only = piece;
+            continue;
         }
-        Ok(Err(_)) => Err(Refusal::new(ErrorCode::InvalidMessage, "The body broke off")),
-        Err(_) => Err(Refusal::new(ErrorCode::InvalidMessage, "The body did not arrive in time")),
+        whole.extend_from_slice(&std::mem::take(&mut only));
+        whole.extend_from_slice(&piece);
     }
+    Ok(if whole.is_empty() { only } else { whole.freeze() })
+}
+
+fn late() -> Refusal {
+    Refusal::new(ErrorCode::RequestTimeout, "The body did not arrive in time")
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {

@@ -11,6 +11,7 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -20,9 +21,11 @@ use super::reserve::Reserve;
 use crate::node::Node;
 use crate::socket::Socket;
 
-/// A socket that has not sent a request's head by then is closed; a proxy's header and a TLS handshake have
-/// as long before.
+/// A socket that has not sent its first request's head by then is closed, and one that is idle for so long between
+/// two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of that a proxy's header and a TLS handshake may take.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(8);
 /// hyper's read buffer: heads are small, bodies are read through it.
 const READ_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -65,9 +68,10 @@ async fn serve(
     router: Router,
     node: Arc<Node>,
 ) {
+    let accepted_at = Instant::now();
     prepare(&socket, &node);
     let opened = tokio::select! {
-        opened = tokio::time::timeout(HEAD_TIMEOUT, open(socket, address, &node)) => opened,
+        opened = tokio::time::timeout(OPEN_TIMEOUT, open(socket, address, &node)) => opened,
         () = stop.cancelled() => return,
     };
     let (socket, address) = match opened {
@@ -93,7 +97,7 @@ async fn serve(
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(HEAD_TIMEOUT.saturating_sub(accepted_at.elapsed()))
         .max_buf_size(READ_BUFFER_BYTES_MAX)
         .serve_connection(ClientIo::new(socket, gate), service)
         .with_upgrades();

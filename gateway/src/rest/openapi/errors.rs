@@ -80,6 +80,11 @@ pub(super) fn add(document: &mut Value) {
                 json!({"limit_bytes": 131_072}),
             ));
             refused.push((
+                ErrorCode::RequestTimeout,
+                "The body did not arrive within 30 s, or nothing of it for 10 s",
+                json!({}),
+            ));
+            refused.push((
                 ErrorCode::UnsupportedMediaType,
                 "The body is no uncompressed JSON in UTF-8",
                 json!({}),
