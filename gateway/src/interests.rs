@@ -9,7 +9,7 @@
 //!
 //! It must not know: how subscriptions are stored, frames, HTTP.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use carillon_protocol::{ChannelName, Filter, UserId};
 use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -27,6 +28,12 @@ use crate::node::Node;
 
 /// Pause before a change that could not be told is told again.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
+/// A change that was about to be made is made, or given up, within this.
+const TOLD_BY: Duration = Duration::from_secs(5);
+/// How often expected changes are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// Changes expected at one time; those beyond are only looked at when they are told.
+const EXPECTED_MAX: usize = 50_000;
 /// Users whose change could not be told yet. Beyond it, every connection looks again.
 const UNTOLD_MAX: usize = 10_000;
 /// Connections that look at their subscriptions at the same time after something was missed, and the
@@ -116,14 +123,30 @@ pub fn matching(interests: &[Interest], kind: &str, verdicts: &mut Verdicts<'_>)
         .collect()
 }
 
-/// Changes that are still to be told.
+/// Changes that are still to be told, and those that are expected to be.
 #[derive(Debug, Default)]
 pub struct News {
     untold: Mutex<HashSet<UserId>>,
     told_again: Notify,
+    /// Users whose subscriptions were about to change then, oldest first.
+    expected: Mutex<VecDeque<(Instant, UserId)>>,
 }
 
 impl News {
+    /// A user's subscriptions are about to change: this node looks at them after a while, told of it or not.
+    pub fn expect(&self, user: UserId) {
+        let mut expected = self.expected.lock();
+        if expected.len() < EXPECTED_MAX {
+            expected.push_back((Instant::now() + TOLD_BY, user));
+        }
+    }
+
+    fn due(&self) -> HashSet<UserId> {
+        let (now, mut expected) = (Instant::now(), self.expected.lock());
+        let due = expected.iter().take_while(|(due, _)| *due <= now).count();
+        expected.drain(..due).map(|(_, user)| user).collect()
+    }
+
     fn owe(&self, user: UserId) {
         let mut untold = self.untold.lock();
         if untold.len() < UNTOLD_MAX {
@@ -131,6 +154,15 @@ impl News {
         }
         drop(untold);
         self.told_again.notify_one();
+    }
+}
+
+/// Tells every node that a user's subscriptions are about to change: they look in a while, should this node die before it
+/// can [`announce`] the change.
+pub async fn prepare(node: &Node, user: &UserId) {
+    if let Err(error) = node.cluster.tell_all(Question::SubscriptionsChanging(user.clone())).await {
+        // The change itself is about to fail as well.
+        tracing::debug!(%error, "nobody was told that a subscription is about to change");
     }
 }
 
@@ -157,6 +189,7 @@ pub async fn follow(node: Arc<Node>, stop: CancellationToken) {
         () = stop.cancelled() => {}
         () = tell_untold(&node) => {}
         () = audit(&node) => {}
+        () = look_at_expected(&node) => {}
     }
 }
 
@@ -172,6 +205,14 @@ async fn tell_untold(node: &Node) {
                 Err(_) => tokio::time::sleep(TELL_AGAIN).await,
             }
         }
+    }
+}
+
+async fn look_at_expected(node: &Node) {
+    let mut tick = tokio::time::interval(LOOK);
+    loop {
+        tick.tick().await;
+        node.interest_news.due().iter().for_each(|user| refresh(node, user));
     }
 }
 

@@ -24,7 +24,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
             node.banished.banish(&user);
             Value::Null
         }
-        Question::TakeLinger { user, id } => value(&node.pollers.take_linger(&user, id)),
+        Question::TakeLinger { user, id } => {
+            let documents = node.pollers.take_linger(&user, id);
+            value(&documents.iter().map(|document| document.get()).collect::<Vec<_>>())
+        }
         Question::PollerLeaves { user, resource } => {
             node.pollers.leave(node, &user, resource);
             Value::Null
@@ -45,6 +48,10 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         }
         Question::Listeners(channel) => (node.hub.listeners(&channel).len() as u64).into(),
         Question::Connections(filter) => value(&connections(node, &filter)),
+        Question::SubscriptionsChanging(user) => {
+            node.interest_news.expect(user);
+            Value::Null
+        }
         Question::SubscriptionsChanged(user) => {
             crate::interests::refresh(node, &user);
             Value::Null

@@ -92,6 +92,7 @@ async fn store(node: &Node, caller: &Caller, body: &JsonBody, kind: Subscription
         expires_at: body.expires_at,
         payload_filter: body.payload_filter,
     };
+    crate::interests::prepare(node, &new.user_id).await;
     let stored = node.subscriptions.create(new).await.map_err(|error| refusal(node, error))?;
     changed(node, &stored.user_id).await;
     Ok((StatusCode::CREATED, Json(stored)))
@@ -102,6 +103,13 @@ async fn within(node: &Node, reach: &Reach, id: &str) -> Result<Subscription, Re
     let id = SubscriptionId::new(id).map_err(|_| missing())?;
     let found = node.subscriptions.find(&id).await.map_err(|error| refusal(node, error))?;
     found.filter(|subscription| reach.covers(&subscription.user_id)).ok_or_else(missing)
+}
+
+/// One that is about to change: all nodes know of it before it does.
+async fn changing(node: &Node, reach: &Reach, id: &str) -> Result<SubscriptionId, Refusal> {
+    let found = within(node, reach, id).await?;
+    crate::interests::prepare(node, &found.user_id).await;
+    Ok(found.id)
 }
 
 /// Lets the live connections of the user know.
@@ -204,7 +212,7 @@ pub(super) async fn update(
 ) -> Result<Json<Subscription>, ApiError> {
     let reach = Reach::changing(&caller)?;
     let patch: SubscriptionPatch = body.read()?;
-    let id = within(&node, &reach, &id).await?.id;
+    let id = changing(&node, &reach, &id).await?;
     let updated =
         node.subscriptions.update(&id, &patch).await.map_err(|error| refusal(&node, error))?;
     let updated = updated.ok_or_else(missing)?;
@@ -226,7 +234,7 @@ pub(super) async fn set_status(
 ) -> Result<Json<Subscription>, ApiError> {
     let reach = Reach::changing(&caller)?;
     let StatusBody { status } = body.read()?;
-    let id = within(&node, &reach, &id).await?.id;
+    let id = changing(&node, &reach, &id).await?;
     let updated =
         node.subscriptions.set_status(&id, status).await.map_err(|error| refusal(&node, error))?;
     let updated = updated.ok_or_else(missing)?;
@@ -246,7 +254,7 @@ pub(super) async fn delete(
     Parameters(id): Parameters<String>,
 ) -> Result<StatusCode, ApiError> {
     let reach = Reach::changing(&caller)?;
-    let id = within(&node, &reach, &id).await?.id;
+    let id = changing(&node, &reach, &id).await?;
     let deleted = node.subscriptions.delete(&id).await.map_err(|error| refusal(&node, error))?;
     let deleted = deleted.ok_or_else(missing)?;
     changed(&node, &deleted.user_id).await;
