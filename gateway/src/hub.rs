@@ -279,17 +279,15 @@ impl Hub {
         self.shard(connection).unless_heard(channel, key, heard, now)
     }
 
-    /// Stops live delivery to a subscription until [`Hub::next`] has led it up again.
+    /// Stops live delivery to a subscription until [`Hub::next`] has led it up again; where it stood.
     pub fn fall_behind(
         &self,
         connection: &ConnectionId,
         channel: &ChannelName,
         key: SubscriptionKey,
         from: Position,
-    ) {
-        self.shard(connection).with_subscription(channel, key, |subscription| {
-            subscription.behind = Some(Behind::at(from));
-        });
+    ) -> Option<Position> {
+        self.shard(connection).fall_behind(channel, key, from)
     }
 
     /// Channels with listeners on this node and how many connections listen.

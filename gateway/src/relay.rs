@@ -174,6 +174,12 @@ impl Relay {
         self.inner.interest.position(channel)
     }
 
+    /// Whether the node hears a channel, so that what is read from history can be joined to what comes.
+    #[must_use]
+    pub fn hears(&self, channel: &ChannelName) -> bool {
+        self.inner.interest.is_open(channel)
+    }
+
     /// Reads history for a listener; equal reads at the same time are one read (`cluster.md` 2).
     pub async fn history(
         &self,

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use carillon_broker_client::Start;
+use carillon_broker_client::{BrokerError, Start};
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::session::{Session, Subscribe};
 use carillon_protocol::{ChannelName, Epoch, ErrorCode, Filter, Position, Since};
@@ -186,6 +186,11 @@ impl Driver {
                     });
                     return Ok(());
                 }
+                // What is owed would replay it once more.
+                let owed = std::mem::take(&mut self.subscriptions_owed);
+                let other = |name: &str| self.channel_of(name).as_ref() != Some(&named.channel);
+                let owed = owed.into_iter().filter(|(name, _)| other(name)).collect();
+                self.subscriptions_owed = owed;
                 let tag = since.tag.or(page.tag_at_start).unwrap_or(Position::START_TAG);
                 let from = Position { epoch: page.top.epoch, offset: since.offset, tag };
                 let missed = page.top.offset - since.offset;
@@ -250,11 +255,22 @@ impl Driver {
             }
             return Ok(());
         }
-        self.node.hub.fall_behind(&self.connection.id, &named.channel, key, NOWHERE);
+        if !self.node.relay.hears(&named.channel) {
+            let closed = BrokerError::unavailable("the channel is not open yet");
+            return Err(self.node.broker_refusal(&closed));
+        }
+        let (hub, id) = (self.node.hub.clone(), self.connection.id.clone());
+        let stood = hub.fall_behind(&id, &named.channel, key, NOWHERE);
         let begun = self.begin(named, beginning, correlation).await;
-        if begun.is_err() {
-            // The subscription was there before this request, and goes on where the channel stands.
-            self.node.hub.go_live(&self.connection.id, &named.channel, key, |_| {});
+        match stood {
+            // The subscription was there before this request, and goes on from where it stood: what came meanwhile
+            // was not delivered.
+            Some(stood) if begun.is_err() => {
+                hub.fall_behind(&id, &named.channel, key, stood);
+                self.connection.outbox.mark_behind();
+            }
+            None if begun.is_err() => hub.go_live(&id, &named.channel, key, |_| {}),
+            _ => {}
         }
         begun
     }

@@ -95,7 +95,8 @@ impl Driver {
                         .subscribe_again(&named, beginning, false, None, &Correlation::default())
                         .await;
                     if again.is_err() {
-                        self.resync(&stream, key, "unavailable");
+                        // It stays behind, and resumes when the broker is back (R42).
+                        self.owe_subscription(NOTIFICATIONS, resume);
                     }
                 }
                 None => self.resync(&stream, key, "cursor"),
@@ -114,9 +115,8 @@ impl Driver {
     }
 
     fn hold_position_of(&self, name: &str, resume: &Resume) {
-        let named = ChannelName::new(name).ok().and_then(|name| self.resolve(&name).ok());
-        if let Some(named) = named {
-            self.hold_position(&named.channel, resume);
+        if let Some(channel) = self.channel_of(name) {
+            self.hold_position(&channel, resume);
         }
     }
 
@@ -156,17 +156,25 @@ impl Driver {
             Err(refusal) => refusal,
         };
         if refusal.code == ErrorCode::Unavailable {
-            self.hold_position_of(name, resume);
-            self.subscriptions_owed.push((name.into(), resume.clone()));
-            self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
-            return;
+            return self.owe_subscription(name, resume);
         }
-        let named = ChannelName::new(name).ok().and_then(|name| self.resolve(&name).ok());
-        if let Some(named) = named.filter(|named| !self.subscriptions.contains_key(&named.channel))
-        {
-            self.connection.outbox.forget_position(named.channel.as_str());
+        let channel = self.channel_of(name);
+        if let Some(channel) = channel.filter(|channel| !self.subscriptions.contains_key(channel)) {
+            self.connection.outbox.forget_position(channel.as_str());
         }
         self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
+    }
+
+    fn owe_subscription(&mut self, name: &str, resume: &Resume) {
+        self.hold_position_of(name, resume);
+        self.subscriptions_owed.push((name.into(), resume.clone()));
+        self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
+    }
+
+    /// The channel that a name means to this connection.
+    pub(super) fn channel_of(&self, name: &str) -> Option<ChannelName> {
+        let name = ChannelName::new(name).ok()?;
+        Some(self.resolve(&name).ok()?.channel)
     }
 
     /// Tries again what is owed.

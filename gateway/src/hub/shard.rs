@@ -193,6 +193,20 @@ impl Shard {
         }
     }
 
+    pub(super) fn fall_behind(
+        &self,
+        name: &ChannelName,
+        key: SubscriptionKey,
+        from: Position,
+    ) -> Option<Position> {
+        let mut state = self.state.lock();
+        let channel = state.channels.get_mut(name)?;
+        let top = channel.position;
+        let subscription = channel.get(key)?;
+        let before = subscription.behind.replace(Behind::at(from));
+        before.map_or(top, |behind| Some(behind.from))
+    }
+
     pub(super) fn behind_at(&self, name: &ChannelName, key: SubscriptionKey) -> Option<Position> {
         self.state.lock().channels.get_mut(name)?.get(key)?.behind.map(|behind| behind.from)
     }

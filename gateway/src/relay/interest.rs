@@ -128,6 +128,11 @@ impl Interest {
         self.shard(channel).lock().get(channel)?.position
     }
 
+    pub(super) fn is_open(&self, channel: &ChannelName) -> bool {
+        let shard = self.shard(channel).lock();
+        shard.get(channel).is_some_and(|entry| entry.phase != Phase::Closed)
+    }
+
     pub(super) fn history_age(&self, channel: &ChannelName) -> Option<Duration> {
         self.shard(channel).lock().get(channel)?.history_age
     }

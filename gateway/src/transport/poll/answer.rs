@@ -139,8 +139,10 @@ async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Box<RawValue>> {
         return here;
     }
     let question = cluster::Question::TakeLinger { user: user.clone(), id };
-    let answers = node.cluster.ask::<Vec<Box<RawValue>>>(&Target::All, question).await;
-    answers.unwrap_or_default().into_iter().flatten().collect()
+    // As text: a value would come back with its keys in another order, and numbers rounded.
+    let answers = node.cluster.ask::<Vec<String>>(&Target::All, question).await;
+    let documents = answers.unwrap_or_default().into_iter().flatten();
+    documents.filter_map(|document| RawValue::from_string(document).ok()).collect()
 }
 
 /// The answer that this question had before, if it had one and history still holds it.
