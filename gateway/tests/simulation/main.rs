@@ -19,6 +19,7 @@ mod records;
 #[cfg(test)]
 mod regressions;
 mod run;
+mod scene;
 mod session;
 mod stage;
 mod storage;

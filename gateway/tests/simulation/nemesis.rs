@@ -10,7 +10,8 @@ use rand::rngs::StdRng;
 
 use crate::log::Log;
 use crate::records::Record;
-use crate::stage::{DEEP, SHALLOW, Stage};
+use crate::scene::{DEEP, SHALLOW};
+use crate::stage::Stage;
 
 /// See the module.
 pub(crate) struct Nemesis {

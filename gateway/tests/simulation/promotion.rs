@@ -1,6 +1,8 @@
 //! A replica is promoted that has not seen the last writes: two real servers, two nodes, a thousand channels. Who
 //! heard what is gone, who did not, who comes back later: everybody is told, and nobody without a cause.
 
+mod switch;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +15,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 
 use crate::checker::judge;
 use crate::client::place;
@@ -24,45 +24,11 @@ use crate::process::RedisProcess;
 use crate::records::{Place, Record, Rest, Rules};
 use crate::session::{Heard, Session};
 use crate::stage::{self, Hello};
+use switch::Switch;
 
 const ROUNDS: usize = 5;
 const CHANNELS: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Leads to one server, and then to another.
-struct Switch {
-    port: u16,
-    target: watch::Sender<u16>,
-    _task: tokio::task::JoinHandle<()>,
-}
-
-impl Switch {
-    async fn start(target: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a loopback port");
-        let port = listener.local_addr().expect("a bound socket").port();
-        let target = watch::Sender::new(target);
-        let mut targets = target.subscribe();
-        let task = tokio::spawn(async move {
-            loop {
-                let mut connections = JoinSet::new();
-                let here = *targets.borrow_and_update();
-                // Connections end with the target they lead to.
-                loop {
-                    let mut client = tokio::select! {
-                        _ = targets.changed() => break,
-                        Ok((client, _)) = listener.accept() => client,
-                    };
-                    connections.spawn(async move {
-                        if let Ok(mut server) = TcpStream::connect(("127.0.0.1", here)).await {
-                            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                        }
-                    });
-                }
-            }
-        });
-        Self { port, target, _task: task }
-    }
-}
 
 /// A client that records what it hears.
 struct Listener {
@@ -281,7 +247,7 @@ fn start_node(port: u16) -> Arc<Node> {
     };
     let id = NodeId::random();
     let (broker, events) = RedisBroker::connect(settings, id.clone());
-    let mut config = stage::config();
+    let mut config = crate::scene::config();
     config.limits.subscriptions_per_connection = 0;
     config.limits.messages_per_second = 0;
     config.limits.queue_bytes = 4 << 20;

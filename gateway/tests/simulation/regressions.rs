@@ -2,23 +2,31 @@
 
 use std::time::Duration;
 
-use carillon_protocol::ChannelName;
+use carillon_broker_client::{Broker, NewSubscription, NodeId, Publish, Retention};
+use carillon_gateway::interests;
+use carillon_protocol::publication::Exclude;
+use carillon_protocol::{ChannelName, MessageId, Payload, Publication, UserId};
 use serde_json::{Value, json};
 
 use crate::log::Log;
+use crate::scene::{DEEP, FLEETING};
 use crate::session::{Heard, Session};
-use crate::stage::{DEEP, Hello, Stage};
+use crate::stage::{Hello, Stage};
 
 /// Of the runtime's own clock.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn story<Tale: Future<Output = ()>>(tale: impl FnOnce(Stage) -> Tale) {
+    story_of(1, tale);
+}
+
+fn story_of<Tale: Future<Output = ()>>(hosts: usize, tale: impl FnOnce(Stage) -> Tale) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime");
-    runtime.block_on(async { tale(Stage::start(1, &Log::new(), 7)).await });
+    runtime.block_on(async { tale(Stage::start(hosts, &Log::new(), 7)).await });
 }
 
 fn open(stage: &Stage, user: &str, sse: bool, cursor: Option<String>) -> Session {
@@ -113,6 +121,127 @@ fn a_stream_opened_during_an_outage_resumes_when_it_is_over() {
         let (subscribed, _) = heard.last().expect("a message");
         assert_eq!(subscribed["payload"]["recovered"], true, "{subscribed}");
         assert_eq!(ids(&until_type(&mut stream, "message").await), ["m2"]);
+    });
+}
+
+/// A message that no node of the stage published.
+async fn tell(stage: &Stage, channel: &str, id: &str) {
+    let (backend, _deaf) = stage.cluster().join(NodeId::random());
+    let publication = Publication {
+        channel: ChannelName::new(channel).expect("a channel name"),
+        position: None,
+        previous_tag: None,
+        id: MessageId::new(id).expect("an id"),
+        kind: "message".into(),
+        timestamp_ms: 1,
+        user_id: None,
+        meta: None,
+        exclude: Exclude::default(),
+        traceparent: None,
+        payload: Payload::from_json("1".to_owned()),
+    };
+    let retention = Some(Retention { size: 1_000, age: Duration::from_secs(3_600) });
+    let request = Publish { publication, retention, idempotency: None };
+    backend.publish(request).await.expect("storage is there");
+}
+
+/// Whether its node still hears the stream or not any more.
+#[test]
+fn a_stream_resumes_its_own_users_messages_when_an_outage_is_over() {
+    for away_for in [0, 8] {
+        story(async |stage| {
+            let mut stream = open(&stage, "ada", true, None);
+            until_type(&mut stream, "subscribed").await;
+            tell(&stage, "user:ada", "n1").await;
+            let heard = until(&mut stream, |message| message["id"] == "n1").await;
+            let cursor = heard.last().and_then(|(_, cursor)| cursor.clone());
+            drop(stream);
+            tell(&stage, "user:ada", "n2").await;
+            stage.cluster().set_available(false);
+            tokio::time::sleep(Duration::from_secs(away_for)).await;
+            let mut stream = open(&stage, "ada", true, cursor);
+            until_type(&mut stream, "connect").await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            stage.cluster().set_available(true);
+            let heard = until(&mut stream, |message| message["id"] == "n2").await;
+            assert!(heard.iter().all(|(message, _)| message["type"] != "resync"), "{heard:?}");
+            let recovered = |message: &Value| {
+                message["payload"]["channel"] == "notifications"
+                    && message["payload"]["recovered"] == true
+            };
+            assert!(heard.iter().any(|(message, _)| recovered(message)), "{heard:?}");
+        });
+    }
+}
+
+#[test]
+fn a_subscription_that_cannot_be_resumed_now_loses_nothing_meanwhile() {
+    story(async |stage| {
+        let mut reader = open(&stage, "ada", false, None);
+        reader.say(&json!({"type": "subscribe", "channel": DEEP}));
+        until_type(&mut reader, "subscribed").await;
+        tell(&stage, DEEP, "m1").await;
+        let heard = until(&mut reader, |message| message["id"] == "m1").await;
+        let (first, _) = heard.last().expect("a message");
+        let since =
+            json!({"epoch": first["epoch"], "offset": first["offset"], "tag": first["tag"]});
+        stage.stall(true);
+        reader.say(&json!({"type": "subscribe", "channel": DEEP, "payload": {"since": since}, "ack_id": "again"}));
+        let waits = tokio::time::timeout(Duration::from_millis(300), reader.next(true)).await;
+        assert!(waits.is_err(), "{waits:?}");
+        // Its node hears this one, and it is not live.
+        tell(&stage, DEEP, "m2").await;
+        until(&mut reader, |message| message["ack_id"] == "again" && message["type"] == "error")
+            .await;
+        stage.stall(false);
+        tell(&stage, DEEP, "m3").await;
+        let heard = until(&mut reader, |message| message["id"] == "m3").await;
+        assert_eq!(ids(&heard), ["m2", "m3"]);
+    });
+}
+
+#[test]
+fn a_subscription_whose_node_died_before_it_could_say_so_acts_all_the_same() {
+    story_of(2, async |stage| {
+        let mut ada = open(&stage, "ada", false, None);
+        until_type(&mut ada, "connect").await;
+        let user = UserId::new("ada").expect("a user id");
+        let dying = stage.node(1).expect("somebody runs there");
+        interests::prepare(&dying, &user).await;
+        let new = NewSubscription::resource(user, "Task", "7");
+        dying.subscriptions.create(new).await.expect("stored");
+        stage.kill(1);
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        tell(&stage, "entity:Task:7", "changed").await;
+        until(&mut ada, |message| message["id"] == "changed").await;
+    });
+}
+
+async fn poll(stage: &Stage, host: usize, last: &Value) -> Value {
+    let body =
+        json!({"user_id": "ada", "last_poll_id": last, "timeout": 0, "channels": [FLEETING]});
+    let polled = stage.poll(host, "ada", &body).expect("somebody listens");
+    let (status, answer) = polled.answer.await.expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+#[test]
+fn what_one_node_heard_for_a_poll_is_told_whole_by_another() {
+    story_of(2, async |stage| {
+        // Until the nodes know each other.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut speaker = speaker(&stage).await;
+        let first = poll(&stage, 0, &json!(0)).await;
+        poll(&stage, 0, &first["last_poll_id"]).await;
+        let said = json!({"n": 12_345_678_901_234_567_890_u64, "a": 1});
+        let message = json!({"type": "message", "id": "f1", "channel": FLEETING, "payload": said, "ack_id": "1"});
+        speaker.say(&message);
+        until(&mut speaker, |message| message["ack_id"] == "1").await;
+        let answer = poll(&stage, 1, &first["last_poll_id"]).await;
+        let event = &answer["events"][0];
+        assert_eq!((&event["message_id"], &event["payload"]), (&json!("f1"), &said), "{answer}");
+        assert_eq!(event["id"], answer["last_poll_id"], "an event's id is its number");
     });
 }
 

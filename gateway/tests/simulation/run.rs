@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_broker_client::{Broker, NodeId, PresenceStore, UserStatus};
+use carillon_broker_client::{Broker, NodeId, POLLER_PREFIX, PresenceStore, UserStatus};
 use carillon_protocol::{ChannelName, UserId};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -13,11 +13,12 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
 use crate::checker::{Fault, judge};
-use crate::client::{Character, Client, Facts, Mood};
+use crate::client::{Character, Client, Facts, Mood, Way};
 use crate::log::Log;
 use crate::nemesis::Nemesis;
 use crate::records::Rest;
-use crate::stage::{DEEP, FLEETING, LOBBY, SHALLOW, Stage, rules};
+use crate::scene::{DEEP, FLEETING, LOBBY, SHALLOW, rules};
+use crate::stage::Stage;
 use crate::storage::place;
 
 /// How long the storm lasts.
@@ -83,7 +84,11 @@ async fn play(seed: u64) -> Outcome {
 fn cast(rng: &mut StdRng) -> Vec<Character> {
     let mut cast = Vec::new();
     for number in 0..rng.random_range(3..=5) {
-        let sse = number >= 2 && rng.random_bool(0.4);
+        let way = match rng.random_range(0..10) {
+            0..=3 if number >= 2 => Way::Stream,
+            4..=6 if number >= 2 => Way::Poll,
+            _ => Way::WebSocket,
+        };
         let mut wants: Vec<String> =
             [DEEP, SHALLOW, FLEETING].into_iter().map(str::to_owned).collect();
         if number > 0 {
@@ -93,10 +98,10 @@ fn cast(rng: &mut StdRng) -> Vec<Character> {
             number,
             // Two of them are one user on two devices.
             user: if number == 1 { "user-0".to_owned() } else { format!("user-{number}") },
-            sse,
+            way,
             wants,
-            speaks: !sse,
-            joins: !sse && rng.random(),
+            speaks: way != Way::Stream,
+            joins: way == Way::WebSocket && rng.random(),
         });
     }
     cast
@@ -120,9 +125,12 @@ async fn rest(stage: &Stage, facts: &[Arc<Mutex<Facts>>]) -> Rest {
     let users: BTreeSet<String> = facts.iter().map(|facts| facts.user.clone()).collect();
     for name in users {
         let user = UserId::new(&name).expect("a user id");
-        let held = facts.iter().filter(|facts| facts.user == name && facts.connected).count();
-        let counted = witness.connections_of(&user).await.expect("storage is there").len();
-        if held > 0 {
+        let own = || facts.iter().filter(|facts| facts.user == name && facts.connected);
+        let held = own().filter(|facts| facts.way != Way::Poll).count();
+        let known = witness.connections_of(&user).await.expect("storage is there");
+        // Who polls is online, and no connection.
+        let counted = known.iter().filter(|id| !id.as_str().starts_with(POLLER_PREFIX)).count();
+        if own().next().is_some() {
             rest.online.0.insert(name.clone());
         }
         let shown = witness.presence_of(&[user]).await.expect("storage is there");
@@ -131,7 +139,8 @@ async fn rest(stage: &Stage, facts: &[Arc<Mutex<Facts>>]) -> Rest {
         }
         rest.connections.insert(name, (held as u64, counted as u64));
     }
-    let held = facts.iter().filter(|facts| facts.connected).count() as u64;
+    let held =
+        facts.iter().filter(|facts| facts.connected && facts.way != Way::Poll).count() as u64;
     rest.connections_of_nodes = (held, stage.connections_counted());
     for (client, facts) in facts.iter().enumerate() {
         // Everybody wants to be connected; who owes last words could not say them.

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::extract::State;
 use carillon_broker_client::{Broker, MemoryCluster, NodeId};
 use carillon_gateway::app;
-use carillon_gateway::auth::{Claims, Grants};
-use carillon_gateway::config::{Config, History, NamespaceSettings, Rule};
+use carillon_gateway::auth::{Claims, Grants, NewToken, mint};
+use carillon_gateway::clock;
+use carillon_gateway::config::Config;
 use carillon_gateway::connection::driver::Driver;
 use carillon_gateway::connection::outbox::{Outbox, Wire};
 use carillon_gateway::connection::{Connection, Transport};
@@ -16,58 +19,21 @@ use carillon_gateway::dispatch::{Dress, Medium};
 use carillon_gateway::node::{Node, Stores};
 use carillon_gateway::socket::{PipeEnd, Socket, pipe};
 use carillon_gateway::transport::handshake::Handshake;
-use carillon_gateway::transport::websocket;
+use carillon_gateway::transport::{poll, websocket};
 use carillon_protocol::{CloseCode, Codec, Cursor, Profile, UserId};
+use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use serde_json::Value;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::log::Log;
-use crate::records::{Record, Rules};
-use crate::storage::Line;
+use crate::records::Record;
+use crate::scene::config;
+use crate::storage::{Line, runs};
 
-/// Keeps far more than a run publishes.
-pub(crate) const DEEP: &str = "room:deep";
-/// Keeps little.
-pub(crate) const SHALLOW: &str = "tight:shallow";
-/// Keeps nothing.
-pub(crate) const FLEETING: &str = "fleeting:now";
-/// Where presence is held.
-pub(crate) const LOBBY: &str = "presence:lobby";
-
-const SHALLOW_SIZE: u32 = 12;
 /// Bytes that a kernel would hold for one connection in each direction.
 const KERNEL_BYTES: usize = 2 * 1024;
-/// Bytes that a node holds for one slow reader.
-const QUEUE_BYTES: usize = 3 * 1024;
-
-/// What the checker must know of the channels.
-pub(crate) fn rules() -> Rules {
-    let sizes = [(DEEP, 1_000), (SHALLOW, u64::from(SHALLOW_SIZE))];
-    Rules { history_size: sizes.map(|(channel, size)| (channel.to_owned(), size)).into() }
-}
-
-pub(crate) fn config() -> Config {
-    let mut config = Config::development(&[
-        ("heartbeat.interval", "10s"),
-        ("presence.timeout", "20s"),
-        ("presence.offline_delay", "3s"),
-    ])
-    .expect("the settings are good");
-    let namespace = |pattern: &str, history| NamespaceSettings {
-        pattern: pattern.to_owned(),
-        subscribe: vec![Rule::Authenticated],
-        publish: vec![Rule::Authenticated],
-        presence: vec![Rule::Authenticated],
-        history,
-        conflate: false,
-        publishes_per_second: None,
-    };
-    let tight = History { size: SHALLOW_SIZE, age: Duration::from_secs(3_600) };
-    config.namespaces.insert(0, namespace("tight:**", Some(tight)));
-    config.namespaces.insert(1, namespace("fleeting:**", None));
-    config.limits.queue_bytes = QUEUE_BYTES;
-    config
-}
 
 /// One place where a node runs; a restarted node is another life in the same place.
 struct Host {
@@ -79,6 +45,8 @@ struct Life {
     node: Arc<Node>,
     line: Line,
     paused: watch::Sender<bool>,
+    /// The process is no more.
+    gone: CancellationToken,
     /// The nodes' ends of their clients' connections.
     sockets: Vec<std::sync::Weak<PipeEnd>>,
 }
@@ -105,6 +73,14 @@ pub(crate) struct Reached {
     pub(crate) life: usize,
     /// The node's process does not run at present: nothing is read there.
     pub(crate) paused: watch::Receiver<bool>,
+}
+
+/// A poll that a node has to answer.
+pub(crate) struct Polled {
+    /// Status and body; an error when the node is gone.
+    pub(crate) answer: oneshot::Receiver<(u16, Value)>,
+    /// Which life of which node it was sent to.
+    pub(crate) life: usize,
 }
 
 /// What a client says while it connects.
@@ -141,6 +117,11 @@ impl Stage {
         self.0.hosts.len()
     }
 
+    /// The node that runs there.
+    pub(crate) fn node(&self, host: usize) -> Option<Arc<Node>> {
+        self.0.hosts[host].life.lock().as_ref().map(|life| Arc::clone(&life.node))
+    }
+
     /// Starts a node where none runs.
     pub(crate) fn boot(&self, host: usize) {
         let mut life = self.0.hosts[host].life.lock();
@@ -168,7 +149,8 @@ impl Stage {
             .expect("the settings are good");
         app::work(&node, told);
         self.0.log.note(format!("host {host} runs life {number}"));
-        *life = Some(Life { number, node, line, paused, sockets: Vec::new() });
+        let gone = CancellationToken::new();
+        *life = Some(Life { number, node, line, paused, gone, sockets: Vec::new() });
     }
 
     /// The node is gone between two instructions; nobody is told.
@@ -176,6 +158,7 @@ impl Stage {
         let Some(life) = self.0.hosts[host].life.lock().take() else { return };
         self.0.log.push(Record::Killed { node: life.number });
         life.line.die();
+        life.gone.cancel();
         life.node.stop.cancel();
         for socket in life.sockets.iter().filter_map(std::sync::Weak::upgrade) {
             socket.reset();
@@ -202,6 +185,7 @@ impl Stage {
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(life) = self.0.hosts[host].life.lock().take_if(|life| life.number == number) {
+            life.gone.cancel();
             for socket in life.sockets.iter().filter_map(std::sync::Weak::upgrade) {
                 socket.reset();
             }
@@ -252,11 +236,51 @@ impl Stage {
         }
     }
 
-    /// Connections that the nodes count, added up.
-    pub(crate) fn connections_counted(&self) -> u64 {
-        let count = |host: &Host| {
-            host.life.lock().as_ref().map_or(0, |life| life.node.metrics.connections_live())
+    /// Asks a host; `None` when nobody listens there. Who drops the answer hangs up.
+    pub(crate) fn poll(&self, host: usize, user: &str, body: &Value) -> Option<Polled> {
+        let life = self.0.hosts[host].life.lock();
+        let life = life.as_ref()?;
+        let token = NewToken {
+            user: user.to_owned(),
+            ttl: Duration::from_secs(3_600),
+            ..NewToken::default()
         };
+        let token = mint(&self.0.config.auth.jwt, None, &token, clock::unix_ms() / 1_000);
+        let request = http::Request::post(poll::PATH)
+            .header("authorization", format!("Bearer {}", token.expect("a secret")))
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()))
+            .expect("a request");
+        let (mut reply, answer) = oneshot::channel();
+        let (node, paused) = (Arc::clone(&life.node), life.paused.subscribe());
+        let gone = life.gone.clone();
+        life.node.tasks.spawn(async move {
+            let work = async {
+                runs(&paused).await;
+                let response = poll::post(State(node), request).await;
+                runs(&paused).await;
+                let status = response.status().as_u16();
+                let body = response.into_body().collect().await.expect("a body").to_bytes();
+                (status, serde_json::from_slice(&body).expect("an answer is JSON"))
+            };
+            let answer = tokio::select! {
+                biased;
+                () = reply.closed() => return,
+                () = gone.cancelled() => return,
+                answer = work => answer,
+            };
+            let _hung_up = reply.send(answer);
+        });
+        Some(Polled { answer, life: life.number })
+    }
+
+    /// WebSockets and event streams that the nodes count, added up.
+    pub(crate) fn connections_counted(&self) -> u64 {
+        let of_node = |life: &Life| {
+            let of = |transport| life.node.metrics.connections_of(transport);
+            of(Transport::WebSocket) + of(Transport::Sse)
+        };
+        let count = |host: &Host| host.life.lock().as_ref().map_or(0, of_node);
         self.0.hosts.iter().map(count).sum()
     }
 
