@@ -74,7 +74,8 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     } else {
         (opening.into_bytes(), None)
     };
-    let outbox = Outbox::new(wire, node.config.load().limits.queue_bytes_max()).for_sse(chunked, sum);
+    let outbox =
+        Outbox::new(wire, node.config.load().limits.queue_bytes_max()).for_sse(chunked, sum);
     let dress = Dress { medium: Medium::Sse, profile: handshake.profile, compressed };
     let remote = peer.as_ref().map(|peer| peer.remote);
     let connection =

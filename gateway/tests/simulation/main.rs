@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Runs of one `make test`.
-const RUNS: u64 = 1_500;
+const RUNS: u64 = 800;
 
 fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
