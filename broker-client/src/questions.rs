@@ -111,7 +111,8 @@ pub enum Question {
     },
     /// The user's event streams do not come back for a minute (R26); no answer.
     Banish(UserId),
-    /// What was heard for a poll that ended and may go on here: `Vec<String>`, each a document.
+    /// What was heard for a poll that ended and may go on here: `Vec<Vec<String>>`, the documents that
+    /// each of those heard who lingered for it.
     TakeLinger {
         /// Who polls.
         user: UserId,

@@ -12,7 +12,6 @@ use carillon_protocol::{ChannelName, ConnectionId, Profile, UserId};
 use foldhash::HashMap;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -20,7 +19,7 @@ use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::Node;
-use crate::transport::poll::Held;
+use crate::transport::poll::{Held, Stretch};
 
 /// How long channels without history are heard for a poll that ended.
 const LINGER: Duration = Duration::from_secs(10);
@@ -139,15 +138,15 @@ impl Pollers {
         drop(dropped);
     }
 
-    /// What was heard since the poll ended whose number goes on; it ends here.
-    pub(crate) fn take_linger(&self, user: &UserId, id: u64) -> Vec<Box<RawValue>> {
+    /// What was heard since the poll ended whose number goes on, by each that lingers under it; they end here.
+    pub(crate) fn take_linger(&self, user: &UserId, id: u64) -> Vec<Stretch> {
         let taken: Vec<Lingering> = match self.users.lock().get_mut(user) {
             Some(poller) => {
                 poller.lingering.extract_if(.., |lingering| lingering.id == id).collect()
             }
             None => Vec::new(),
         };
-        taken.into_iter().flat_map(|mut lingering| lingering.held.documents()).collect()
+        taken.into_iter().map(|mut lingering| lingering.held.documents()).collect()
     }
 
     /// The user left a resource: on every node that held them there for their polls.

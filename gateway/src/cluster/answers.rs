@@ -11,6 +11,7 @@ use super::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionVi
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;
+use crate::transport::poll::Stretch;
 
 pub(super) fn perform(node: &Node, question: Question) -> Value {
     match question {
@@ -25,8 +26,11 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
             Value::Null
         }
         Question::TakeLinger { user, id } => {
-            let documents = node.pollers.take_linger(&user, id);
-            value(&documents.iter().map(|document| document.get()).collect::<Vec<_>>())
+            let stretches = node.pollers.take_linger(&user, id);
+            let text = |stretch: &Stretch| {
+                stretch.iter().map(|document| document.get().to_owned()).collect::<Vec<_>>()
+            };
+            value(&stretches.iter().map(text).collect::<Vec<_>>())
         }
         Question::PollerLeaves { user, resource } => {
             node.pollers.leave(node, &user, resource);

@@ -9,6 +9,7 @@ mod answer;
 mod document;
 mod gather;
 mod held;
+mod merge;
 mod missed;
 mod origin;
 mod page;
@@ -36,6 +37,7 @@ use crate::rest::{ApiError, BatchBody, ErrorBody};
 pub(crate) use document::document;
 pub(crate) use gather::own_polls;
 pub(crate) use held::Held;
+pub(crate) use merge::Stretch;
 use question::Question;
 use rate::Rate;
 

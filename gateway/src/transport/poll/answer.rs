@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::gather::{self, EVENTS_MAX, Event, Gathered, Listened};
 use super::held::{Held, Woken};
+use super::merge::Stretch;
 use super::origin::{self, Channels, Origin, begin, key};
 use super::page::Page;
 use super::question::Question;
@@ -130,7 +131,7 @@ fn until_expiry(claims: &Claims) -> Duration {
 }
 
 /// What was heard on channels without history since the poll ended that this one goes on from, on whichever node.
-async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Box<RawValue>> {
+async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Stretch> {
     if id == 0 {
         return Vec::new();
     }
@@ -140,9 +141,10 @@ async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Box<RawValue>> {
     }
     let question = cluster::Question::TakeLinger { user: user.clone(), id };
     // As text: a value would come back with its keys in another order, and numbers rounded.
-    let answers = node.cluster.ask::<Vec<String>>(&Target::All, question).await;
-    let documents = answers.unwrap_or_default().into_iter().flatten();
-    documents.filter_map(|document| RawValue::from_string(document).ok()).collect()
+    let answers = node.cluster.ask::<Vec<Vec<String>>>(&Target::All, question).await;
+    let stretches = answers.unwrap_or_default().into_iter().flatten();
+    let read = |document| RawValue::from_string(document).ok();
+    stretches.map(|stretch| stretch.into_iter().filter_map(read).collect()).collect()
 }
 
 /// The answer that this question had before, if it had one and history still holds it.

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{Event, Listened};
+use super::merge::{Stretch, merged};
 use super::page::Step;
 use crate::auth::Claims;
 use crate::connection::driver::Driver;
@@ -53,8 +54,6 @@ pub(super) enum Woken {
 /// What is looked at in a document from the outbox.
 #[derive(Deserialize)]
 struct Head<'a> {
-    #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -185,21 +184,15 @@ impl Held {
     }
 
     /// Puts what another node or a former poll heard before what this one did; each once.
-    pub(super) fn hear_first(&mut self, former: Vec<Box<RawValue>>, channels: &[Listened]) {
+    pub(super) fn hear_first(&mut self, former: Vec<Stretch>, channels: &[Listened]) {
         self.absorb();
-        let id = |document: &RawValue| {
-            let head = serde_json::from_str::<Head<'_>>(document.get()).ok();
-            head.and_then(|head| head.id.map(Cow::into_owned))
-        };
         let wanted = |document: &RawValue| {
             let head = serde_json::from_str::<Head<'_>>(document.get()).ok();
             let channel = head.and_then(|head| head.channel.map(Cow::into_owned));
             channel.is_none_or(|name| channels.iter().any(|heard| heard.channel.as_str() == name))
         };
-        let known: Vec<Option<String>> = former.iter().map(|document| id(document)).collect();
-        self.heard.retain(|document| !known.contains(&id(document)));
-        let later = std::mem::take(&mut self.heard);
-        self.heard = former.into_iter().filter(|document| wanted(document)).chain(later).collect();
+        let former = merged(former).into_iter().filter(|document| wanted(document)).collect();
+        self.heard = merged(vec![former, std::mem::take(&mut self.heard)]);
     }
 
     /// From here on only what no history keeps is of interest.
