@@ -165,6 +165,9 @@ pub(crate) fn bench(options: &Options) -> Result<()> {
         options.only.is_empty() || options.only.iter().any(|part| row.name.contains(part.as_str()))
     };
     let rows: Vec<&Row> = ROWS.iter().filter(wanted).collect();
+    if rows.is_empty() {
+        bail!("no row's name contains {}", options.only.join(" or "));
+    }
     let each = |row: &&Row| entrants.iter().filter(|one| row.takes(one)).count();
     let all = rows.iter().map(each).sum::<usize>() * options.repetitions;
     let mut count = 0;

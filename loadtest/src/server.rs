@@ -16,7 +16,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// The process's id. `taskset` replaces itself by what it starts, so it is the server's own.
+    /// The process's id. `setpriv` and `taskset` replace themselves by what they start: it is the server's own.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -24,8 +24,9 @@ impl Server {
     /// Starts `program` on `core`, its output into `log`.
     pub(crate) fn start(core: usize, program: &Path, args: &[String], log: &Path) -> Result<Self> {
         let log = std::fs::File::create(log)?;
-        let child = Command::new("taskset")
-            .args(["-c", &core.to_string()])
+        // What starts it may be killed before it can end it: then the kernel does.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "taskset", "-c", &core.to_string()])
             .arg(program)
             .args(args)
             .stdin(Stdio::null())
