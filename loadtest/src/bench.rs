@@ -107,8 +107,8 @@ const ROWS: &[Row] = &[
         "--scenario fanout --connections 1000 --rate 20 --size 1024 --filling records --deflate",
     ),
     ours(
-        "presence, 9,000 in 100 rooms at rest",
-        "--scenario presence --connections 9000 --channels 100",
+        "presence, 10,000 in 100 rooms at rest",
+        "--scenario presence --connections 10000 --channels 100",
         Figure::Rest,
     ),
     ours(

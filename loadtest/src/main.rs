@@ -21,6 +21,7 @@ mod sample;
 mod scenarios;
 mod server;
 mod subscriber;
+mod sweep;
 mod tally;
 mod target;
 mod token;
@@ -59,6 +60,8 @@ enum Command {
     Report(page::Options),
     /// What changed between two files of results
     Compare(compare::Options),
+    /// What the same work costs as nodes, channels, listeners or connections grow
+    Sweep(sweep::Options),
     /// Notifications: an empty store beside 100,000 for 1,000 users, and what Redis holds for each
     Notifications(notifications::Options),
     /// A cluster, clients that come back, a nemesis, and a verdict
@@ -78,6 +81,7 @@ fn main() -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Sweep(options) => sweep::sweep(&options)?,
         Command::Notifications(options) => notifications::bench(&options)?,
         Command::Run(options) => {
             let report = scenarios::run(&options)?;

@@ -177,7 +177,14 @@ impl Report {
         let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<44}{value}\n"));
         row(
             "connects",
-            format!("{:.0}/s, {:.1} µs CPU each", self.connects_per_second, self.connect_cpu_us),
+            format!(
+                "{:.0}/s, {:.1} µs CPU each, p50 {:.1}  p99 {:.1}  max {:.1} ms",
+                self.connects_per_second,
+                self.connect_cpu_us,
+                self.connect_p50_ms,
+                self.connect_p99_ms,
+                self.connect_max_ms
+            ),
         );
         if self.per_second > 0.0 {
             row("deliveries (or publishes)", format!("{:.0}/s", self.per_second));

@@ -77,6 +77,10 @@ pub(crate) struct Options {
     pub(crate) connections: usize,
     #[arg(long, default_value_t = 1)]
     pub(crate) channels: u32,
+    /// Channels that each connection listens on (scenario `channels`): neighbours, so that `--channels` is their sum over
+    /// the connections.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) channels_each: u32,
     /// Messages a second over all channels; without it the server is saturated.
     #[arg(long)]
     pub(crate) rate: Option<f64>,

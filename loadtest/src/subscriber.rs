@@ -19,6 +19,7 @@ pub(crate) use poll::Ask;
 use resume::Resume;
 use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -47,8 +48,9 @@ pub(crate) struct Opening {
 pub(crate) struct Subscriber {
     /// Its number, and so its user.
     pub(crate) index: usize,
-    /// The channel it listens on first of all.
+    /// The channel it listens on first of all; with `count`, those behind it.
     pub(crate) channel: u32,
+    count: u32,
     /// What it heard.
     pub(crate) ears: RefCell<Ears>,
     /// Where it was, for coming back.
@@ -63,10 +65,16 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     /// Not connected yet.
-    pub(crate) fn new(index: usize, channel: u32, ears: Ears, tally: &Rc<Tally>) -> Rc<Self> {
+    pub(crate) fn new(
+        index: usize,
+        channels: Range<u32>,
+        ears: Ears,
+        tally: &Rc<Tally>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             index,
-            channel,
+            channel: channels.start,
+            count: channels.end - channels.start,
             ears: RefCell::new(ears),
             resume: Resume::default(),
             answered: Cell::new(0),
@@ -86,7 +94,7 @@ impl Subscriber {
         due: Instant,
     ) -> Result<()> {
         if opening.transport == Transport::Poll {
-            let channel = target.channel(self.channel);
+            let channel = self.names(target);
             let caller = Caller { target, index: self.index, channel: Some(&channel) };
             let polls = poll::run(target.address, target.poll(caller)?, self.clone());
             self.keep(tokio::task::spawn_local(polls));
@@ -111,7 +119,7 @@ impl Subscriber {
 
     /// Connects, subscribes where it shall, and leaves a task that reads until the end.
     async fn connect_once(self: &Rc<Self>, target: &Rc<Target>, opening: Opening) -> Result<()> {
-        let channel = if opening.bare { String::new() } else { target.channel(self.channel) };
+        let channel = if opening.bare { String::new() } else { self.names(target) };
         let caller = Caller { target, index: self.index, channel: Some(&channel) };
         let mut request = target.open(opening.transport, caller)?;
         if opening.deflate {
@@ -136,6 +144,11 @@ impl Subscriber {
         };
         self.keep(tokio::task::spawn_local(reading.run(reader, rest)));
         Ok(())
+    }
+
+    fn names(&self, target: &Target) -> String {
+        let names = (self.channel..self.channel + self.count).map(|index| target.channel(index));
+        names.collect::<Vec<_>>().join(",")
     }
 
     fn keep(&self, reading: JoinHandle<()>) {

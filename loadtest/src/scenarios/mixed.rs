@@ -3,7 +3,7 @@
 
 use super::run::{Client, Run};
 use crate::publisher::Pace;
-use crate::subscriber::{Ears, Subscriber};
+use crate::subscriber::Subscriber;
 use crate::target::{Kind, Transport};
 use anyhow::{Context as _, Result, bail};
 use std::rc::Rc;
@@ -28,7 +28,7 @@ impl Run<'_> {
             };
             let channel = channel_of(index, count, channels);
             let opening = crate::subscriber::Opening { transport, ..opening };
-            Client { channel, ears: Ears::new([channel]), opening }
+            Client::on(channel..channel + 1, opening)
         };
         let subscribers = self.open((0..count).map(client).collect()).await?;
         let publishers = self.publishers().await?;

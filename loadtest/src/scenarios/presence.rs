@@ -28,8 +28,10 @@ impl Run<'_> {
         }
         let (count, rooms) = (options.connections, self.channels);
         let opening = self.opening(true);
-        let client =
-            |index: usize| Client { channel: index as u32 % rooms, ears: Ears::new([]), opening };
+        let client = |index: usize| {
+            let room = index as u32 % rooms;
+            Client { channels: room..room + 1, ears: Ears::default(), opening }
+        };
         let users = self.open((0..count).map(client).collect()).await?;
         // Until what connecting left to do (registrations, online) is done.
         sleep(Duration::from_secs(7)).await;

@@ -9,7 +9,8 @@ impl Run<'_> {
     /// Publishes on a schedule or with a window, measures, counts.
     pub(super) async fn publish(&mut self, subscribers: &[Rc<Subscriber>]) -> Result<()> {
         let publishers = self.publishers().await?;
-        let work = self.work((subscribers.len() / self.channels as usize) as u64);
+        let listened = subscribers.len() * self.options.channels_each.max(1) as usize;
+        let work = self.work((listened / self.channels as usize).max(1) as u64);
         self.wait_until_all_listen(&publishers, &work, subscribers.len()).await?;
         let end = self.end();
         let (published, measured) =

@@ -2,7 +2,7 @@
 //! missed, while messages go on. Nothing may be lost.
 
 use super::run::{Client, Run};
-use crate::subscriber::{Ears, Subscriber};
+use crate::subscriber::Subscriber;
 use crate::target::{Kind, Transport};
 use anyhow::{Result, bail};
 use rand::Rng as _;
@@ -26,7 +26,7 @@ impl Run<'_> {
         let opening = self.opening(false);
         let client = |index: usize| {
             let channel = index as u32 % channels;
-            Client { channel, ears: Ears::new([channel]), opening }
+            Client::on(channel..channel + 1, opening)
         };
         let subscribers = self.open((0..options.connections).map(client).collect()).await?;
         subscribers.iter().for_each(|one| one.resume.wanted.set(true));

@@ -33,7 +33,7 @@ impl Run<'_> {
         let client = |index: usize| {
             let room = index % rooms;
             let members = (room..count).step_by(rooms).map(|member| member as u32);
-            Client { channel: room as u32, ears: Ears::new(members), opening }
+            Client { channels: room as u32..room as u32 + 1, ears: Ears::new(members), opening }
         };
         let members = self.open((0..count).map(client).collect()).await?;
         members.iter().for_each(|member| member.resume.wanted.set(options.churn > 0.0));

@@ -11,6 +11,7 @@ use crate::tally::Tally;
 use crate::target::{Caller, PublishBy, Target, Transport, locate};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +23,16 @@ const PUBLISHERS: usize = 8;
 
 /// A client to be connected.
 pub(super) struct Client {
-    pub(super) channel: u32,
+    pub(super) channels: Range<u32>,
     pub(super) ears: Ears,
     pub(super) opening: Opening,
+}
+
+impl Client {
+    /// One that hears what is published on `channels`.
+    pub(super) fn on(channels: Range<u32>, opening: Opening) -> Self {
+        Self { ears: Ears::new(channels.clone()), channels, opening }
+    }
 }
 
 /// One run: whom it speaks to and what it counted.
@@ -41,12 +49,16 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Nothing is connected yet.
     pub(super) fn new(options: &'a Options) -> Result<Self> {
-        let connections =
-            if options.scenario == Scenario::Publish { 0 } else { options.connections };
-        let channels = match options.scenario {
-            Scenario::Fanout => 1,
-            Scenario::Notifications => (connections / options.recipients.max(1)).max(1) as u32,
-            _ => options.channels.max(1),
+        let recipients = options.recipients.max(1);
+        let (connections, channels) = match options.scenario {
+            Scenario::Publish => (0, options.channels.max(1)),
+            Scenario::Fanout => (options.connections, 1),
+            // Whole groups: everybody is some notification's recipient.
+            Scenario::Notifications => {
+                let groups = (options.connections / recipients).max(1);
+                (groups * recipients, groups as u32)
+            }
+            _ => (options.connections, options.channels.max(1)),
         };
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -107,13 +119,20 @@ impl<'a> Run<'a> {
     /// Opens all connections, on the channels in turn.
     pub(super) async fn connect(&mut self) -> Result<Vec<Rc<Subscriber>>> {
         let opening = self.opening(self.options.scenario == Scenario::Notifications);
-        let channels = self.channels as usize;
+        let channels = self.channels;
+        let each = self.options.channels_each.clamp(1, channels);
         let client = |index: usize| {
-            // The users of a notification are neighbours; the members of a channel are spread.
-            let channel =
-                if opening.bare { index / self.options.recipients } else { index % channels }
-                    as u32;
-            Client { channel, ears: Ears::new([channel]), opening }
+            // The users of a notification are neighbours, and so are the channels of one connection; the members of a
+            // channel are spread.
+            let index = index as u32;
+            let first = if opening.bare {
+                index / self.options.recipients.max(1) as u32
+            } else if each > 1 {
+                (index * each).min(channels - each)
+            } else {
+                index % channels
+            };
+            Client::on(first..first + each, opening)
         };
         let clients = (0..self.report.connections).map(client).collect();
         self.open(clients).await
@@ -146,7 +165,7 @@ impl<'a> Run<'a> {
             }
             let place = Arc::clone(&places).acquire_owned().await;
             let due = due.unwrap_or_else(Instant::now).into_std();
-            let subscriber = Subscriber::new(index, client.channel, client.ears, &self.tally);
+            let subscriber = Subscriber::new(index, client.channels, client.ears, &self.tally);
             let target = Rc::clone(self.target(index));
             connecting.push(tokio::task::spawn_local(async move {
                 let _place = place;
