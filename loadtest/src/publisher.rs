@@ -86,6 +86,11 @@ impl Publishers {
         self.members.iter().map(|one| one.published.get()).sum()
     }
 
+    /// Answers that did not come yet.
+    pub(crate) fn owed(&self) -> u64 {
+        self.members.iter().map(|one| one.answers.owed()).sum()
+    }
+
     /// Last sequence of each channel.
     pub(crate) fn sequences(&self) -> Vec<u32> {
         let mut all = vec![0; self.channels as usize];

@@ -112,8 +112,9 @@ pub(crate) fn sweep(options: &Options) -> Result<()> {
 }
 
 fn cells(point: &Point, report: &Report) -> String {
-    // What one publish takes of Redis is known where the rate is.
-    let publish = point.rate.map_or(String::new(), |rate| {
+    // What one publish takes of Redis is known where the rate is; CPU is counted in hundredths of a second, so few
+    // publishes say nothing.
+    let publish = point.rate.filter(|rate| *rate >= 500.0).map_or(String::new(), |rate| {
         format!("{:.1}", report.redis_cpu_us * report.per_second / rate)
     });
     let flaws = report.lost

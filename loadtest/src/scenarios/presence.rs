@@ -61,7 +61,7 @@ impl Run<'_> {
 
     /// Everybody joins, a few hundred at a time as their acks come.
     async fn join(&self, users: &[Rc<Subscriber>], joined: &Cell<usize>) -> Result<()> {
-        const UNANSWERED: u64 = 256;
+        const UNANSWERED: u64 = 64;
         let by = Instant::now() + JOINED_MAX;
         let begun = self.tally.acked.get();
         for (sent, user) in users.iter().enumerate() {

@@ -239,11 +239,10 @@ impl<'a> Run<'a> {
         for _attempt in 0..100 {
             publishers.warm_up(work).await?;
             let until = Instant::now() + Duration::from_millis(500);
-            while Instant::now() < until {
+            // With many channels a round takes longer; the next one must not pile up behind it.
+            while Instant::now() < until || publishers.owed() > 0 {
                 if self.tally.ready.get() >= count as u64 && self.tally.refused.get() == 0 {
-                    // What of the warm-up is still under way would count as CPU only.
-                    sleep(Duration::from_millis(300)).await;
-                    return Ok(());
+                    return self.wait_until_quiet().await;
                 }
                 sleep(Duration::from_millis(20)).await;
             }
@@ -252,6 +251,23 @@ impl<'a> Run<'a> {
             }
         }
         bail!("only {} of {count} connections hear their channel", self.tally.ready.get())
+    }
+
+    /// What connecting and the warm-up left to do would count as the measured work's.
+    async fn wait_until_quiet(&self) -> Result<()> {
+        const LOOK_EVERY: Duration = Duration::from_millis(300);
+        const LOOKS_MAX: usize = 50;
+        let mut before = self.cpu_us()?;
+        for _look in 0..LOOKS_MAX {
+            sleep(LOOK_EVERY).await;
+            let now = self.cpu_us()?;
+            // A tenth of a core.
+            if u128::from(now - before) < LOOK_EVERY.as_micros() / 10 {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
     }
 
     /// Skips the first second, then measures until `end`.
