@@ -112,11 +112,13 @@ impl Court {
             self.verdict.acknowledged += 1;
             let kept = log.losses_ms.last().is_none_or(|lost| published.sent_ms > *lost);
             let Some(truth) = self.truth.get(&channel).filter(|_| kept) else { continue };
+            // Whoever found that a tail was lost has begun a new epoch with what is there: the tag tells the message.
+            let same_life = place.epoch == truth.epoch;
             let there = truth.by_offset.get(&place.offset).is_some_and(|(tag, held)| {
-                *held == number && (place.tag.is_none() || *tag == place.tag)
+                let same = if place.tag.is_some() { *tag == place.tag } else { same_life };
+                *held == number && same
             });
-            let trimmed = place.offset < truth.first;
-            if place.epoch != truth.epoch || (!there && !trimmed) {
+            if !there && !(same_life && place.offset < truth.first) {
                 self.verdict.vanished += 1;
                 self.verdict.note(|| {
                     format!("channel {channel}: message {number} was acknowledged at offset {} and history does not hold it there", place.offset)

@@ -194,6 +194,16 @@ fn acknowledged_message_that_history_does_not_hold_vanished() {
 }
 
 #[test]
+fn message_acknowledged_just_before_a_new_epoch_began_with_it_has_not_vanished() {
+    let mut good = log(vec![first(), message(1), resync(Place { epoch: 8, ..place(10) })]);
+    (good.histories[0].epoch, good.losses_ms) = (8, vec![0]);
+    good.histories[0].messages.iter_mut().for_each(|(place, _)| place.epoch = 8);
+    assert_eq!(judge(&good).vanished, 0);
+    good.histories[0].messages[4].0.tag = Some(1);
+    assert_eq!(judge(&good).vanished, 1);
+}
+
+#[test]
 fn message_that_stands_twice_in_history_is_duplicated() {
     let mut bad = log(std::iter::once(first()).chain(all(1)).collect());
     bad.histories[0].messages[5].1 = 2;
