@@ -76,7 +76,14 @@ fn answers(address: SocketAddr, path: Option<&str>) -> bool {
 
 /// A loopback address that nobody listens on now.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+    // Below what outgoing connections take: whoever is started again finds its port free.
+    for _ in 0..1_000 {
+        let port = rand::random_range(15_000..32_000);
+        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            return Ok(listener.local_addr()?);
+        }
+    }
+    anyhow::bail!("no port is free")
 }
 
 /// A directory for one bench's logs and configuration; removed with its value.
