@@ -55,6 +55,9 @@ pub struct NodeRecord {
     pub messages_in: u64,
     /// Deliveries to connections since the start.
     pub messages_out: u64,
+    /// Processor time that it used lately, in thousandths of a core.
+    #[serde(default)]
+    pub load_millicores: u32,
     /// Draining nodes take no new clients.
     pub draining: bool,
 }

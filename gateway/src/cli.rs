@@ -7,6 +7,7 @@ mod publish;
 mod serve;
 mod settings;
 mod token;
+mod top;
 
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
@@ -72,6 +73,11 @@ enum Command {
         after_help = "Examples:\n  carillon listen --channel public:news --token \"$TOKEN\"\n  carillon listen --channel chat.general --channel news --json | jq .payload"
     )]
     Listen(listen::ListenArgs),
+    /// A live view of the cluster: nodes, connections, messages a second.
+    #[command(
+        after_help = "Examples:\n  carillon top --api-key \"$KEY\"\n  carillon top --url https://realtime.example --api-key \"$KEY\" --interval 5s\n  carillon top --api-key \"$KEY\" --json --count 1 | jq .totals"
+    )]
+    Top(top::TopArgs),
     /// Print the version.
     #[command(after_help = "Examples:\n  carillon version")]
     Version,
@@ -88,6 +94,7 @@ impl Cli {
             Command::CheckConfig(args) => {
                 let config = Config::load(args.sources())?;
                 config.server.tls.as_ref().map(Tls::new).transpose()?;
+                config.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
                 let mode = if config.dev { "development" } else { "production" };
                 print(&format!(
                     "The configuration is good ({mode} mode, {} namespaces).",
@@ -100,9 +107,14 @@ impl Cli {
                 print(text.trim_end())
             }
             Command::Token(args) => print(&token::make(&args, jiff::Timestamp::now().as_second())?),
-            Command::HashKey { key } => print(&hash_key(&key.map_or_else(key_from_input, Ok)?)),
+            Command::HashKey { key } => {
+                let key = key.map_or_else(key_from_input, Ok)?;
+                anyhow::ensure!(!key.is_empty(), "the key is empty");
+                print(&hash_key(&key))
+            }
             Command::Publish(args) => publish::run(args).await,
             Command::Listen(args) => listen::run(args).await,
+            Command::Top(args) => top::run(args).await,
             Command::Version => print(&format!("carillon {}", env!("CARGO_PKG_VERSION"))),
         }
     }
@@ -121,9 +133,7 @@ fn key_from_input() -> anyhow::Result<String> {
     std::io::stdin()
         .read_to_string(&mut key)
         .context("the key cannot be read from standard input")?;
-    let key = key.trim_end_matches(['\n', '\r']);
-    anyhow::ensure!(!key.is_empty(), "the key is empty");
-    Ok(key.to_owned())
+    Ok(key.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 mod answers;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use carillon_broker_client::asking::{Asker, Letter};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::connection::Transport;
 use crate::node::Node;
+use crate::process::Load;
 use crate::relay::Told;
 
 pub use carillon_broker_client::questions::{
@@ -29,13 +31,14 @@ const BEAT: Duration = Duration::from_secs(1);
 pub struct Cluster {
     asker: Asker,
     nodes: Arc<ArcSwap<Vec<NodeRecord>>>,
+    load_millicores: Arc<AtomicU32>,
 }
 
 impl Cluster {
     /// A handle; [`answer`] and [`beat`] make it work.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>) -> Self {
-        Self { asker: Asker::new(broker), nodes: Arc::default() }
+        Self { asker: Asker::new(broker), nodes: Arc::default(), load_millicores: Arc::default() }
     }
 
     /// The nodes alive at the last beat.
@@ -94,6 +97,7 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(BEAT);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut health = node.broker.health();
+    let mut load = Load::new();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
@@ -101,8 +105,13 @@ pub async fn beat(node: Arc<Node>, stop: CancellationToken) {
             Ok(()) = health.changed() => {}
             () = stop.cancelled() => return,
         }
+        node.cluster.load_millicores.store(load.look(), Ordering::Relaxed);
+        let asked_at = Instant::now();
         match node.broker.beat(&record(&node)).await {
-            Ok(nodes) => node.cluster.nodes.store(Arc::new(nodes)),
+            Ok(nodes) => {
+                node.metrics.redis_answered(asked_at.elapsed(), node.broker.generation());
+                node.cluster.nodes.store(Arc::new(nodes));
+            }
             Err(error) => tracing::debug!(%error, "the lease was not refreshed"),
         }
         let (subscriptions, queued) = (node.hub.subscriptions(), node.hub.queued_bytes());
@@ -130,6 +139,7 @@ pub fn record(node: &Node) -> NodeRecord {
             .collect(),
         messages_in,
         messages_out,
+        load_millicores: node.cluster.load_millicores.load(Ordering::Relaxed),
         draining: node.is_draining(),
     }
 }

@@ -132,6 +132,24 @@ impl Config {
         Ok(Reloaded { config, needs_restart })
     }
 
+    /// What is set and is not what one might think, for people: what this version does not serve, what bounds nothing.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if self.otel.endpoint.is_some() {
+            warnings.push("otel.endpoint: this version exports no traces");
+        }
+        if self.console.enabled && !self.dev {
+            warnings.push("console.enabled: this version serves no console");
+        }
+        if self.limits.queue_bytes == 0 {
+            warnings.push(
+                "limits.queue_bytes = 0: a reader that stops reading holds memory without a bound",
+            );
+        }
+        warnings
+    }
+
     /// Whether the token secret was made up at start: no other process knows it.
     #[must_use]
     pub fn secret_was_made(&self) -> bool {

@@ -14,7 +14,7 @@ pub mod welcome;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::{ConnectionId, UserId};
@@ -52,6 +52,18 @@ impl Transport {
     }
 }
 
+const GRANTS: u8 = 1;
+const POLICY: u8 = 2;
+
+/// What may not hold any more of what the connection was allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Doubts {
+    /// What the application allowed for a time.
+    pub grants: bool,
+    /// What namespaces let anybody hear.
+    pub policy: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Connection {
@@ -78,8 +90,8 @@ pub struct Connection {
     token_mark: AtomicU64,
     /// Unix seconds; [`NO_TIME`] for a token that does not say.
     token_issued_at: AtomicI64,
-    /// What the application allowed for a time may be over.
-    grants_doubted: AtomicBool,
+    /// [`GRANTS`], [`POLICY`].
+    doubts: AtomicU8,
     /// The user's persistent subscriptions changed.
     interests_changed: AtomicBool,
 }
@@ -108,7 +120,7 @@ impl Connection {
             token_generation: AtomicU32::new(0),
             token_mark: AtomicU64::new(0),
             token_issued_at: AtomicI64::new(NO_TIME),
-            grants_doubted: AtomicBool::new(false),
+            doubts: AtomicU8::new(0),
             interests_changed: AtomicBool::new(false),
         })
     }
@@ -156,14 +168,21 @@ impl Connection {
 
     /// What the application allowed for a time may be over: the connection's task asks again soon.
     pub fn doubt_grants(&self) {
-        self.grants_doubted.store(true, Ordering::Release);
+        self.doubts.fetch_or(GRANTS, Ordering::AcqRel);
         self.outbox.mark_behind();
     }
 
-    /// Whether that was said since this was asked last.
+    /// What may be heard at all may have changed: the connection's task looks at every subscription soon.
+    pub fn doubt_policy(&self) {
+        self.doubts.fetch_or(POLICY, Ordering::AcqRel);
+        self.outbox.mark_behind();
+    }
+
+    /// What was doubted since this was asked last.
     #[must_use]
-    pub fn take_grants_doubted(&self) -> bool {
-        self.grants_doubted.swap(false, Ordering::AcqRel)
+    pub fn take_doubts(&self) -> Doubts {
+        let doubts = self.doubts.swap(0, Ordering::AcqRel);
+        Doubts { grants: doubts & GRANTS != 0, policy: doubts & POLICY != 0 }
     }
 
     /// Notes the token, so that it can be found when it is revoked.

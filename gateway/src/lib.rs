@@ -23,6 +23,7 @@ pub mod outbound;
 pub mod policy;
 pub mod pollers;
 pub mod presence;
+pub mod process;
 pub mod relay;
 pub mod rest;
 pub mod revocations;

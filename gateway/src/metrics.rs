@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use carillon_protocol::envelope::ServerMessage;
+use carillon_protocol::{CloseCode, ErrorCode};
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
@@ -10,6 +13,7 @@ use prometheus::{
 
 use crate::clock;
 use crate::connection::Transport;
+use crate::socket::traffic;
 
 /// See the module.
 #[derive(Debug)]
@@ -19,6 +23,14 @@ pub struct Metrics {
     opened: IntCounterVec,
     closed: IntCounterVec,
     refused: IntCounterVec,
+    refusals: IntCounterVec,
+    resumed: IntCounterVec,
+    publish_errors: IntCounterVec,
+    messages_dropped: IntCounterVec,
+    received_bytes: IntCounter,
+    sent_bytes: IntCounter,
+    redis_round_trip: Histogram,
+    redis_reconnects: IntCounter,
     messages_in: IntCounter,
     published: IntCounter,
     messages_out: IntCounter,
@@ -87,6 +99,40 @@ impl Metrics {
                 "connections_refused_total",
                 "Connections refused, by reason",
                 &["reason"],
+            ),
+            refusals: counters(
+                "refusals_total",
+                "Errors that clients and backends were answered, by code (rate limits, tokens, permission, ...)",
+                &["code"],
+            ),
+            resumed: counters(
+                "connections_resumed_total",
+                "Connections that came back with a cursor",
+                &["transport"],
+            ),
+            publish_errors: counters(
+                "publish_errors_total",
+                "Messages that were not published, by code",
+                &["code"],
+            ),
+            messages_dropped: counters(
+                "messages_dropped_total",
+                "Messages that a full queue did not take, by what became of the reader: behind (history brings them later) or closed",
+                &["reader"],
+            ),
+            received_bytes: counter("received_bytes_total", "Bytes read from clients' sockets"),
+            sent_bytes: counter("sent_bytes_total", "Bytes written to clients' sockets"),
+            redis_round_trip: histogram(
+                "redis_round_trip_seconds",
+                "The heartbeat's script, once a second: there and back",
+                vec![
+                    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
+                    1.0,
+                ],
+            ),
+            redis_reconnects: counter(
+                "redis_reconnects_total",
+                "Times that a command connection to Redis was made again",
             ),
             messages_in: counter("messages_in_total", "Messages from clients"),
             published: counter("publications_total", "Publications handed to the broker"),
@@ -162,12 +208,41 @@ impl Metrics {
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         metrics.started.set(clock::unix_ms() as f64 / 1_000.0);
+        metrics.show_all();
         Arc::new(metrics)
+    }
+
+    /// Every series of a closed set is there from the start: a rate over one that appears later misses its first event.
+    fn show_all(&self) {
+        for transport in Transport::ALL {
+            self.connections.with_label_values(&[transport.name()]);
+            self.opened.with_label_values(&[transport.name()]);
+            self.resumed.with_label_values(&[transport.name()]);
+        }
+        let ends = CloseCode::ALL.iter().map(|code| code.reason());
+        ends.chain(["client", "error"]).for_each(|reason| {
+            self.closed.with_label_values(&[reason]);
+        });
+        for code in ErrorCode::ALL {
+            self.refusals.with_label_values(&[code.name()]);
+            self.publish_errors.with_label_values(&[code.name()]);
+        }
+        for reader in ["behind", "closed"] {
+            self.messages_dropped.with_label_values(&[reader]);
+        }
+        for outcome in ["recovered", "lost"] {
+            self.recovered.with_label_values(&[outcome]);
+        }
     }
 
     /// The text that Prometheus scrapes.
     #[must_use]
     pub fn render(&self) -> String {
+        // Counted where the bytes pass, for the whole process.
+        let (received, sent) = traffic();
+        for (counter, bytes) in [(&self.received_bytes, received), (&self.sent_bytes, sent)] {
+            counter.inc_by(bytes.saturating_sub(counter.get()));
+        }
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be encoded");
@@ -201,6 +276,46 @@ impl Metrics {
     /// A client was not let in. `reason` must come from a closed set.
     pub fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// A client or a backend was answered with an error.
+    pub fn answered_error(&self, code: ErrorCode) {
+        self.refusals.with_label_values(&[code.name()]).inc();
+    }
+
+    /// The same, where all that is left of it is the message.
+    pub fn answered(&self, message: &ServerMessage) {
+        #[derive(serde::Deserialize)]
+        struct Payload<'a> {
+            code: &'a str,
+        }
+        if message.kind != "error" {
+            return;
+        }
+        let payload = serde_json::from_slice::<Payload<'_>>(message.payload.json());
+        let known = |payload: Payload<'_>| {
+            ErrorCode::ALL.iter().copied().find(|code| code.name() == payload.code)
+        };
+        if let Some(code) = payload.ok().and_then(known) {
+            self.answered_error(code);
+        }
+    }
+
+    /// A connection came back with a cursor.
+    pub fn resumed(&self, transport: Transport) {
+        self.resumed.with_label_values(&[transport.name()]).inc();
+    }
+
+    /// A message was not published.
+    pub fn publish_failed(&self, code: ErrorCode) {
+        self.publish_errors.with_label_values(&[code.name()]).inc();
+    }
+
+    /// The heartbeat went to Redis and back; a command connection was made so many times until now.
+    pub fn redis_answered(&self, took: Duration, connects: u64) {
+        self.redis_round_trip.observe(took.as_secs_f64());
+        let reconnects = connects.saturating_sub(1);
+        self.redis_reconnects.inc_by(reconnects.saturating_sub(self.redis_reconnects.get()));
     }
 
     /// Live connections of all transports.
@@ -245,9 +360,11 @@ impl Metrics {
         }
     }
 
-    /// A queue was full.
-    pub fn slow_consumer(&self) {
+    /// A queue was full, and its reader is `behind` now or else closed.
+    pub fn slow_consumer(&self, behind: bool) {
         self.slow_consumers.inc();
+        let reader = if behind { "behind" } else { "closed" };
+        self.messages_dropped.with_label_values(&[reader]).inc();
     }
 
     /// A publication did not follow the one before.

@@ -9,6 +9,7 @@ mod pipe;
 mod session;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -21,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 pub use certificates::{Certificates, Tls, TlsError};
 pub use pipe::{PipeEnd, pipe};
 use session::Session;
+pub use traffic::traffic;
 
 /// See the module.
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Socket {
             Self::Tls(session) => session.try_read(buffer),
             Self::Memory(end) => end.try_read(buffer),
         }
+        .inspect(|bytes| traffic::received(*bytes))
     }
 
     /// Writes what fits; the bytes taken.
@@ -73,6 +76,7 @@ impl Socket {
             Self::Tls(session) => session.try_write_vectored(&[IoSlice::new(bytes)]),
             Self::Memory(end) => end.try_write(bytes),
         }
+        .inspect(|bytes| traffic::sent(*bytes))
     }
 
     /// The same for several slices in one system call.
@@ -85,6 +89,7 @@ impl Socket {
             Self::Tls(session) => session.try_write_vectored(slices),
             Self::Memory(end) => end.try_write_vectored(slices),
         }
+        .inspect(|bytes| traffic::sent(*bytes))
     }
 
     /// Whether all that was taken is with the kernel: TLS keeps encrypted bytes that the socket refused.

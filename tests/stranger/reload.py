@@ -102,6 +102,39 @@ def facts(check, binary):
                 alone.reload(wrong, "configuration reloaded")
                 wait_until("the new limit", lambda: alone.pings(ann, 60) == 60, 30)
 
+    def what_is_refused_now_ends():
+        mine = '[[namespaces]]\npattern = "{}"\nsubscribe = ["{}"]\n'
+        kept, gone, shut = (mine.format(*row) for row in (
+            ("keep:{id}", "authenticated"), ("gone:{id}", "authenticated"), ("shut:{id}", "authenticated")))
+        with Alone(binary, kept + gone + shut) as alone:
+            channels = ["keep:1", "gone:1", "shut:1"]
+            with WsListener(alone.node, alone.keys.token("ann"), channels) as ann:
+                ann.wait_live(channels)
+                alone.reload(alone.text.replace(gone, "").replace(shut, mine.format("shut:{id}", "granted")),
+                             "configuration reloaded")
+                ended = {}
+                while len(ended) < 2:
+                    error = ann.wait_type("error")
+                    ended[error["channel"]] = error["payload"]["code"]
+                assert ended == {"gone:1": "CHANNEL_NOT_FOUND", "shut:1": "FORBIDDEN"}, ended
+                for channel in ("shut:1", "keep:1"):
+                    answer = call(alone.node, "POST", "/publish", {"channel": channel, "type": "m", "payload": channel},
+                                  {"X-API-Key": alone.keys.api_key})
+                    assert answer.status == 200, answer
+                ann.wait_payload("keep:1")
+                assert ann.times("shut:1") == 0, "what is refused now is still heard"
+
+    def no_bound_on_the_queue():
+        with Alone(binary, "[limits]\nqueue_bytes = 0\n") as alone:
+            assert "without a bound" in alone.log(), "nobody was warned"
+            with WsListener(alone.node, alone.keys.token("ann"), ["room:1"]) as ann:
+                ann.wait_live(["room:1"])
+                for n in range(3):
+                    assert call(alone.node, "POST", "/publish", {"channel": "room:1", "type": "m", "payload": n},
+                                {"X-API-Key": alone.keys.api_key}).status == 200
+                ann.wait_payload(2)
+                assert ann.payloads("m") == [0, 1, 2], ann.heard
+
     def what_needs_a_restart_is_named():
         with Alone(binary) as alone:
             moved = alone.text.replace('id = "alone"', 'id = "moved"')
@@ -113,4 +146,7 @@ def facts(check, binary):
     check("SIGHUP: limits, keys, namespaces, routes and log level change, nobody is cut",
           everything_changes_and_nobody_is_cut)
     check("SIGHUP: a bad configuration changes nothing and says why", a_bad_configuration_changes_nothing)
+    check("SIGHUP: a live subscription that no namespace allows any more ends with an error, others go on",
+          what_is_refused_now_ends)
+    check("queue_bytes = 0 switches that limit off, and says what it means", no_bound_on_the_queue)
     check("SIGHUP: what only a restart can change is named and stays", what_needs_a_restart_is_named)

@@ -9,6 +9,7 @@ import sys
 from harness import HERE, Cluster, Facts
 
 import application
+import binary
 import churn
 import compression
 import connections
@@ -20,6 +21,7 @@ import limits
 import malformed
 import notifications
 import openapi
+import operator_view
 import outage
 import proxies
 import recovery
@@ -55,6 +57,7 @@ SHARED = {
     "subscriptions": subscriptions.facts,
     "connections": connections.facts,
     "delivery": delivery.facts,
+    "binary": binary.facts,
     "slow": slow.facts,
     "recovery": recovery.facts,
 }
@@ -65,6 +68,7 @@ OWN = {
     "openapi": openapi.facts,
     "interleavings": interleavings.facts,
     "outage": outage.facts,
+    "operator": operator_view.facts,
     "reload": reload.facts,
     "tls": tls.facts,
     "hostile": hostile.facts,
@@ -74,7 +78,7 @@ OWN = {
 # What chance decides can be replayed.
 SEEDED = ("interleavings", "churn")
 # Side by side, the small ones share nodes.
-TOGETHER = [["notifications", "subscriptions", "connections"], ["delivery", "slow", "recovery"]]
+TOGETHER = [["notifications", "subscriptions", "connections"], ["delivery", "binary", "slow", "recovery"]]
 
 
 def sequence(only, binary, seed, facts):

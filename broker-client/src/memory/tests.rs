@@ -70,6 +70,7 @@ fn record(id: &NodeId) -> NodeRecord {
         connections: BTreeMap::new(),
         messages_in: 0,
         messages_out: 0,
+        load_millicores: 0,
         draining: false,
     }
 }

@@ -87,6 +87,7 @@ pub(crate) fn node_record(id: &NodeId) -> NodeRecord {
         connections: [("websocket".to_owned(), 3), ("sse".to_owned(), 1)].into(),
         messages_in: 7,
         messages_out: 70,
+        load_millicores: 0,
         draining: false,
     }
 }

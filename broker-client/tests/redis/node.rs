@@ -104,6 +104,7 @@ impl Node {
             connections: std::collections::BTreeMap::new(),
             messages_in: 0,
             messages_out: 0,
+            load_millicores: 0,
             draining: false,
         };
         self.broker.beat(&record).await

@@ -25,6 +25,7 @@ use tower_http::compression::predicate::{And, NotForContentType, Predicate, Size
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::rest::{ApiError, REQUEST_ID, REQUEST_ID_HEADER, request_id};
 
 /// Answers of fewer bytes are not compressed: a segment is sent either way.
@@ -38,15 +39,17 @@ pub(super) struct Common {
     browsers: Arc<Browsers>,
 }
 
-/// What only those need who say so in their request's head.
+/// What only those need who say so in their request's head, and the count of refusals.
 struct Browsers {
+    metrics: Arc<Metrics>,
     cors: CorsLayer,
     compression: Option<CompressionLayer<And<SizeAbove, NotForContentType>>>,
 }
 
 impl Common {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
         let browsers = Browsers {
+            metrics,
             cors: cors(&config.cors.origins),
             compression: config.compression.rest.then(compression),
         };
@@ -85,23 +88,31 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let id = request_id(request.headers());
         let header = HeaderValue::from_str(&id);
+        let counted = Arc::clone(&self.browsers);
         let answering = if is_plain(&request) {
             let answering = REQUEST_ID.scope(id, guarded(self.routes.call(request)));
             return Box::pin(async move {
                 let mut answer = answering.await?;
                 // It would be another answer for a browser.
                 answer.headers_mut().append(VARY, HeaderValue::from_static("origin"));
-                Ok(with_id(answer, header))
+                Ok(with_id(counted.count(answer), header))
             });
         } else {
             self.browsers.answer(self.routes.clone(), request)
         };
         let answering = REQUEST_ID.scope(id, answering);
-        Box::pin(async move { Ok(with_id(answering.await?, header)) })
+        Box::pin(async move { Ok(with_id(counted.count(answering.await?), header)) })
     }
 }
 
 impl Browsers {
+    fn count(&self, answer: Response) -> Response {
+        if let Some(code) = answer.extensions().get::<ErrorCode>() {
+            self.metrics.answered_error(*code);
+        }
+        answer
+    }
+
     fn answer<S>(&self, routes: S, request: Request) -> Pin<Box<dyn Future<Output = Answer> + Send>>
     where
         S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,

@@ -1,5 +1,5 @@
 //! SIGHUP: keys, namespaces, routes, limits and log level are read again and replace what the node
-//! uses, without touching a connection. All or nothing: what is wrong is said in the log and
+//! uses, without dropping a connection; a live subscription that no namespace allows any more ends with an `error`. All or nothing: what is wrong is said in the log and
 //! leaves everything as it was. Source: `operations.md` 2.
 
 use std::sync::Arc;
@@ -54,10 +54,14 @@ impl Fresh {
         node.routes.store(Arc::new(self.routes));
         log.set_level(&self.config.log.level);
         let queue_bytes = self.config.limits.queue_bytes_max();
+        let other_namespaces = self.config.namespaces != node.config.load().namespaces;
         node.config.store(Arc::new(self.config));
         // The other limits are looked up where they are used; an outbox holds its own.
         for connection in node.hub.connections() {
             connection.outbox.bound(queue_bytes);
+            if other_namespaces {
+                connection.doubt_policy();
+            }
         }
         tracing::info!(needs_restart = ?self.needs_restart, "configuration reloaded");
     }

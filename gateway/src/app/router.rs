@@ -30,7 +30,7 @@ pub(crate) fn client(node: &Arc<Node>) -> Router {
         .merge(rest::router(Arc::clone(node)))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(Common::new(&node.config.load()))
+        .layer(Common::new(&node.config.load(), Arc::clone(&node.metrics)))
 }
 
 async fn unknown_path(request: Request) -> Response {

@@ -17,6 +17,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         super::print(&banner(&config, jiff::Timestamp::now().as_second()))?;
     }
     let log = Log::start(&config.log).context("the log")?;
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     crate::app::run(config, log).await?;
     Ok(ExitCode::SUCCESS)
 }

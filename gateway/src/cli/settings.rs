@@ -12,7 +12,7 @@ pub(super) struct SourceArgs {
     /// The configuration file [default: $CARILLON_CONFIG, else carillon.toml where it exists].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Development mode: secrets are made up, the console is on.
+    /// Development mode: secrets are made up and printed.
     #[arg(long)]
     dev: bool,
     /// Override any setting, lists and maps as JSON (repeatable).

@@ -8,6 +8,8 @@ use std::time::Duration;
 use carillon_protocol::session::{Route, Routes};
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::namespaces;
 use super::reader::Section;
@@ -289,9 +291,15 @@ fn events(section: &Section<'_>) -> Events {
 
 fn log(section: &Section<'_>) -> Log {
     let level = section.read("level", |text| {
-        tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|_| {
-            format!("{text:?} is no level; write error, warn, info, debug, trace or directives")
-        })
+        // EnvFilter takes any one word for the name of a module.
+        let word = text.trim().chars().all(char::is_alphanumeric);
+        let level = LevelFilter::from_str(text.trim()).is_ok();
+        if EnvFilter::try_new(text).is_err() || (word && !level) {
+            return Err(format!(
+                "{text:?} is no level; write off, error, warn, info, debug, trace or directives"
+            ));
+        }
+        Ok(text.to_owned())
     });
     let format = section.read("format", |text| match text {
         "text" => Ok(LogFormat::Text),

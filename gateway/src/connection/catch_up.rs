@@ -311,7 +311,11 @@ impl Driver {
         if !self.subscriptions_owed.is_empty() {
             self.subscribe_owed().await;
         }
-        if self.connection.take_grants_doubted() {
+        let doubts = self.connection.take_doubts();
+        if doubts.policy {
+            self.recheck_subscriptions().await;
+        }
+        if doubts.grants {
             self.ask_again().await;
         }
         if self.connection.take_interests_changed() || self.interests_owed {

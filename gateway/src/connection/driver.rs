@@ -403,10 +403,16 @@ impl Driver {
         heard.err()
     }
 
+    /// Queues a message of the server's own; an error is counted.
+    pub(super) fn say(&self, message: &ServerMessage) {
+        self.node.metrics.answered(message);
+        self.connection.push(message);
+    }
+
     async fn perform_step(&mut self, step: Step) -> Option<Ending> {
         match step {
             Step::Reply(messages) => {
-                messages.iter().for_each(|message| self.connection.push(message));
+                messages.iter().for_each(|message| self.say(message));
             }
             Step::Perform(request, correlation) => self.perform(request, correlation).await,
             Step::Close(code) => return Some(Ending::Said(code)),

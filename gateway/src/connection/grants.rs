@@ -97,7 +97,7 @@ impl Driver {
             self.drop_subscription(&named.channel);
             self.node.presence.leave(&self.connection, &named.channel).await;
             let error = ServerMessage::error(Correlation::default(), &refusal).on(channel.as_str());
-            self.connection.push(&error);
+            self.say(&error);
         }
     }
 }

@@ -67,7 +67,7 @@ pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: 
         }),
     };
     if let Err(refusal) = outcome {
-        driver.connection.push(&Session::refused(correlation, &refusal));
+        driver.say(&Session::refused(correlation, &refusal));
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn publish_all(driver: &Driver, run: Vec<(ClientPublish, Correl
     for (result, correlation) in results.into_iter().zip(correlations) {
         match result {
             Ok(receipt) => driver.answer(Session::done(correlation, &receipt_data(&receipt))),
-            Err(refusal) => driver.connection.push(&Session::refused(correlation, &refusal)),
+            Err(refusal) => driver.say(&Session::refused(correlation, &refusal)),
         }
     }
 }

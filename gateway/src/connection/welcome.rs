@@ -24,6 +24,9 @@ impl Driver {
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
         self.hold_positions(channels, &resume);
+        if matches!(resume, Some(Ok(_))) {
+            self.node.metrics.resumed(self.connection.transport);
+        }
         let stream =
             self.connection.user.as_ref().and_then(|user| ChannelName::user_stream(user.as_str()));
         match stream {
@@ -162,7 +165,7 @@ impl Driver {
         if let Some(channel) = channel.filter(|channel| !self.subscriptions.contains_key(channel)) {
             self.connection.outbox.forget_position(channel.as_str());
         }
-        self.connection.push(&ServerMessage::error(Correlation::default(), &refusal).on(name));
+        self.say(&ServerMessage::error(Correlation::default(), &refusal).on(name));
     }
 
     fn owe_subscription(&mut self, name: &str, resume: &Resume) {

@@ -405,7 +405,7 @@ fn deliver(
             Pushed::Queued => deliveries += 1,
             Pushed::Closed => {}
             Pushed::Full => {
-                metrics.slow_consumer();
+                metrics.slow_consumer(before.is_some());
                 match before {
                     Some(position) => {
                         subscription.behind = Some(Behind::at(position));

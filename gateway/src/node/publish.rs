@@ -117,6 +117,11 @@ impl Node {
     /// `CHANNEL_NOT_FOUND`, `RATE_LIMITED`, `UNAVAILABLE`, `INVALID_MESSAGE` for a bad id. After
     /// `UNAVAILABLE` it may or may not have happened.
     pub async fn publish(&self, outgoing: Outgoing) -> Result<Receipt, Refusal> {
+        let published = self.publish_one(outgoing).await;
+        published.inspect_err(|refusal| self.metrics.publish_failed(refusal.code))
+    }
+
+    async fn publish_one(&self, outgoing: Outgoing) -> Result<Receipt, Refusal> {
         let copy = self.copy_of(&outgoing);
         let request = self.prepare(outgoing)?;
         self.metrics.published(1);
@@ -187,10 +192,11 @@ impl Node {
                     None => Err(Refusal::new(ErrorCode::Unavailable, "No answer for this message")),
                 },
             };
-            answers.push(match answer {
+            let answer = match answer {
                 Ok(receipt) => self.copy(copy).await.map(|()| receipt),
                 refused => refused,
-            });
+            };
+            answers.push(answer.inspect_err(|refusal| self.metrics.publish_failed(refusal.code)));
         }
         answers
     }

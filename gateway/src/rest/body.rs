@@ -11,7 +11,7 @@ use carillon_protocol::codec::compact_json;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, Payload};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -29,6 +29,11 @@ pub(super) const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 const ARRIVAL: Duration = Duration::from_secs(30);
 /// So is one of which nothing came for so long.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Of a body that is too large, as much is read and dropped.
+const DISCARDED_BYTES_MAX: u64 = 64 << 20;
+/// So long in all, and so long between two pieces.
+const DISCARD: Duration = Duration::from_secs(5);
+const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 /// Longest message type or key, in bytes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -86,15 +91,25 @@ async fn collect(request: Request, limit: usize) -> Result<Bytes, Refusal> {
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
+    // Who waits for our word before sending need not send at all.
+    let waits = request.headers().contains_key(EXPECT);
+    let mut body = request.into_body();
+    if let Some(length) = announced.filter(|length| *length > limit as u64) {
+        if !waits && length <= DISCARDED_BYTES_MAX {
+            discard(&mut body).await;
+        }
         return Err(too_large(limit));
     }
-    let whole = arrive(Limited::new(request.into_body(), limit), limit);
-    timeout(ARRIVAL, whole).await.unwrap_or_else(|_| Err(late()))
+    let whole = arrive(Limited::new(&mut body, limit), limit);
+    let arrived = timeout(ARRIVAL, whole).await.unwrap_or_else(|_| Err(late()));
+    if arrived.as_ref().is_err_and(|refusal| refusal.code == ErrorCode::PayloadTooLarge) {
+        discard(&mut body).await;
+    }
+    arrived
 }
 
 /// Reads a body to its end; one that came in one piece is not copied.
-async fn arrive(mut body: Limited<Body>, limit: usize) -> Result<Bytes, Refusal> {
+async fn arrive(mut body: Limited<&mut Body>, limit: usize) -> Result<Bytes, Refusal> {
     let (mut only, mut whole) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = timeout(PAUSE, body.frame()).await.map_err(|_| late())? {
         let frame = frame.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
@@ -114,6 +129,21 @@ async fn arrive(mut body: Limited<Body>, limit: usize) -> Result<Bytes, Refusal>
 
 fn late() -> Refusal {
     Refusal::new(ErrorCode::RequestTimeout, "The body did not arrive in time")
+}
+
+/// Reads the rest of a body and keeps nothing of it: closing on a client that still sends would reset the connection, and
+/// it would never read why. Bounded in bytes and time; who sends more is cut off.
+async fn discard(body: &mut Body) {
+    let all = async {
+        let mut left = DISCARDED_BYTES_MAX;
+        while let Ok(Some(Ok(frame))) = timeout(DISCARD_PAUSE, body.frame()).await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            let Some(rest) = left.checked_sub(bytes) else { return };
+            left = rest;
+        }
+    };
+    // Done or not: the answer is the same.
+    let _ = timeout(DISCARD, all).await;
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {

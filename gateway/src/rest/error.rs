@@ -57,6 +57,8 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.0.code.http_status())
             .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(ErrorBody::of(&self.0))).into_response();
+        // For whoever counts; it does not travel.
+        response.extensions_mut().insert(self.0.code);
         let headers = response.headers_mut();
         if matches!(self.0.code, ErrorCode::Unavailable | ErrorCode::RateLimited) {
             let ms = self

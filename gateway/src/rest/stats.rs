@@ -43,6 +43,8 @@ pub(super) struct NodeStats {
     pub messages_in: u64,
     /// Deliveries to connections since the start.
     pub messages_out: u64,
+    /// Processor cores that it used in the last second.
+    pub load: f64,
     /// It takes no new clients.
     pub draining: bool,
 }
@@ -79,6 +81,7 @@ impl From<&NodeRecord> for NodeStats {
             connections: record.connections.clone(),
             messages_in: record.messages_in,
             messages_out: record.messages_out,
+            load: f64::from(record.load_millicores) / 1_000.0,
             draining: record.draining,
         }
     }
