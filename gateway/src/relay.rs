@@ -220,17 +220,11 @@ impl Relay {
                 }
             }
             let mut notices = Vec::with_capacity(batch.len());
+            let mut letters = Vec::new();
             for event in batch.drain(..) {
                 match event {
                     Event::Publication(publication) => self.admit(publication, &mut notices),
-                    Event::Told(bytes) => {
-                        if told.try_send(bytes).is_err() {
-                            tracing::warn!(
-                                "node messages come faster than they are handled; one was dropped"
-                            );
-                            self.inner.missed.notify_one();
-                        }
-                    }
+                    Event::Told(bytes) => letters.push(bytes),
                     Event::Renewed(channel) => {
                         // Where the queue is full, the tick finds it among the damaged.
                         if self.inner.interest.doubt(&channel) {
@@ -247,6 +241,15 @@ impl Relay {
             }
             if !notices.is_empty() {
                 owed |= self.inner.hub.notify(notices).await;
+            }
+            // After the publications that came before them: who asks what a listener has heard asks about those, too.
+            for bytes in letters {
+                if told.try_send(bytes).is_err() {
+                    tracing::warn!(
+                        "node messages come faster than they are handled; one was dropped"
+                    );
+                    self.inner.missed.notify_one();
+                }
             }
             if owed {
                 owed = self.inner.hub.write_some();

@@ -68,7 +68,7 @@ def main():
              for shape in shapes for name in only}, args.jobs))
     for shape in shapes:
         play(binary, shape, only, facts)
-    side_by_side.finish(facts.passed, facts.failed)
+    facts.finish()
 
 
 main()

@@ -16,6 +16,7 @@ import threading
 import urllib.parse
 
 import msgpack
+import side_by_side
 from websockets.sync.client import connect
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -62,6 +63,8 @@ class Cluster:
     def __exit__(self, *_):
         for process in [*self.nodes, self.redis]:
             process.kill()
+        for node in self.nodes:
+            told_by(node)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def token(self, user, **claims):
@@ -283,17 +286,43 @@ class SseListener(Listener):
         self.connection.close()
 
 
+# Panics of any node that was started here; no fact may have caused one.
+panics = []
+
+
+def told_by(node):
+    """Looks through an ended node's log: a panic ends a task, not the node, and shows nowhere else."""
+    if not os.path.exists(node.log_path):
+        return
+    with open(node.log_path, errors="replace") as log:
+        lines = log.readlines()
+    panics.extend(f"{node.name}: {''.join(lines[at:at + 2]).strip()}"
+                  for at, line in enumerate(lines) if "panicked at" in line)
+    if Facts.any_failed:
+        worth = [line.rstrip() for line in lines if " WARN " in line or " ERROR " in line]
+        print(*(f"     {node.name}: {line[:300]}" for line in worth[-20:]), sep="\n", flush=True)
+
+
 class Facts:
     """Runs facts, one line each, and counts."""
 
+    any_failed = False
+
     def __init__(self):
         self.passed = self.failed = 0
+
+    def finish(self):
+        """Panics are facts that failed; the last line and the exit status."""
+        for panic in panics:
+            print(f"FAIL a node panicked: {panic}", flush=True)
+        side_by_side.finish(self.passed, self.failed + len(panics))
 
     def check(self, name, test, *args):
         try:
             test(*args)
         except Exception as wrong:
             self.failed += 1
+            Facts.any_failed = True
             print(f"FAIL {name}: {type(wrong).__name__}: {wrong}", flush=True)
         else:
             self.passed += 1

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import time
 
-from harness import Node, Secrets, WsListener, call, wait_until
+from harness import Node, Secrets, WsListener, call, told_by, wait_until
 
 LIMITS = "[limits]\nmessages_per_second = {rate}\nmax_message_size = {size}\n[log]\nlevel = \"{level}\"\n"
 
@@ -28,6 +28,7 @@ class Alone:
 
     def __exit__(self, *_):
         self.node.kill()
+        told_by(self.node)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def log(self):

@@ -112,7 +112,7 @@ def main():
     if args.jobs > 1 and len(only) > 1 and args.seed is None:
         side_by_side.finish(*many_at_once(only, binary, args.jobs))
     sequence(only, binary, args.seed, facts)
-    side_by_side.finish(facts.passed, facts.failed)
+    facts.finish()
 
 
 main()

@@ -463,6 +463,8 @@ pub(crate) fn resync_message(
         name.as_str()
     };
     let payload = serde_json::json!({
+        // An event stream of payloads alone has no other place for it.
+        "channel": label,
         "reason": reason,
         "offset": position.map(|position| position.offset),
         "epoch": position.map(|position| position.epoch),
