@@ -78,6 +78,10 @@ pub async fn answer(node: Arc<Node>, mut told: Told, stop: CancellationToken) {
         let Some(bytes) = bytes else { return };
         match Letter::read(&bytes) {
             Ok(Letter::Ask { from, number, question }) => {
+                if matches!(question, Question::TakeLinger { .. }) {
+                    // What was said before the question was asked is part of the answer.
+                    node.hub.caught_up().await;
+                }
                 let answer = Letter::Answer { number, answer: answers::perform(&node, question) };
                 if let Err(error) = node.broker.tell(&Target::Node(from), answer.post()).await {
                     tracing::debug!(%error, "an answer could not be sent");

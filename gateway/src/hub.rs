@@ -36,6 +36,8 @@ pub enum Notice {
     Dispatch(Arc<Dispatch>),
     /// Messages were lost or history forked: listeners must be told, and go on from here.
     Resync(ChannelName, &'static str, Option<Position>),
+    /// Nothing to hear: who holds the other end learns that all before it is queued, when this is dropped.
+    Mark(mpsc::Sender<()>),
 }
 
 impl Notice {
@@ -43,7 +45,7 @@ impl Notice {
     fn made_at_ms(&self) -> Option<i64> {
         match self {
             Self::Dispatch(dispatch) => Some(dispatch.publication.timestamp_ms),
-            Self::Resync(..) => None,
+            Self::Resync(..) | Self::Mark(_) => None,
         }
     }
 }
@@ -97,6 +99,21 @@ impl Hub {
             let _ = sender.send(Arc::clone(&notices)).await;
         }
         false
+    }
+
+    /// Returns when every notice that was taken before is queued for its listeners. Cancel safe.
+    pub async fn caught_up(&self) {
+        let (mark, mut passed) = mpsc::channel(1);
+        // Without tasks of its own it queues as it takes.
+        if !self.ingress.is_empty() {
+            let notices: Arc<[Notice]> = [Notice::Mark(mark)].into();
+            for sender in self.ingress.iter() {
+                let _ = sender.send(Arc::clone(&notices)).await;
+            }
+            drop(notices);
+            // Ends when the last shard has dropped the mark.
+            let _ = passed.recv().await;
+        }
     }
 
     /// Writes a stretch of what a hub without tasks of its own has queued; whether more waits.

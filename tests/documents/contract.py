@@ -309,6 +309,15 @@ def facts(check, stage):
             watcher.wait(lambda m: m["type"] == "presence" and m["payload"]["user_id"] == user
                          and m["payload"]["status"] == "offline", "offline")
 
+    def poll_after_poll():
+        # A letter between nodes may not overtake what was said before it was written.
+        for n in range(100):
+            user, channel = stage.name(), f"presence:{stage.name()}"
+            last = stage.poll(a, user, timeout=0, channels=channel).json["last_poll_id"]
+            stage.publish(c, channel, n)
+            answer = stage.poll(b, user, last_poll_id=last, channels=channel, timeout=5).json
+            assert [event["payload"] for event in answer["events"]] == [n], (n, answer)
+
     def poll_marks():
         user = stage.name()
 
@@ -337,6 +346,7 @@ def facts(check, stage):
     check("a poll's pages, numbers and repetitions (R31)", poll_pages)
     check("a poll sends messages; what they subscribe to is heard by the next polls (R32)", poll_sends)
     check("a poll joins, hears between polls and leaves, each on another node (R31)", poll_presence)
+    check("what is said just before a poll goes on at another node is not missed (R31)", poll_after_poll)
     check("a poll starts now, and what it brings is delivered", poll_marks)
 
     # --- channels.md 1
@@ -410,7 +420,8 @@ def facts(check, stage):
     # --- http-api.md 5
     def rest_shapes():
         user, channel = stage.name(), f"room:{stage.name()}"
-        with stage.ws(a, user, channel) as one, stage.ws(b, user, channel), stage.stream(c, "/events", user):
+        with stage.ws(a, user, channel) as one, stage.ws(b, user, channel), stage.stream(c, "/events", user) as stream:
+            assert stream.status == 200, (stream.status, stream.body)
             ident = one.wait_type("connect")["payload"]["connection_id"]
             wait_until("three connections", lambda: len(stage.get(
                 c, f"/connections?user_id={user}").json["connections"]) == 3, 20)

@@ -95,6 +95,7 @@ impl Shard {
                             resync(channel, channel_name, reason, *position, &mut dirty);
                         }
                     }
+                    Notice::Mark(_) => {}
                 }
             }
         }
