@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import urllib.request
 
@@ -48,7 +49,7 @@ def facts(check, binary):
         check("the operators' port shows the configuration without secrets, and the node", inside, cluster)
         check("carillon top shows nodes and rates, as text and as JSON", top, binary, cluster)
     check("check-config says what a setting does not do", warned, binary)
-    check("an unknown log level and an empty key are refused", refused, binary)
+    check("what cannot be meant is refused, and said once: levels, tokens, keys, a taken port", refused, binary)
 
 
 def promised(cluster):
@@ -166,5 +167,19 @@ def refused(binary):
     for level in ("debug", "WARN", "off", "info,carillon_gateway=trace"):
         seen = carillon(binary, "check-config", "--dev", "--set", f"log.level={level}")
         assert seen.returncode == 0, (level, seen)
+    secret = ["--secret", "s" * 32]
+    for argv in (["--user", ""], ["--user", "a", "--channels", '{"subscribe":"x"}'], ["--user", "a", "--channels", "[1]"],
+                 ["--user", "a", "--channels", '{"hear":["x"]}'], ["--user", "a", "--ttl", "5x"]):
+        seen = carillon(binary, "token", *argv, *secret)
+        assert seen.returncode != 0 and seen.stderr and not seen.stdout, (argv, seen)
+    for argv in (["--channels", "a,b.*"], ["--channels", '{"subscribe":["x"],"presence":[]}'], ["--ttl", "7d"]):
+        seen = carillon(binary, "token", "--user", "a", *argv, *secret)
+        assert seen.returncode == 0 and seen.stdout.count(".") == 2, (argv, seen)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        seen = carillon(binary, "serve", "--dev", "--listen", address, "--operator-listen", "127.0.0.1:0")
+        assert seen.returncode == 1 and seen.stderr.count("Address already in use") == 1 and address in seen.stderr, seen
     seen = carillon(binary, "hash-key", "")
     assert seen.returncode == 1 and "empty" in seen.stderr, seen

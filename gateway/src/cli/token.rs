@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use carillon_protocol::UserId;
 use clap::Args;
 use serde_json::Value;
 
@@ -50,6 +51,7 @@ pub(super) fn make(args: &TokenArgs, now: i64) -> anyhow::Result<String> {
         (Err(_), Some(_)) => Jwt::default(),
         (Err(mistakes), None) => return Err(mistakes.into()),
     };
+    UserId::new(&args.user).context("--user")?;
     let token = NewToken {
         user: args.user.clone(),
         name: args.name.clone(),
@@ -63,7 +65,27 @@ pub(super) fn make(args: &TokenArgs, now: i64) -> anyhow::Result<String> {
 /// JSON as it is, anything else as a comma-separated list.
 fn grants(text: &str) -> anyhow::Result<Value> {
     if text.trim_start().starts_with(['[', '{']) {
-        return serde_json::from_str(text).context("--channels is not JSON");
+        let claim = serde_json::from_str(text).context("--channels is not JSON")?;
+        check(&claim)?;
+        return Ok(claim);
     }
     Ok(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(Value::from).collect())
+}
+
+/// A verifier takes what it does not know for no grant: here, where somebody can mend it, it is a mistake.
+fn check(claim: &Value) -> anyhow::Result<()> {
+    let names =
+        |list: &Value| list.as_array().is_some_and(|names| names.iter().all(Value::is_string));
+    let actions = ["subscribe", "publish", "presence"];
+    let sound = match claim {
+        Value::Object(grants) => {
+            grants.iter().all(|(action, list)| actions.contains(&action.as_str()) && names(list))
+        }
+        list => names(list),
+    };
+    anyhow::ensure!(
+        sound,
+        "--channels is a list of names and patterns, or an object of such lists by subscribe, publish, presence"
+    );
+    Ok(())
 }
