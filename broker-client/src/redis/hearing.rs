@@ -107,9 +107,10 @@ impl Hearing {
         self.changed.notify_one();
     }
 
-    /// Wishes without anybody who must be told, known before the first connection.
+    /// A wish without anybody who must be told, for the link's whole life. The link's task runs by then and may have
+    /// connected already.
     pub(super) fn always(&self, key: Bytes, wish: Wish) {
-        self.state.lock().wishes.insert(key, wish);
+        self.adopt(vec![(key, wish)]);
     }
 
     /// Drops wishes. What still arrives of them is not delivered.
@@ -493,4 +494,21 @@ async fn sing(link: &Link, canary: Bytes) -> bool {
     let mut command = redis::cmd("PUBLISH");
     command.arg(&canary[..]).arg("1");
     matches!(link.send(&command).await, Ok(redis::Value::Int(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_always_heard_is_asked_for_also_when_the_connection_was_quicker() {
+        let (early, late) = (Bytes::from_static(b"early"), Bytes::from_static(b"late"));
+        let hearing = Hearing::new();
+        hearing.always(early.clone(), Wish::Told);
+        let (begun_with, audit) = hearing.begin();
+        assert_eq!((begun_with, audit), (vec![early], false));
+        hearing.always(late.clone(), Wish::Told);
+        assert_eq!(hearing.state.lock().changes.get(&late), Some(&true));
+        assert!(hearing.wish_of(&late).is_some());
+    }
 }
