@@ -1,6 +1,6 @@
 //! `loadtest compare BEFORE AFTER`: what changed between two files of results, and whether that is more than noise.
 
-use crate::results::{self, Figure, Outcome, Results, figures, median, range};
+use crate::results::{self, Figure, Names, Outcome, Results, figures, median, range};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::io::Write as _;
@@ -18,19 +18,18 @@ pub(crate) struct Options {
     #[arg(long, value_name = "PERCENT")]
     fail_above: Option<f64>,
     /// Rows whose name contains one of these
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// Figures whose name contains one of these, such as `CPU` or `p99`
-    #[arg(long, value_delimiter = ',')]
-    figures: Vec<String>,
+    #[arg(long, value_parser = results::names)]
+    only: Option<Names>,
+    /// Figures whose name contains one of these, such as `CPU,p99`
+    #[arg(long, value_parser = results::names)]
+    figures: Option<Names>,
 }
 
 /// Prints the comparison; returns whether nothing failed.
 pub(crate) fn compare(options: &Options) -> Result<bool> {
     let (before, after) = (results::read(&options.before)?, results::read(&options.after)?);
-    let wanted = |parts: &[String], name: &str| {
-        parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
-    };
+    let wanted =
+        |names: &Option<Names>, name: &str| names.as_ref().is_none_or(|names| names.in_part(name));
     let lines: Vec<Line> = changes(&before, &after)
         .into_iter()
         .filter(|line| wanted(&options.only, &line.row))

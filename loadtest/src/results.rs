@@ -163,6 +163,32 @@ impl Results {
     }
 }
 
+/// Parts of names, as given to choose rows or figures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names(Vec<String>);
+
+impl Names {
+    /// Whether one of them is in `name`.
+    pub(crate) fn in_part(&self, name: &str) -> bool {
+        self.0.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+/// Parts of names between commas; a comma between two digits is a number's.
+pub(crate) fn names(text: &str) -> Result<Names> {
+    let bytes = text.as_bytes();
+    let digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
+    let divides = |at: &usize| bytes[*at] == b',' && !(*at > 0 && digit(at - 1) && digit(at + 1));
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for at in (0..bytes.len()).filter(divides).chain([bytes.len()]) {
+        parts.push(text[from..at].to_owned());
+        from = at + 1;
+    }
+    parts.retain(|part| !part.is_empty());
+    Ok(Names(parts))
+}
+
 /// A figure of a run that is worth comparing.
 #[derive(Debug)]
 pub(crate) struct Figure {
@@ -272,6 +298,15 @@ mod tests {
         let bare = serde_json::to_string(&results.outcomes).expect("JSON");
         assert_eq!(parse(&bare).expect("an older bench").outcomes.len(), 2);
         assert!(parse("[]").is_err() && parse("{\"a\":1}").is_err() && parse("").is_err());
+    }
+
+    #[test]
+    fn comma_within_a_number_divides_no_names() {
+        let all = |text: &str| names(text).expect("names").0;
+        assert_eq!(all("SSE,1,000 × 9,idle"), ["SSE", "1,000 × 9", "idle"]);
+        assert_eq!(all("20,000/s"), ["20,000/s"]);
+        assert!(names("1,000 × 9").expect("names").in_part("1,000 × 9 saturated"));
+        assert!(!names("1,000 × 9").expect("names").in_part("1 × 1,000 saturated"));
     }
 
     #[test]
