@@ -118,7 +118,8 @@ impl Court {
                 let same = if place.tag.is_some() { *tag == place.tag } else { same_life };
                 *held == number && same
             });
-            if !there && !(same_life && place.offset < truth.first) {
+            let trimmed = same_life && place.offset < truth.first;
+            if !there && !trimmed {
                 self.verdict.vanished += 1;
                 self.verdict.note(|| {
                     format!("channel {channel}: message {number} was acknowledged at offset {} and history does not hold it there", place.offset)
