@@ -168,6 +168,15 @@ pub enum Admission {
     },
 }
 
+/// Whether a connection may live, and whether its user is known to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Whether it is registered.
+    pub admission: Admission,
+    /// The user is known to be there; otherwise [`crate::PresenceStore::user_seen`] is due.
+    pub seen: bool,
+}
+
 /// A client's message for the `inbound` stream ([`crate::InboundMessage`] once it is there).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboundEntry {
@@ -238,6 +247,19 @@ pub trait Broker:
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError>;
+
+    /// As [`Broker::register`], and says where that is the same step that the connection's user is there
+    /// ([`crate::PresenceStore::user_seen`]); [`Arrival::seen`] tells whether it did.
+    async fn arrive(&self, record: &ConnectionRecord, limit: u64) -> Result<Arrival, BrokerError> {
+        Ok(Arrival { admission: self.register(record, limit).await?, seen: false })
+    }
+
+    /// A connection goes: [`crate::PresenceStore::user_departed`], then [`Broker::deregister`]. After a failure the
+    /// registration is taken back later, and the departure must be said again. Idempotent.
+    async fn depart(&self, record: &ConnectionRecord, delay: Duration) -> Result<(), BrokerError> {
+        let departed = self.user_departed(&record.user, delay).await;
+        departed.and(self.deregister(record).await)
+    }
 
     /// Keeps a connection that was admitted while the broker was away (R42): the next beat that succeeds
     /// registers it, whatever its user's limit. Until then [`Broker::deregister`] takes it back.

@@ -28,9 +28,9 @@ pub use application::{
     InboundConsumer, InboundFrom, InboundMessage, InboundRead,
 };
 pub use broker::{
-    Admission, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health, HistoryPage,
-    HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, POLLER_PREFIX, Publish, RateCount,
-    Receipt, Retention, Start, Target,
+    Admission, Arrival, Broker, ConnectionRecord, EPOCH_LIFETIME, Event, Events, Health,
+    HistoryPage, HistoryQuery, IDEMPOTENCY_WINDOW, Idempotency, InboundEntry, POLLER_PREFIX,
+    Publish, RateCount, Receipt, Retention, Start, Target,
 };
 pub use error::BrokerError;
 pub use memory::{MemoryBroker, MemoryCluster};

@@ -6,6 +6,7 @@
 
 mod answer;
 mod application;
+mod arrivals;
 mod batch;
 mod cluster;
 mod dial;
@@ -28,6 +29,7 @@ mod revocations;
 mod scripts;
 mod sentinel;
 mod settings;
+mod status;
 mod stores;
 mod tls;
 
@@ -43,9 +45,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    Admission, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage, HistoryQuery,
-    InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
+    Admission, Arrival, Broker, BrokerError, ConnectionRecord, Events, Health, HistoryPage,
+    HistoryQuery, InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
 };
+use arrivals::{Arriving, Departing, Queues};
 use cluster::Cluster;
 use dial::{DialError, Dialer};
 use endpoint::Endpoint;
@@ -78,6 +81,7 @@ struct Inner {
     marks: Marks,
     held: presence::Held,
     reported: application::Reported,
+    queues: Queues,
     stop: CancellationToken,
 }
 
@@ -133,16 +137,19 @@ impl RedisBroker {
             shared.board.commands(0, Some(&DialError::Refused(reason)));
             Layout::Servers(Vec::new())
         });
-        let inner = Inner {
+        let (queues, carried) = arrivals::queues();
+        let inner = Arc::new(Inner {
             shared,
             layout,
             registry: Registry::new(node),
             marks: Marks::default(),
             held: presence::Held::default(),
             reported: application::Reported::default(),
+            queues,
             stop,
-        };
-        (Self { inner: Arc::new(inner) }, receiver)
+        });
+        arrivals::spawn(&inner, carried);
+        (Self { inner }, receiver)
     }
 
     /// Ends all connections and waits for their tasks. Calls fail from now on.
@@ -280,6 +287,15 @@ impl Broker for RedisBroker {
             .registry
             .register(&self.inner.layout, &self.inner.shared.names, record, limit)
             .await
+    }
+
+    async fn arrive(&self, record: &ConnectionRecord, limit: u64) -> Result<Arrival, BrokerError> {
+        let admission = self.inner.arrive(Arriving { record: record.clone(), limit }).await?;
+        Ok(Arrival { admission, seen: admission == Admission::Admitted })
+    }
+
+    async fn depart(&self, record: &ConnectionRecord, delay: Duration) -> Result<(), BrokerError> {
+        self.inner.depart(Departing { record: record.clone(), delay }).await
     }
 
     fn register_later(&self, record: &ConnectionRecord) {

@@ -59,6 +59,8 @@ macro_rules! every_fact {
             the_limit_of_connections_holds_over_nodes
             registering_again_does_not_count_twice
             connections_of_a_stale_node_do_not_count
+            of_those_that_arrive_together_as_many_are_admitted_as_there_are_places
+            connections_of_a_node_that_was_never_heard_of_count
             connections_of_a_user_are_listed_until_deregistered
             beats_name_the_living_until_they_retire
             a_dead_node_is_swept

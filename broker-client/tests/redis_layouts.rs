@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_broker_client::{
-    ApplicationStore, Broker, ConnectionRecord, Event, EventKind, Happening, Health, InboundFrom,
-    InboundRead, Member, PresenceStore, RedisMode, RedisSettings, Revocation, RevocationStore,
-    RevokedTokens, Target,
+    Admission, ApplicationStore, Arrival, Broker, ConnectionRecord, Event, EventKind, Happening,
+    Health, InboundFrom, InboundRead, Member, PresenceStore, RedisMode, RedisSettings, Revocation,
+    RevocationStore, RevokedTokens, Target, UserStatus,
 };
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
 use tokio::time::Instant;
@@ -58,12 +58,22 @@ async fn everything_works(with: &RedisSettings) {
     one.beat().await.expect("beaten");
     assert_eq!(two.beat().await.expect("beaten").len(), 2);
     let user = UserId::new("a{d}a").expect("a user");
-    for (node, id) in [(&one, "c1"), (&two, "c2")] {
-        let record =
-            ConnectionRecord { id: ConnectionId::new(id).expect("an id"), user: user.clone() };
-        node.broker.register(&record, 10).await.expect("registered");
+    let record =
+        |id| ConnectionRecord { id: ConnectionId::new(id).expect("an id"), user: user.clone() };
+    for (node, id) in [(&one, "c1"), (&two, "c2"), (&two, "c3")] {
+        let arrival = node.broker.arrive(&record(id), 10).await.expect("registered");
+        assert_eq!(arrival, Arrival { admission: Admission::Admitted, seen: true });
     }
+    two.broker.depart(&record("c3"), PATIENCE).await.expect("departed");
     assert_eq!(one.broker.connections_of(&user).await.expect("listed").len(), 2);
+    let refused = one.broker.arrive(&record("c4"), 2).await.expect("counted").admission;
+    assert_eq!(
+        refused,
+        Admission::TooMany { connections: 2 },
+        "its last beat knew of itself alone"
+    );
+    let known = one.broker.presence_of(std::slice::from_ref(&user)).await.expect("known");
+    assert_eq!((known[0].status, known[0].connections), (UserStatus::Online, 2));
     one.broker.retire().await.expect("retired");
     assert_eq!(two.broker.connections_of(&user).await.expect("listed").len(), 1);
     let target = Target::Node(two.broker.node().clone());
@@ -87,7 +97,8 @@ async fn the_application_is_told(node: &Node) {
     let (room, user) = (channel("presence:room:1"), UserId::new("b{o}b").expect("a user"));
     let member = Member { id: user.clone(), name: None, last_seen_ms: 1, metadata: None };
     broker.join_resource(&room, &connection, &member).await.expect("joined");
-    broker.user_seen(&user, None).await.expect("seen");
+    let tab = ConnectionRecord { id: connection.clone(), user: user.clone() };
+    assert!(broker.arrive(&tab, 1).await.expect("registered").seen);
     broker.leave_resource(&room, &connection, &user, 2).await.expect("left");
     let report = [Happening::Closed { connection, about }, Happening::Vacated(channel("room:1"))];
     broker.report(&report).await.expect("reported");

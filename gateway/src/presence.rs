@@ -11,7 +11,7 @@ mod tests;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use carillon_broker_client::{Broker, BrokerError, Joined, Member, UserStatus};
+use carillon_broker_client::{Broker, BrokerError, ConnectionRecord, Joined, Member, UserStatus};
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
 use foldhash::HashMap;
 use parking_lot::Mutex;
@@ -108,12 +108,14 @@ impl Presence {
         });
     }
 
-    /// A connection of a user is about to be deregistered: they are offline after the delay, unless they are back.
-    pub async fn departed(&self, user: &UserId) {
-        self.departed_within(user, self.inner.offline_delay).await;
+    /// A connection ends: it is deregistered, and its user is offline after the delay, unless they are back.
+    pub async fn departed(&self, record: &ConnectionRecord) {
+        if let Err(error) = self.inner.broker.depart(record, self.inner.offline_delay).await {
+            self.inner.owe(Debt::Departed(record.user.clone()), &error);
+        }
     }
 
-    /// The same with another delay.
+    /// A user is about to be gone: they are offline after the delay, unless they are back.
     pub async fn departed_within(&self, user: &UserId, delay: Duration) {
         if let Err(error) = self.inner.broker.user_departed(user, delay).await {
             self.inner.owe(Debt::Departed(user.clone()), &error);

@@ -329,7 +329,7 @@ impl Relay {
         if let Err(error) = &outcome {
             tracing::debug!(%error, channels = channels.len(), "channels cannot be opened yet");
         }
-        let late = self.inner.interest.opened(&channels, &outcome);
+        let (late, damaged) = self.inner.interest.opened(&channels, &outcome);
         let notices: Vec<Notice> = late
             .into_iter()
             .map(|(channel, position)| Notice::Resync(channel, "unavailable", position))
@@ -337,6 +337,7 @@ impl Relay {
         if !notices.is_empty() {
             self.inner.hub.settle(notices).await;
         }
+        self.repair(damaged).await;
     }
 
     async fn open_at_broker(

@@ -8,6 +8,7 @@ pub mod poll;
 pub mod proxy;
 mod reserve;
 pub mod sse;
+mod upgrade;
 pub mod websocket;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use carillon_protocol::{ChannelName, Position, Publication};
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::ear::{Ear, Full, Kept, Room};
@@ -29,14 +30,15 @@ pub(super) struct Channels {
 }
 
 struct Shard {
-    channels: HashMap<ChannelName, Channel, RandomState>,
+    /// Boxed: there are as many channels as users, and a table is half empty.
+    channels: HashMap<ChannelName, Box<Channel>, RandomState>,
     receipts: Receipts,
     sweep_at: Instant,
 }
 
 #[derive(Default)]
 struct Channel {
-    listeners: Vec<Arc<Ear>>,
+    listeners: SmallVec<[Arc<Ear>; 1]>,
     log: Option<Log>,
 }
 
@@ -94,7 +96,7 @@ impl Channels {
             return Ok(first);
         }
         if attempt.retention.is_some() && !shard.channels.contains_key(&attempt.channel) {
-            shard.channels.insert(attempt.channel.clone(), Channel::default());
+            shard.channels.insert(attempt.channel.clone(), Box::default());
         }
         let receipt = match shard.channels.get_mut(&attempt.channel) {
             Some(channel) => channel.publish(attempt, now)?,

@@ -31,7 +31,8 @@ enum Holder {
 #[derive(Default)]
 pub(super) struct Presence {
     resources: HashMap<ChannelName, BTreeMap<UserId, Entry>>,
-    users: HashMap<UserId, Status>,
+    /// Boxed: as many as there are users, in a table that is half empty.
+    users: HashMap<UserId, Box<Status>>,
     looks: HashMap<UserId, Instant>,
     leases: HashMap<NodeId, Instant>,
     swept: HashSet<NodeId>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use carillon_protocol::{ConnectionId, UserId};
 use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::{Admission, ConnectionRecord, NodeId, NodeRecord, POLLER_PREFIX};
@@ -20,8 +21,11 @@ pub(super) const LEASE_FRESH: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Registry {
     nodes: BTreeMap<NodeId, Lease>,
-    users: HashMap<UserId, Vec<(ConnectionId, NodeId)>, RandomState>,
+    users: HashMap<UserId, Held, RandomState>,
 }
+
+/// A user's connections; most have one.
+type Held = SmallVec<[(ConnectionId, NodeId); 1]>;
 
 struct Lease {
     refreshed: Instant,
@@ -39,7 +43,7 @@ impl Registry {
         limit: u64,
         now: Instant,
     ) -> Admission {
-        let held = self.users.get(&record.user).map_or(&[][..], Vec::as_slice);
+        let held = self.users.get(&record.user).map_or(&[][..], Held::as_slice);
         let counted = held.iter().filter(|(id, holder)| {
             *id != record.id
                 && !id.as_str().starts_with(POLLER_PREFIX)
@@ -71,7 +75,7 @@ impl Registry {
     }
 
     pub(super) fn connections_of(&self, user: &UserId, now: Instant) -> Vec<ConnectionId> {
-        let held = self.users.get(user).map_or(&[][..], Vec::as_slice);
+        let held = self.users.get(user).map_or(&[][..], Held::as_slice);
         held.iter()
             .filter(|(_, node)| self.is_younger(node, LEASE, now))
             .map(|(id, _)| id.clone())

@@ -42,11 +42,19 @@ impl Inner {
     }
 
     pub(super) fn inbox_keys(&self, user: &UserId) -> impl Iterator<Item = String> {
-        let prefix = self.commands.prefix();
-        let user = escape_segment(user.as_str());
         ["order", "unread", "pending", "purge", "meta"]
-            .map(|part| format!("{prefix}:{{u:{user}}}:notifications:{part}"))
+            .map(|part| self.inbox_key(user, part))
             .into_iter()
+    }
+
+    /// What none of the user's connections has yet.
+    pub(super) fn pending_key(&self, user: &UserId) -> String {
+        self.inbox_key(user, "pending")
+    }
+
+    fn inbox_key(&self, user: &UserId, part: &str) -> String {
+        let user = escape_segment(user.as_str());
+        format!("{}:{{u:{user}}}:notifications:{part}", self.commands.prefix())
     }
 
     pub(super) fn in_inbox(

@@ -289,6 +289,13 @@ impl NotificationStore for RedisNotifications {
     }
 
     async fn pending(&self, user: &UserId, limit: usize) -> Result<Vec<Notification>, StoreError> {
+        // Asked at every connect, and mostly nothing waits: then this look is all.
+        let pending = self.0.pending_key(user);
+        let mut look = redis::cmd("EXISTS");
+        look.arg(&pending);
+        if !decode::<bool>(self.0.commands.command(&pending, look).await?)? {
+            return Ok(Vec::new());
+        }
         let now = self.0.clock.now();
         let limit =
             i64::try_from(limit).unwrap_or(i64::MAX).min(i64::from(self.0.limits.entries_max));

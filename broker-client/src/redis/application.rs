@@ -12,7 +12,7 @@ use foldhash::HashMap;
 use parking_lot::Mutex;
 use redis::Value;
 
-use super::layout::{Call, Layout, Place};
+use super::layout::{Call, Place};
 use super::names::Names;
 use super::{Inner, RedisBroker, answer, scripts};
 use crate::application::{self, DEAD_LETTERS_MAX, INBOUND_MAX};
@@ -86,8 +86,7 @@ impl Inner {
 
     /// The stream's keys where every key lives on one server: a script may tell in its own step.
     pub(super) fn in_step(&self) -> Option<InStep> {
-        let one = matches!(&self.layout, Layout::Servers(servers) if servers.len() == 1);
-        one.then(|| InStep {
+        self.layout.is_one_server().then(|| InStep {
             keys: vec![self.shared.names.inbound(), self.shared.names.beside_inbound("sequence")],
         })
     }

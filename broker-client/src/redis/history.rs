@@ -10,39 +10,67 @@ use super::{answer, message, scripts};
 use crate::broker::EPOCH_LIFETIME;
 use crate::{BrokerError, HistoryPage, HistoryQuery, Start};
 
+/// Channels in one command: Redis serves others between two of them.
+const TOPS_MAX: usize = 256;
+
 pub(super) async fn tops(
     layout: &Layout,
     names: &Names,
     channels: &[ChannelName],
 ) -> Result<Vec<Position>, BrokerError> {
-    let mut reads = Vec::with_capacity(channels.len());
-    for channel in channels {
-        let mut command = redis::cmd("GET");
-        command.arg(names.meta(channel));
-        reads.push(Call { place: layout.place(channel.as_str()), command });
+    if channels.is_empty() {
+        return Ok(Vec::new());
+    }
+    // One server answers many channels with one command; elsewhere they lie in different slots.
+    let together = if layout.is_one_server() { TOPS_MAX } else { 1 };
+    let mut reads = Vec::with_capacity(channels.len().div_ceil(together));
+    for channels in channels.chunks(together) {
+        let mut command = redis::cmd("MGET");
+        channels.iter().for_each(|channel| _ = command.arg(names.meta(channel)));
+        reads.push(Call { place: layout.place(channels[0].as_str()), command });
     }
     let mut tops = Vec::with_capacity(channels.len());
     let mut missing = Vec::new();
-    for (index, value) in layout.run_all(reads).await.into_iter().enumerate() {
-        tops.push(match value? {
-            Value::Nil => {
-                missing.push(index);
-                beginning(random_epoch())
-            }
-            meta => answer::position(answer::bytes(&meta)?)?.0,
-        });
+    for metas in layout.run_all(reads).await {
+        for meta in answer::items(metas?)? {
+            tops.push(match meta {
+                Value::Nil => {
+                    missing.push(tops.len());
+                    beginning(random_epoch())
+                }
+                meta => answer::position(answer::bytes(&meta)?)?.0,
+            });
+        }
     }
-    let begins = missing.iter().map(|index| begin(layout, names, &channels[*index])).collect();
-    for (index, value) in missing.iter().zip(layout.run_all(begins).await) {
-        tops[*index] = answer::position(answer::bytes(&value?)?)?.0;
+    let of = |indices: &[usize]| -> Vec<&ChannelName> {
+        indices.iter().map(|index| &channels[*index]).collect()
+    };
+    let begins = missing.chunks(together).map(|some| begin(layout, names, &of(some))).collect();
+    let mut begun = Vec::with_capacity(missing.len());
+    for metas in layout.run_all(begins).await {
+        for meta in answer::items(metas?)? {
+            begun.push(answer::position(answer::bytes(&meta)?)?.0);
+        }
+    }
+    for (index, top) in missing.into_iter().zip(begun) {
+        tops[index] = top;
+    }
+    if tops.len() != channels.len() {
+        return Err(BrokerError::unavailable("an answer is missing"));
     }
     Ok(tops)
 }
 
-fn begin(layout: &Layout, names: &Names, channel: &ChannelName) -> Call {
-    let mut command = scripts::TOP.call(&[&names.meta(channel), &names.history(channel)]);
-    command.arg(random_epoch().as_str()).arg(EPOCH_LIFETIME.as_millis() as u64);
-    Call { place: layout.place(channel.as_str()), command }
+/// Begins epochs where there are none; the channels lie together.
+fn begin(layout: &Layout, names: &Names, channels: &[&ChannelName]) -> Call {
+    let keys: Vec<String> =
+        channels.iter().flat_map(|channel| [names.meta(channel), names.history(channel)]).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let mut command = scripts::TOP.call(&keys);
+    command.arg(EPOCH_LIFETIME.as_millis() as u64);
+    channels.iter().for_each(|_| _ = command.arg(random_epoch().as_str()));
+    let place = layout.place(channels.first().map_or("", |channel| channel.as_str()));
+    Call { place, command }
 }
 
 pub(super) async fn history(
@@ -62,9 +90,10 @@ pub(super) async fn history(
     command.arg(word).arg(offset.min(1 << 52)).arg(query.limit).arg(age_ms);
     let value = layout.run(&place, &command).await?;
     if value == Value::Nil {
-        let begin = begin(layout, names, channel);
-        let meta = layout.run(&begin.place, &begin.command).await?;
-        let top = answer::position(answer::bytes(&meta)?)?.0;
+        let begin = begin(layout, names, &[channel]);
+        let metas = answer::items(layout.run(&begin.place, &begin.command).await?)?;
+        let meta = metas.first().ok_or_else(|| BrokerError::unavailable("an answer is missing"))?;
+        let top = answer::position(answer::bytes(meta)?)?.0;
         let tag_at_start = (query.start == Start::After(top.offset)).then_some(top.tag);
         return Ok(HistoryPage { top, tag_at_start, publications: Vec::new() });
     }

@@ -61,6 +61,11 @@ impl Layout {
         }
     }
 
+    /// Whether one server has every key, so that one script may touch all of them.
+    pub(super) fn is_one_server(&self) -> bool {
+        matches!(self, Self::Servers(servers) if servers.len() == 1)
+    }
+
     /// PUBLISH, or its sharded sister.
     pub(super) fn publish_verb(&self) -> &'static str {
         match self {

@@ -7,12 +7,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::layout::{Call, Layout};
+use super::layout::Call;
 use super::message::WITHOUT_HISTORY;
 use super::names::{NODES, Names};
-use super::{Inner, RedisBroker, answer, scripts};
+use super::status::{self, Happening};
+use super::{Inner, RedisBroker, answer, registry, scripts};
 use crate::application::{self, INBOUND_MAX};
-use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
+use crate::presence;
 use crate::{
     BrokerError, EventKind, Joined, Member, POLLER_PREFIX, PresenceStore, UserPresence, UserStatus,
 };
@@ -28,12 +29,10 @@ const LEASE: Duration = Duration::from_secs(15);
 const CLAIM: Duration = Duration::from_secs(10);
 /// How long it is remembered that a node was swept: one that comes back later says its joins in silence.
 const SWEPT: Duration = Duration::from_secs(24 * 3600);
-/// When others look whether a change was announced, where that takes a second step.
-const TOLD_BY: Duration = Duration::from_secs(5);
 /// Items handed out at once.
 const ITEMS: usize = 500;
 /// Calls on their way at once while sweeping or restoring.
-const PARALLEL: usize = 64;
+pub(super) const PARALLEL: usize = 64;
 
 /// What this node holds, to write it again when Redis lost it (R43), and what it has done but not reported.
 #[derive(Default)]
@@ -52,15 +51,6 @@ struct Done {
 }
 
 type Tended = (u8, u8, Vec<String>, Vec<(String, String)>, Vec<(String, String)>);
-
-/// What a status script is told.
-#[derive(Clone, Copy)]
-enum Happening {
-    Seen(Option<UserStatus>),
-    Departed(Duration),
-    Look,
-    Restore(Option<UserStatus>),
-}
 
 fn entry(member: &Member) -> String {
     let json =
@@ -86,7 +76,7 @@ fn sorted(entries: &[(String, String)]) -> Vec<Member> {
 }
 
 /// A message as it crosses pub/sub without history.
-fn message(publication: &Publication) -> Vec<u8> {
+pub(super) fn message(publication: &Publication) -> Vec<u8> {
     [WITHOUT_HISTORY, &publication.to_body()].concat()
 }
 
@@ -98,28 +88,9 @@ fn node_index(names: &Names, node: &str) -> String {
     names.presence(&format!("pn:{{{node}}}"))
 }
 
-fn status_key(names: &Names, user: &UserId) -> String {
-    names.presence(&format!("us:{{{}}}", Names::user_tag(user)))
-}
-
 /// A key that the nodes share.
 fn common(names: &Names, key: &str) -> String {
     names.presence(&format!("{{{NODES}}}:{key}"))
-}
-
-/// Remembers to look at users after a while.
-pub(super) async fn look_later(
-    layout: &Layout,
-    names: &Names,
-    users: &[&str],
-    wait: Duration,
-) -> Result<(), BrokerError> {
-    if users.is_empty() {
-        return Ok(());
-    }
-    let mut look = scripts::PRESENCE_LOOK.call(&[&common(names, "pl")]);
-    look.arg(wait.as_millis() as u64).arg(users);
-    layout.run(&layout.common(NODES), &look).await.map(|_| ())
 }
 
 impl Inner {
@@ -203,71 +174,12 @@ impl Inner {
         self.layout.run(&self.layout.common(self.shared.node.as_str()), &index).await.map(|_| ())
     }
 
-    /// `living` is looked at by [`Happening::Look`] alone.
-    async fn settle(
-        &self,
-        user: &UserId,
-        happening: Happening,
-        living: &[String],
-    ) -> Result<(), BrokerError> {
-        let (names, layout) = (&self.shared.names, &self.layout);
-        let (what, chosen, delay) = match happening {
-            Happening::Seen(status) => ("seen", status, Duration::ZERO),
-            Happening::Departed(delay) => ("departed", None, delay),
-            Happening::Look => ("look", None, Duration::ZERO),
-            Happening::Restore(status) => ("restore", status, Duration::ZERO),
-        };
-        let now = presence::unix_ms();
-        let channels = presence::status_channels(user);
-        let Some(first) = channels.first() else { return Ok(()) };
-        let head = message(&presence::announcement("presence", first.clone(), user, String::new()));
-        // One server announces in the same step; several cannot, for the channels live elsewhere.
-        let one_step = matches!(layout, Layout::Servers(servers) if servers.len() == 1);
-        let heard = [0, 1].map(|at| match channels.get(at) {
-            Some(channel) if one_step => names.publications(channel),
-            _ => String::new(),
-        });
-        if !one_step && matches!(happening, Happening::Seen(_)) {
-            // Agreed first: should this node end before it has announced the change, others do.
-            look_later(layout, names, &[user.as_str()], TOLD_BY).await?;
+    /// What a user chose to be ends with their last connection here.
+    pub(super) fn forget_choice(&self, user: &UserId) {
+        let chose = self.held.chosen.lock().contains_key(user);
+        if chose && self.registry.connections_here(user) <= 1 {
+            self.held.chosen.lock().remove(user);
         }
-        let in_step = self.in_step();
-        let mut keys = vec![status_key(names, user), names.user_connections(user)];
-        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut settle = scripts::PRESENCE_SETTLE.call(&keys);
-        settle.arg(what).arg(chosen.map_or("", UserStatus::name)).arg(delay.as_millis() as u64);
-        settle.arg(STATUS_GAP.as_millis() as u64).arg(LAST_SEEN_LIFETIME.as_millis() as u64);
-        settle
-            .arg(now)
-            .arg(time::rfc3339(now))
-            .arg(serde_json::Value::from(user.as_str()).to_string());
-        settle.arg(&head[..]).arg(layout.publish_verb()).arg(&heard[..]);
-        settle.arg(self.told(EventKind::UserOnline)).arg(self.told(EventKind::UserOffline));
-        settle.arg(INBOUND_MAX).arg(self.shared.node.as_str()).arg(living);
-        let place = layout.place(&Names::user_tag(user));
-        let settled = layout.run(&place, &settle).await?;
-        let (wait, payload, event): (u64, String, String) = answer::read(settled)?;
-        if in_step.is_none() {
-            self.tell_after(&event, &payload).await?;
-        }
-        if !one_step && !payload.is_empty() {
-            for channel in &channels {
-                let mut publish = redis::cmd(layout.publish_verb());
-                publish
-                    .arg(names.publications(channel))
-                    .arg([&head[..], payload.as_bytes()].concat());
-                layout.run(&layout.place(channel.as_str()), &publish).await?;
-            }
-            let mut told = scripts::PRESENCE_TOLD.call(&[&status_key(names, user)]);
-            told.arg(format!("{event} {payload}"));
-            layout.run(&place, &told).await?;
-        }
-        // That a departure is looked at was agreed before it.
-        if wait == 0 || what == "departed" {
-            return Ok(());
-        }
-        look_later(layout, names, &[user.as_str()], Duration::from_millis(wait)).await
     }
 
     /// Takes back what a node held. May be repeated.
@@ -336,13 +248,14 @@ impl Inner {
             .await?;
         let users = self.registry.users_seen();
         let chosen = self.held.chosen.lock().clone();
-        let restored = |user: &UserId| {
-            let status = chosen.get(user).copied();
-            if announced { Happening::Seen(status) } else { Happening::Restore(status) }
+        let restored = |user: UserId| {
+            let status = chosen.get(&user).copied();
+            let happening =
+                if announced { Happening::Seen(status) } else { Happening::Restore(status) };
+            (user, happening)
         };
-        stream::iter(users.iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(PARALLEL, |user| self.settle(user, restored(user), &[]))
-            .await
+        let users: Vec<_> = users.into_iter().map(restored).collect();
+        self.settle(&users, &[]).await
     }
 
     async fn tend_once(&self) -> Result<bool, BrokerError> {
@@ -390,16 +303,14 @@ impl Inner {
         };
         let living = &living;
         let more = looks.len() >= ITEMS || ends.len() >= ITEMS;
-        let settled = stream::iter(looks.iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(PARALLEL, |look| async move {
-                if let Ok(user) = UserId::new(&look.0) {
-                    self.settle(&user, Happening::Look, living).await?;
-                }
-                self.held.done.lock().looks.push(look.clone());
-                Ok(())
-            })
-            .await;
-        settled?;
+        for some in looks.chunks(PARALLEL * self.users_together()) {
+            let users: Vec<_> = some
+                .iter()
+                .filter_map(|(user, _)| Some((UserId::new(user).ok()?, Happening::Look)))
+                .collect();
+            self.settle(&users, living).await?;
+            self.held.done.lock().looks.extend_from_slice(some);
+        }
         for end in ends {
             if let Some((resource, user)) = end.0.split_once(' ')
                 && let (Ok(resource), Ok(user)) = (ChannelName::new(resource), UserId::new(user))
@@ -523,20 +434,17 @@ impl PresenceStore for RedisBroker {
         if let Some(status) = status {
             self.inner.held.chosen.lock().insert(user.clone(), status);
         }
-        self.inner.settle(user, Happening::Seen(status), &[]).await?;
+        self.inner.settle(&[(user.clone(), Happening::Seen(status))], &[]).await?;
         self.inner.registry.seen(user);
         Ok(())
     }
 
     async fn user_departed(&self, user: &UserId, delay: Duration) -> Result<(), BrokerError> {
         let inner = &self.inner;
-        let chose = inner.held.chosen.lock().contains_key(user);
-        if chose && inner.registry.connections_here(user) <= 1 {
-            inner.held.chosen.lock().remove(user);
-        }
-        // Agreed first: should this node end in between, others look.
-        look_later(&inner.layout, &inner.shared.names, &[user.as_str()], delay).await?;
-        inner.settle(user, Happening::Departed(delay), &[]).await
+        inner.forget_choice(user);
+        let (agree, said) = inner.departed(&[(user, delay, "")]);
+        inner.layout.run(&agree.place, &agree.command).await?;
+        registry::all(&inner.layout, said).await
     }
 
     async fn presence_of(&self, users: &[UserId]) -> Result<Vec<UserPresence>, BrokerError> {
@@ -549,8 +457,7 @@ impl PresenceStore for RedisBroker {
             let mut calls = Vec::with_capacity(2 * chunk.len());
             for user in chunk {
                 let place = layout.place(&Names::user_tag(user));
-                let mut status = redis::cmd("HMGET");
-                status.arg(status_key(names, user)).arg("v").arg("l");
+                let status = status::look_up(names, user);
                 calls.push(Call { place: place.clone(), command: status });
                 let mut connections = redis::cmd("HGETALL");
                 connections.arg(names.user_connections(user));

@@ -5,7 +5,7 @@
 //! is what counts, so a crash between the two leaves an index entry that a sweep removes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carillon_protocol::{ConnectionId, UserId};
 use foldhash::{HashMap, HashSet};
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::layout::{Call, Layout};
 use super::names::{NODES, Names};
+use super::status::look_later;
 use super::{answer, scripts};
 use crate::{Admission, BrokerError, ConnectionRecord, NodeId, NodeRecord};
 
@@ -36,6 +37,23 @@ pub(super) struct Registry {
     written_at: AtomicU64,
     /// Connections were admitted that Redis was not told of.
     unwritten: AtomicBool,
+    /// The leases as the last beat found them.
+    leases: Mutex<Option<Leases>>,
+}
+
+/// When nodes beat last, as it was known at a time.
+struct Leases {
+    known_at: Instant,
+    /// The same by Redis' clock.
+    known_at_ms: u64,
+    beats: Vec<(String, u64)>,
+}
+
+/// Nodes whose connections count against a user's limit.
+pub(super) struct Counting {
+    pub(super) nodes: Vec<String>,
+    /// These are all. Otherwise they count for sure, and what other nodes registered needs another look.
+    pub(super) exact: bool,
 }
 
 type Beat = (Option<String>, u64, Vec<(String, String)>, Vec<(String, String)>);
@@ -49,7 +67,23 @@ impl Registry {
             owed: Mutex::default(),
             written_at: AtomicU64::new(u64::MAX),
             unwritten: AtomicBool::new(false),
+            leases: Mutex::new(None),
         }
+    }
+
+    /// Keeps what `admitting` admits, and takes back what it may have registered if nobody hears its answer.
+    pub(super) async fn admitted(
+        &self,
+        record: &ConnectionRecord,
+        admitting: impl Future<Output = Result<Admission, BrokerError>>,
+    ) -> Result<Admission, BrokerError> {
+        let mut unanswered = Unanswered { registry: self, record: Some(record) };
+        let admission = admitting.await?;
+        unanswered.record = None;
+        if admission == Admission::Admitted {
+            self.keep(record);
+        }
+        Ok(admission)
     }
 
     pub(super) async fn register(
@@ -59,13 +93,7 @@ impl Registry {
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        let mut unanswered = Unanswered { registry: self, record: Some(record) };
-        let admission = self.try_register(layout, names, record, limit).await?;
-        unanswered.record = None;
-        if admission == Admission::Admitted {
-            self.keep(record);
-        }
-        Ok(admission)
+        self.admitted(record, self.try_register(layout, names, record, limit)).await
     }
 
     async fn try_register(
@@ -75,27 +103,63 @@ impl Registry {
         record: &ConnectionRecord,
         limit: u64,
     ) -> Result<Admission, BrokerError> {
-        let fresh =
-            if limit == 0 { Vec::new() } else { self.younger(layout, names, FRESH).await? };
-        let mut register = scripts::REGISTER.call(&[&names.user_connections(&record.user)]);
-        register
-            .arg(record.id.as_str())
-            .arg(self.node.as_str())
-            .arg(limit)
-            .arg(self.node.as_str())
-            .arg(fresh);
         let user = layout.place(&Names::user_tag(&record.user));
-        let index = self.indexed(layout, names, record);
-        let (indexed, registered) =
-            tokio::join!(layout.run(&index.place, &index.command), layout.run(&user, &register));
-        indexed?;
-        let (admitted, connections): (u8, u64) = answer::read(registered?)?;
-        if admitted == 1 {
-            return Ok(Admission::Admitted);
+        let mut counting = self.counting(layout, names, limit > 0, false).await?;
+        loop {
+            let mut register = scripts::REGISTER.call(&[&names.user_connections(&record.user)]);
+            register
+                .arg(record.id.as_str())
+                .arg(self.node.as_str())
+                .arg(limit)
+                .arg(u8::from(counting.exact))
+                .arg(&counting.nodes);
+            let index = self.indexed(layout, names, std::slice::from_ref(record));
+            let (indexed, registered) = tokio::join!(
+                layout.run(&index.place, &index.command),
+                layout.run(&user, &register)
+            );
+            indexed?;
+            match answer::read(registered?)? {
+                (1, _) => return Ok(Admission::Admitted),
+                (2, _) if !counting.exact => {
+                    counting = self.counting(layout, names, true, true).await?;
+                }
+                (_, connections) => {
+                    let forget = self.unindexed(layout, names, [&record.id]);
+                    layout.run(&forget.place, &forget.command).await?;
+                    return Ok(Admission::TooMany { connections });
+                }
+            }
         }
-        let forget = self.unindexed(layout, names, &record.id);
-        layout.run(&forget.place, &forget.command).await?;
-        Ok(Admission::TooMany { connections })
+    }
+
+    /// The nodes whose connections count. What the last beat found says which ones do for sure: who was seen a moment ago
+    /// may have been seen since. `exactly` asks Redis instead. Without a limit to hold nobody counts.
+    pub(super) async fn counting(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        limited: bool,
+        exactly: bool,
+    ) -> Result<Counting, BrokerError> {
+        if !limited {
+            return Ok(Counting { nodes: Vec::new(), exact: true });
+        }
+        let own = || self.node.as_str().to_owned();
+        let known = || {
+            let leases = self.leases.lock();
+            let leases = leases.as_ref()?;
+            let elapsed_ms = u64::try_from(leases.known_at.elapsed().as_millis()).ok()?;
+            let now = leases.known_at_ms + elapsed_ms;
+            let young = leases.beats.iter().filter(|(_, beat)| is_younger(*beat, now, FRESH));
+            Some(young.map(|(node, _)| node.clone()).chain([own()]).collect())
+        };
+        if let Some(nodes) = known().filter(|_| !exactly) {
+            return Ok(Counting { nodes, exact: false });
+        }
+        let mut nodes = self.younger(layout, names, FRESH).await?;
+        nodes.push(own());
+        Ok(Counting { nodes, exact: true })
     }
 
     /// It lives although Redis was not told: the next beat writes it.
@@ -121,7 +185,7 @@ impl Registry {
         names: &Names,
         record: &ConnectionRecord,
     ) -> Result<(), BrokerError> {
-        self.own.lock().remove(&record.id);
+        self.forget(record);
         let removed =
             self.remove(layout, names, vec![(record.id.clone(), record.user.clone())]).await;
         if removed.is_err() {
@@ -130,7 +194,13 @@ impl Registry {
         removed
     }
 
-    fn owe(&self, record: &ConnectionRecord) {
+    /// It ends: a beat that writes registrations again leaves it out.
+    pub(super) fn forget(&self, record: &ConnectionRecord) {
+        self.own.lock().remove(&record.id);
+    }
+
+    /// It must not stay registered, and may be: the next beats take it back.
+    pub(super) fn owe(&self, record: &ConnectionRecord) {
         let mut owed = self.owed.lock();
         if owed.len() < OWED_MAX {
             owed.insert(record.id.clone(), record.user.clone());
@@ -218,11 +288,17 @@ impl Registry {
         let json = serde_json::to_string(record)
             .map_err(|error| BrokerError::Invalid(error.to_string()))?;
         let place = layout.common(NODES);
+        // Before the answer's own time: what is known only ever seems older than it is.
+        let asked_at = Instant::now();
         let mut command = scripts::BEAT.call(&[&names.beats(), &names.records()]);
         command.arg(self.node.as_str()).arg(json);
         let (before, now, beats, records): Beat =
             answer::read(layout.run(&place, &command).await?)?;
         let held = before.is_some_and(|before| !before.starts_with('!'));
+        let alive =
+            beats.iter().filter_map(|(node, beat)| Some((node.clone(), beat.parse().ok()?)));
+        let leases = Leases { known_at: asked_at, known_at_ms: now, beats: alive.collect() };
+        *self.leases.lock() = Some(leases);
         // A new connection may lead to a server that restarted or was promoted without the last writes.
         // Cleared before the connections are read: one that comes meanwhile is written by the next beat.
         let unwritten = self.unwritten.swap(false, Ordering::AcqRel);
@@ -279,7 +355,10 @@ impl Registry {
             let (next, entries): (String, Vec<(String, String)>) =
                 answer::read(layout.run(&place, &scan).await?)?;
             let users: Vec<&str> = entries.iter().map(|(_, user)| user.as_str()).collect();
-            super::presence::look_later(layout, names, &users, Duration::ZERO).await?;
+            if !users.is_empty() {
+                let look = look_later(names, users.iter().map(|user| (*user, Duration::ZERO)));
+                layout.run(&layout.common(NODES), &look).await?;
+            }
             let mut calls = Vec::with_capacity(entries.len());
             for (id, user) in &entries {
                 let Ok(user) = UserId::new(user) else { continue };
@@ -313,9 +392,9 @@ impl Registry {
                 .collect()
         };
         for chunk in own.chunks(CHUNK) {
-            let mut calls = Vec::with_capacity(2 * chunk.len());
+            let mut calls = Vec::with_capacity(1 + chunk.len());
+            calls.push(self.indexed(layout, names, chunk));
             for record in chunk {
-                calls.push(self.indexed(layout, names, record));
                 let mut command = redis::cmd("HSET");
                 command
                     .arg(names.user_connections(&record.user))
@@ -354,13 +433,16 @@ impl Registry {
         names: &Names,
         connections: Vec<(ConnectionId, UserId)>,
     ) -> Result<(), BrokerError> {
-        let mut calls = Vec::with_capacity(2 * connections.len());
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let mut calls = Vec::with_capacity(1 + connections.len());
         for (id, user) in &connections {
             let mut command = redis::cmd("HDEL");
             command.arg(names.user_connections(user)).arg(id.as_str());
             calls.push(Call { place: layout.place(&Names::user_tag(user)), command });
-            calls.push(self.unindexed(layout, names, id));
         }
+        calls.push(self.unindexed(layout, names, connections.iter().map(|(id, _)| id)));
         all(layout, calls).await
     }
 
@@ -370,16 +452,29 @@ impl Registry {
         self.settle_debts(layout, names).await
     }
 
-    fn indexed(&self, layout: &Layout, names: &Names, record: &ConnectionRecord) -> Call {
+    pub(super) fn indexed<'r>(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        records: impl IntoIterator<Item = &'r ConnectionRecord>,
+    ) -> Call {
         let mut command = redis::cmd("HSET");
-        let key = names.node_connections(self.node.as_str());
-        command.arg(key).arg(record.id.as_str()).arg(record.user.as_str());
+        command.arg(names.node_connections(self.node.as_str()));
+        for record in records {
+            command.arg(record.id.as_str()).arg(record.user.as_str());
+        }
         Call { place: layout.common(self.node.as_str()), command }
     }
 
-    fn unindexed(&self, layout: &Layout, names: &Names, id: &ConnectionId) -> Call {
+    pub(super) fn unindexed<'r>(
+        &self,
+        layout: &Layout,
+        names: &Names,
+        ids: impl IntoIterator<Item = &'r ConnectionId>,
+    ) -> Call {
         let mut command = redis::cmd("HDEL");
-        command.arg(names.node_connections(self.node.as_str())).arg(id.as_str());
+        command.arg(names.node_connections(self.node.as_str()));
+        ids.into_iter().for_each(|id| _ = command.arg(id.as_str()));
         Call { place: layout.common(self.node.as_str()), command }
     }
 }
@@ -404,6 +499,6 @@ fn is_younger(beat_ms: u64, now_ms: u64, age: Duration) -> bool {
 }
 
 /// Runs all; the first failure is the result.
-async fn all(layout: &Layout, calls: Vec<Call>) -> Result<(), BrokerError> {
+pub(super) async fn all(layout: &Layout, calls: Vec<Call>) -> Result<(), BrokerError> {
     layout.run_all(calls).await.into_iter().try_for_each(|result| result.map(drop))
 }

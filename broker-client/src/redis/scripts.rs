@@ -18,7 +18,8 @@ scripts! {
     TOP "top.lua";
     CLEAR "clear.lua";
     FENCE "fence.lua";
-    REGISTER "register.lua";
+    REGISTER "admit.lua" "register.lua";
+    ARRIVE "admit.lua" "tell.lua" "status.lua" "arrive.lua";
     BEAT "beat.lua";
     CLAIM "claim.lua";
     COUNT "count.lua";
@@ -26,7 +27,8 @@ scripts! {
     KEEP_POLL_PAGE "keep_poll_page.lua";
     PRESENCE_JOIN "tell.lua" "presence_join.lua";
     PRESENCE_LEAVE "tell.lua" "presence_leave.lua";
-    PRESENCE_SETTLE "tell.lua" "presence_settle.lua";
+    PRESENCE_SETTLE "tell.lua" "status.lua" "presence_settle.lua";
+    PRESENCE_DEPARTED "presence_departed.lua";
     PRESENCE_TOLD "presence_told.lua";
     PRESENCE_LOOK "presence_look.lua";
     PRESENCE_TEND "presence_tend.lua";

@@ -1,10 +1,11 @@
 //! The stores' way to Redis: their scripts run where the layout says their hash tag lives.
 
 use async_trait::async_trait;
-use redis::Value;
+use redis::{Cmd, Value};
 
 use super::RedisBroker;
-use super::layout::{Call, Layout};
+use super::layout::Call;
+use super::names::tag_of;
 use crate::{BrokerError, RedisCommands, ScriptCall};
 
 #[async_trait]
@@ -22,11 +23,17 @@ impl RedisCommands for RedisBroker {
         layout.run_all(placed.collect()).await
     }
 
+    async fn command(&self, key: &str, command: Cmd) -> Result<Value, BrokerError> {
+        let tag = String::from_utf8_lossy(tag_of(key.as_bytes()));
+        let place = self.inner.layout.place(&tag);
+        self.inner.look(Call { place, command }).await
+    }
+
     fn prefix(&self) -> &str {
         self.inner.shared.names.prefix()
     }
 
     fn one_slot(&self) -> bool {
-        matches!(&self.inner.layout, Layout::Servers(servers) if servers.len() == 1)
+        self.inner.layout.is_one_server()
     }
 }

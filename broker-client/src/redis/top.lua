@@ -1,10 +1,14 @@
 #!lua
--- Begin an epoch where there is none. KEYS 1 meta, 2 history; ARGV 1 new epoch, 2 epoch lifetime ms
--- Answers the meta
-local meta = redis.call('GET', KEYS[1])
-if not meta then
-  redis.call('UNLINK', KEYS[2])
-  meta = ARGV[1] .. '--------0 0'
-  redis.call('SET', KEYS[1], meta, 'PX', ARGV[2])
+-- Begin epochs where there are none. KEYS a channel: 1 meta, 2 history; ARGV 1 epoch lifetime ms, then a new epoch a channel
+-- Answers the metas
+local metas = {}
+for channel = 1, #KEYS / 2 do
+  local meta = redis.call('GET', KEYS[2 * channel - 1])
+  if not meta then
+    redis.call('UNLINK', KEYS[2 * channel])
+    meta = ARGV[1 + channel] .. '--------0 0'
+    redis.call('SET', KEYS[2 * channel - 1], meta, 'PX', ARGV[1])
+  end
+  metas[channel] = meta
 end
-return meta
+return metas

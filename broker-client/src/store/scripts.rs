@@ -89,6 +89,11 @@ pub trait RedisCommands: Send + Sync + 'static {
     /// Runs one script within the command time-out.
     async fn script(&self, call: ScriptCall) -> Result<Value, BrokerError>;
 
+    /// Runs one command that only reads, of a single key, `key`: where nothing has to be decided beside the data, it
+    /// costs the server a tenth of a script. Ends within twice the command time-out: those that are asked at once
+    /// may go together, after those that are on their way.
+    async fn command(&self, key: &str, command: Cmd) -> Result<Value, BrokerError>;
+
     /// Prefix of all keys.
     fn prefix(&self) -> &str;
 

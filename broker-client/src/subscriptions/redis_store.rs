@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 use carillon_protocol::channel::escape_segment;
+use redis::Value;
 
 use super::record::{Record, bucket_of};
 use super::{
@@ -54,12 +55,10 @@ impl RedisSubscriptions {
         Self { commands, limits, clock }
     }
 
-    fn shelf(&self, user: &UserId) -> Vec<String> {
+    fn shelf(&self, user: &UserId) -> [String; 2] {
         let (prefix, bucket) = (self.commands.prefix(), bucket_of(user));
         let user = escape_segment(user.as_str());
-        ["all", "ends"]
-            .map(|part| format!("{prefix}:{{s{bucket}}}:subscriptions:{user}:{part}"))
-            .into()
+        ["all", "ends"].map(|part| format!("{prefix}:{{s{bucket}}}:subscriptions:{user}:{part}"))
     }
 
     /// `None` where the id is none of ours.
@@ -70,7 +69,7 @@ impl RedisSubscriptions {
     }
 
     fn on_shelf(&self, script: &'static Script, user: &UserId, now: Moment) -> ScriptCall {
-        ScriptCall::new(script, self.shelf(user)).number(now.unix_ms())
+        ScriptCall::new(script, self.shelf(user).into()).number(now.unix_ms())
     }
 
     fn on_shelf_and_way(
@@ -80,7 +79,7 @@ impl RedisSubscriptions {
         id: &SubscriptionId,
         now: Moment,
     ) -> ScriptCall {
-        let mut keys = self.shelf(user);
+        let mut keys = self.shelf(user).to_vec();
         keys.extend(self.way(id));
         ScriptCall::new(script, keys).number(now.unix_ms()).arg(id.as_str())
     }
@@ -126,8 +125,13 @@ impl RedisSubscriptions {
 
     async fn all_of(&self, user: &UserId) -> Result<Vec<Subscription>, StoreError> {
         let now = self.clock.now();
-        let texts: Vec<String> =
-            decode(self.commands.script(self.on_shelf(&ALL, user, now)).await?)?;
+        let answer = self.commands.script(self.on_shelf(&ALL, user, now)).await?;
+        Self::sorted(answer, now)
+    }
+
+    /// The records of a shelf, oldest first.
+    fn sorted(answer: Value, now: Moment) -> Result<Vec<Subscription>, StoreError> {
+        let texts: Vec<String> = decode(answer)?;
         let mut all: Vec<_> =
             texts.iter().filter_map(|text| read(text)).map(|record| record.at(now)).collect();
         all.sort_unstable_by(|one, other| {
@@ -211,8 +215,13 @@ impl SubscriptionStore for RedisSubscriptions {
     }
 
     async fn active_for(&self, user: &UserId) -> Result<Vec<Subscription>, StoreError> {
-        let mut all = self.all_of(user).await?;
-        all.retain(|subscription| subscription.status == SubscriptionStatus::Active);
-        Ok(all)
+        // Asked at every connect: a look without the shelf's sweeping, which whoever changes something does.
+        let [all, _] = self.shelf(user);
+        let mut look = redis::cmd("HVALS");
+        look.arg(&all);
+        let answer = self.commands.command(&all, look).await?;
+        let mut active = Self::sorted(answer, self.clock.now())?;
+        active.retain(|subscription| subscription.status == SubscriptionStatus::Active);
+        Ok(active)
     }
 }

@@ -38,6 +38,58 @@ pub(crate) async fn the_limit_of_connections_holds_over_nodes(make: &impl Fixtur
     assert_eq!(nodes[1].broker.register(&unlimited, 0).await.unwrap(), Admission::Admitted);
 }
 
+pub(crate) async fn of_those_that_arrive_together_as_many_are_admitted_as_there_are_places(
+    make: &impl Fixture,
+) {
+    let nodes = [make.join().await, make.join().await];
+    for node in &nodes {
+        node.beat().await;
+    }
+    let records: Vec<_> = (0..40)
+        .map(|index| connection(&nodes[index as usize % 2], "ada", index))
+        .chain([connection(&nodes[0], "bob", 0)])
+        .collect();
+    let arriving = records.iter().enumerate().map(|(index, record)| {
+        let broker = &nodes[index % 2].broker;
+        async move { (record, broker.arrive(record, 4).await.unwrap().admission) }
+    });
+    let arrived = futures_util::future::join_all(arriving).await;
+    let admitted: Vec<_> =
+        arrived.iter().filter(|(_, admission)| *admission == Admission::Admitted).collect();
+    assert_eq!(admitted.len(), 5, "four of one user, and the other user's");
+    let places: Vec<_> = admitted.iter().filter(|(one, _)| one.user.as_str() == "ada").collect();
+    let refused = Admission::TooMany { connections: 4 };
+    assert_eq!(arrived.iter().filter(|(_, admission)| *admission == refused).count(), 36);
+    let mut registered = nodes[0].broker.connections_of(&records[0].user).await.unwrap();
+    let mut expected: Vec<_> = places.iter().map(|(record, _)| record.id.clone()).collect();
+    registered.sort();
+    expected.sort();
+    assert_eq!(registered, expected);
+
+    for (record, _) in &places {
+        nodes[1].broker.depart(record, Duration::ZERO).await.unwrap();
+        nodes[1].broker.depart(record, Duration::ZERO).await.unwrap();
+    }
+    assert!(nodes[0].broker.connections_of(&records[0].user).await.unwrap().is_empty());
+    let again = nodes[0].broker.arrive(&records[0], 1).await.unwrap().admission;
+    assert_eq!(again, Admission::Admitted);
+}
+
+pub(crate) async fn connections_of_a_node_that_was_never_heard_of_count(make: &impl Fixture) {
+    let (old, new) = (make.join().await, make.join().await);
+    old.beat().await;
+    new.beat().await;
+    new.broker.register(&connection(&new, "ada", 0), 1).await.unwrap();
+    new.broker.register(&connection(&new, "bob", 0), 1).await.unwrap();
+    // Since its last beat, the old one knows nothing of the new one.
+    let refused = Admission::TooMany { connections: 1 };
+    assert_eq!(old.broker.register(&connection(&old, "ada", 1), 1).await.unwrap(), refused);
+    let arrival = old.broker.arrive(&connection(&old, "bob", 1), 1).await.unwrap();
+    assert_eq!(arrival.admission, refused);
+    let admitted = old.broker.arrive(&connection(&old, "bob", 2), 2).await.unwrap();
+    assert_eq!(admitted.admission, Admission::Admitted);
+}
+
 pub(crate) async fn registering_again_does_not_count_twice(make: &impl Fixture) {
     let node = make.join().await;
     node.beat().await;

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use carillon_broker_client::{ConnectionRecord, Event, Member, UserStatus};
+use carillon_broker_client::{Admission, ConnectionRecord, Event, Member, UserStatus};
 use carillon_protocol::{ChannelName, Publication, UserId};
 use serde_json::{Value, json};
 
@@ -236,13 +236,15 @@ pub(crate) async fn a_retiring_node_takes_its_holds_along(make: &impl Fixture) {
 }
 
 async fn arrive(node: &Node, record: &ConnectionRecord) {
-    node.broker.register(record, 0).await.unwrap();
-    node.broker.user_seen(&record.user, None).await.unwrap();
+    let arrival = node.broker.arrive(record, 0).await.unwrap();
+    assert_eq!(arrival.admission, Admission::Admitted);
+    if !arrival.seen {
+        node.broker.user_seen(&record.user, None).await.unwrap();
+    }
 }
 
 async fn depart(node: &Node, record: &ConnectionRecord) {
-    node.broker.user_departed(&record.user, Duration::from_secs(2)).await.unwrap();
-    node.broker.deregister(record).await.unwrap();
+    node.broker.depart(record, Duration::from_secs(2)).await.unwrap();
 }
 
 pub(crate) async fn a_user_is_online_with_the_first_connection_and_offline_after_the_last(

@@ -11,8 +11,8 @@ use carillon_broker_client::{
     RedisNotifications, RedisSubscriptions, ScriptCall, SubscriptionLimits, SubscriptionStore,
 };
 use carillon_protocol::UserId;
-use redis::Value;
 use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Value};
 
 use crate::redis_server::RedisServer;
 
@@ -214,6 +214,14 @@ impl RedisCommands for Link {
             other => other,
         }
         .map_err(BrokerError::unavailable)
+    }
+
+    async fn command(&self, _key: &str, command: Cmd) -> Result<Value, BrokerError> {
+        if self.left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Err(BrokerError::unavailable("the node is dead"));
+        }
+        let mut connection = self.connection.clone();
+        command.query_async(&mut connection).await.map_err(BrokerError::unavailable)
     }
 
     fn prefix(&self) -> &str {

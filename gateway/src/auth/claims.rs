@@ -30,7 +30,11 @@ impl Action {
 
 /// The `channels` claim: patterns an action. It adds permission only where a rule lists `granted`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Grants {
+pub struct Grants(Option<Box<Patterns>>);
+
+/// Boxed: most tokens grant nothing of their own, and claims stay with the connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Patterns {
     subscribe: Vec<Pattern>,
     publish: Vec<Pattern>,
     presence: Vec<Pattern>,
@@ -40,11 +44,11 @@ impl Grants {
     /// Reads the claim: a list for all actions, or a list an action. What is no pattern grants nothing.
     #[must_use]
     pub fn from_claim(claim: &Value) -> Self {
-        match claim {
+        let patterns = match claim {
             Value::Object(actions) => {
                 let of =
                     |action: Action| actions.get(action.name()).map(patterns).unwrap_or_default();
-                Self {
+                Patterns {
                     subscribe: of(Action::Subscribe),
                     publish: of(Action::Publish),
                     presence: of(Action::Presence),
@@ -52,18 +56,21 @@ impl Grants {
             }
             list => {
                 let all = patterns(list);
-                Self { subscribe: all.clone(), publish: all.clone(), presence: all }
+                Patterns { subscribe: all.clone(), publish: all.clone(), presence: all }
             }
-        }
+        };
+        let grants_any = patterns != Patterns::default();
+        Self(grants_any.then(|| Box::new(patterns)))
     }
 
     /// Whether a grant covers this.
     #[must_use]
     pub fn cover(&self, action: Action, channel: &ChannelName) -> bool {
+        let Some(granted) = &self.0 else { return false };
         let patterns = match action {
-            Action::Subscribe => &self.subscribe,
-            Action::Publish => &self.publish,
-            Action::Presence => &self.presence,
+            Action::Subscribe => &granted.subscribe,
+            Action::Publish => &granted.publish,
+            Action::Presence => &granted.presence,
         };
         patterns.iter().any(|pattern| pattern.matches(channel.as_str()).is_some())
     }
@@ -89,15 +96,15 @@ pub struct Claims {
     /// `user_id`, or `sub`.
     pub user: UserId,
     /// `name`, for presence.
-    pub name: Option<String>,
+    pub name: Option<Box<str>>,
     /// Those of `scope` that we know.
-    pub scopes: Vec<Scope>,
+    pub scopes: Box<[Scope]>,
     /// `channels`.
     pub grants: Grants,
     /// `exp`, Unix seconds. The leeway is not in it.
     pub expires_at: i64,
     /// `jti`.
-    pub token_id: Option<String>,
+    pub token_id: Option<Box<str>>,
     /// `iat`, Unix seconds.
     pub issued_at: Option<i64>,
     /// All claims as they stood in the token, for the authorisation webhook.
@@ -114,7 +121,7 @@ impl Claims {
             Value::Number(number) => UserId::new(&number.to_string()).ok()?,
             _ => return None,
         };
-        let text = |name: &str| all.get(name).and_then(Value::as_str).map(str::to_owned);
+        let text = |name: &str| all.get(name).and_then(Value::as_str).map(Box::from);
         let scopes = all.get("scope").and_then(Value::as_str).unwrap_or_default();
         Some(Self {
             user,

@@ -246,7 +246,7 @@ async fn claims_hold_name_scopes_grants_and_times() {
         .await
         .expect("good");
     assert_eq!((read.name.as_deref(), read.token_id.as_deref()), (Some("Alice"), Some("t1")));
-    assert_eq!(read.scopes, [Scope::Publish, Scope::Admin]);
+    assert_eq!(*read.scopes, [Scope::Publish, Scope::Admin]);
     assert_eq!((read.expires_at, read.issued_at), (NOW + 60, Some(NOW)));
     assert!(
         read.grants.cover(Action::Publish, &ChannelName::new("admin-dashboard").expect("a name"))

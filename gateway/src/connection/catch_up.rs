@@ -187,10 +187,13 @@ impl Driver {
                     return Ok(());
                 }
                 // What is owed would replay it once more.
-                let owed = std::mem::take(&mut self.subscriptions_owed);
+                let owed =
+                    self.rare.as_mut().map(|rare| std::mem::take(&mut rare.subscriptions_owed));
                 let other = |name: &str| self.channel_of(name).as_ref() != Some(&named.channel);
-                let owed = owed.into_iter().filter(|(name, _)| other(name)).collect();
-                self.subscriptions_owed = owed;
+                let owed = owed.into_iter().flatten().filter(|(name, _)| other(name)).collect();
+                if let Some(rare) = &mut self.rare {
+                    rare.subscriptions_owed = owed;
+                }
                 let tag = since.tag.or(page.tag_at_start).unwrap_or(Position::START_TAG);
                 let from = Position { epoch: page.top.epoch, offset: since.offset, tag };
                 let missed = page.top.offset - since.offset;
@@ -308,7 +311,7 @@ impl Driver {
                 self.catch_up(&channel, from, false).await;
             }
         }
-        if !self.subscriptions_owed.is_empty() {
+        if self.rare.as_ref().is_some_and(|rare| !rare.subscriptions_owed.is_empty()) {
             self.subscribe_owed().await;
         }
         let doubts = self.connection.take_doubts();

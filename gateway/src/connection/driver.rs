@@ -51,19 +51,29 @@ pub struct Driver {
     pub(super) pending_owed: bool,
     /// The store was out of reach when persistent subscriptions were due.
     pub(super) interests_owed: bool,
-    /// Channels of the query that could not be subscribed to while the broker was away, and where they resume.
-    pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
-    /// Where their channels go on, while some are owed.
-    pub(super) interests_resume: Option<Box<Result<Cursor, ()>>>,
+    /// What few connections have, and those seldom.
+    pub(super) rare: Option<Box<Rare>>,
     /// Calls to the application that are under way.
     pub(super) calls: Option<Queue>,
     /// Until when the application allowed what this connection hears, monotonic milliseconds.
     pub(super) grants: Grants,
     socket: Option<Arc<Socket>>,
+    assembler: Assembler,
     /// Counted under the name in its path.
     pub(crate) named: Option<Named>,
     session: Session,
     _admitted: Admitted,
+}
+
+/// See [`Driver`].
+#[derive(Default)]
+pub(super) struct Rare {
+    /// Channels of the query that could not be subscribed to while the broker was away, and where they resume.
+    pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
+    /// Where the channels of persistent subscriptions go on, while some are owed.
+    pub(super) interests_resume: Option<Result<Cursor, ()>>,
+    /// Bytes that came with the handshake, until they are heard.
+    early: Vec<u8>,
 }
 
 /// Why a connection ended: a label of `connections_closed_total`.
@@ -134,12 +144,14 @@ impl Driver {
         if let Some(claims) = claims.as_mut().filter(|_| config.authorize.webhook.is_none()) {
             // Only an authorisation webhook asks for the token's other claims; they cost an idle
             // connection more than its task.
-            claims.all.clear();
+            claims.all = serde_json::Map::new();
         }
         let limits = SessionLimits {
             messages_per_second: config.limits.messages_per_second,
             heartbeat_timeout_ms: config.heartbeat.timeout.as_millis() as u64,
         };
+        let assembler = Assembler::new(config.limits.max_message_size)
+            .with_deflate(connection.dress.compressed);
         drop(config);
         if let Some(claims) = &claims {
             connection.set_token(claims.token_id.as_deref(), claims.issued_at);
@@ -149,6 +161,8 @@ impl Driver {
         if claims.as_ref().is_some_and(|claims| node.revoked.refuses(claims)) {
             connection.outbox.close(CloseCode::TokenRevoked);
         }
+        // What is revoked from now on finds the connection's mark.
+        claims.iter_mut().for_each(|claims| claims.token_id = None);
         node.application.lifecycle.opened(&node.name, &connection);
         node.metrics.opened(connection.transport);
         tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
@@ -161,56 +175,69 @@ impl Driver {
             retry: None,
             pending_owed: false,
             interests_owed: false,
-            subscriptions_owed: Vec::new(),
-            interests_resume: None,
+            rare: None,
             calls: None,
             grants: Grants::default(),
             socket,
+            assembler,
             named: None,
             _admitted: admitted,
         }
     }
 
-    /// Drives a WebSocket until it ends. `early` are bytes that came with the handshake.
+    /// Keeps bytes that came with the handshake for [`Driver::run_websocket`].
+    pub fn heard_early(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.rare.get_or_insert_default().early = bytes.to_vec();
+        }
+    }
+
+    /// Drives a WebSocket until it ends.
     ///
     /// Boxed, like every rare await in it: the future of an idle connection holds little more than a pointer.
-    pub async fn run_websocket(mut self: Box<Self>, mut early: Vec<u8>) {
-        let Some(socket) = self.socket.clone() else { return };
-        let mut assembler = Assembler::new(self.node.config.load().limits.max_message_size)
-            .with_deflate(self.connection.dress.compressed);
-        if !early.is_empty() {
-            let mut happenings = Vec::new();
-            let heard = self.hear(&mut assembler, &mut early, &mut happenings);
-            if let Some(ending) = Box::pin(self.perform_all(happenings, heard)).await {
-                return Box::pin(self.end(ending)).await;
-            }
-            drop(early);
-        }
-        let ending = loop {
-            let signals = self.connection.outbox.signals();
-            if let Some(code) = signals.close {
-                break Ending::Said(code);
-            }
-            if signals.failed {
-                break Ending::Failed;
-            }
-            if signals.behind {
-                Box::pin(self.catch_up_all()).await;
-                continue;
-            }
-            match self.wait(&socket, true, signals.blocked).await {
-                Awoken::Signal => {}
-                Awoken::Writable => self.connection.outbox.flush(),
-                Awoken::Readable => {
-                    if let Some(ending) = self.read(&socket, &mut assembler).await {
-                        break ending;
-                    }
+    pub async fn run_websocket(mut self: Box<Self>) {
+        let ending = match Box::pin(self.perform_early()).await {
+            Some(ending) => ending,
+            None => loop {
+                let signals = self.connection.outbox.signals();
+                if let Some(code) = signals.close {
+                    break Ending::Said(code);
                 }
-                Awoken::Retry => self.connection.outbox.mark_behind(),
-                Awoken::Failed => break Ending::Failed,
-            }
+                if signals.failed {
+                    break Ending::Failed;
+                }
+                if signals.behind {
+                    Box::pin(self.catch_up_all()).await;
+                    continue;
+                }
+                match self.wait(signals.blocked).await {
+                    Awoken::Signal => {}
+                    Awoken::Writable => self.connection.outbox.flush(),
+                    Awoken::Readable => {
+                        if let Some((happenings, heard)) = self.read()
+                            && let Some(ending) =
+                                Box::pin(self.perform_all(happenings, heard)).await
+                        {
+                            break ending;
+                        }
+                    }
+                    Awoken::Retry => self.connection.outbox.mark_behind(),
+                    Awoken::Failed => break Ending::Failed,
+                }
+            },
         };
         Box::pin(self.end(ending)).await;
+    }
+
+    /// Performs what came with the handshake.
+    async fn perform_early(&mut self) -> Option<Ending> {
+        let mut early = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.early))?;
+        if early.is_empty() {
+            return None;
+        }
+        let mut happenings = Vec::new();
+        let heard = self.hear(&mut early, &mut happenings);
+        self.perform_all(happenings, heard).await
     }
 
     /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
@@ -247,22 +274,21 @@ impl Driver {
     /// Waits for whatever comes first, in one poll without state of its own. The socket's readiness is asked
     /// for by `poll_read_ready`, so that its slot holds this task's waker and lets go of hyper's, which would keep
     /// the finished task of the handshake in memory. Cancel safe.
-    async fn wait(&mut self, socket: &Socket, reads: bool, blocked: bool) -> Awoken {
+    fn wait(&mut self, blocked: bool) -> impl Future<Output = Awoken> {
         let ready = |polled: Poll<io::Result<()>>, awoken| match polled {
             Poll::Ready(Ok(())) => Some(awoken),
             Poll::Ready(Err(_)) => Some(Awoken::Failed),
             Poll::Pending => None,
         };
-        std::future::poll_fn(|cx| {
+        std::future::poll_fn(move |cx| {
+            let Some(socket) = &self.socket else { return Poll::Ready(Awoken::Failed) };
             let awoken = if self.connection.outbox.poll_woken(cx).is_ready() {
                 Some(Awoken::Signal)
             } else if let Some(awoken) =
                 blocked.then(|| ready(socket.poll_write_ready(cx), Awoken::Writable)).flatten()
             {
                 Some(awoken)
-            } else if let Some(awoken) =
-                reads.then(|| ready(socket.poll_read_ready(cx), Awoken::Readable)).flatten()
-            {
+            } else if let Some(awoken) = ready(socket.poll_read_ready(cx), Awoken::Readable) {
                 Some(awoken)
             } else if self.retry.as_mut().is_some_and(|retry| retry.as_mut().poll(cx).is_ready()) {
                 self.retry = None;
@@ -272,32 +298,23 @@ impl Driver {
             };
             awoken.map_or(Poll::Pending, Poll::Ready)
         })
-        .await
     }
 
-    /// Reads what the socket has, and performs it.
-    async fn read(&mut self, socket: &Socket, assembler: &mut Assembler) -> Option<Ending> {
+    /// Reads what the socket has; what is to be performed, and how that ends. `None` for nothing to do.
+    fn read(&mut self) -> Option<(Vec<Happening>, Result<(), Ending>)> {
+        let socket = self.socket.clone()?;
         let mut happenings = Vec::new();
         let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
             Ok(0) => Some(Err(Ending::Peer)),
-            Ok(bytes) => Some(self.hear(assembler, &mut buffer[..bytes], &mut happenings)),
+            Ok(bytes) => Some(self.hear(&mut buffer[..bytes], &mut happenings)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(_) => Some(Err(Ending::Failed)),
         })?;
-        if happenings.is_empty() && heard.is_ok() {
-            return None;
-        }
-        // Boxed, so that an idle connection's task does not carry the room for every request.
-        Box::pin(self.perform_all(happenings, heard)).await
+        (!happenings.is_empty() || heard.is_err()).then_some((happenings, heard))
     }
 
     /// Turns bytes into happenings; pure but for the session's clock.
-    fn hear(
-        &mut self,
-        assembler: &mut Assembler,
-        bytes: &mut [u8],
-        happenings: &mut Vec<Happening>,
-    ) -> Result<(), Ending> {
+    fn hear(&mut self, bytes: &mut [u8], happenings: &mut Vec<Happening>) -> Result<(), Ending> {
         let now = clock::monotonic_ms();
         self.connection.heard(now);
         self.session.handle_bytes(now);
@@ -305,7 +322,7 @@ impl Driver {
             // A reload changes the limits of live connections too.
             let limits = &self.node.config.load().limits;
             self.session.handle_limit(now, limits.messages_per_second);
-            assembler.limit(limits.max_message_size);
+            self.assembler.limit(limits.max_message_size);
         }
         let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
         let user = self.connection.user.clone();
@@ -313,7 +330,7 @@ impl Driver {
         let session = &mut self.session;
         let mut unsupported = false;
         let mut messages = 0;
-        let fed = assembler.feed(bytes, &mut |incoming| {
+        let fed = self.assembler.feed(bytes, &mut |incoming| {
             let mut say = |bytes: &[u8]| {
                 messages += 1;
                 let message = ClientMessage::parse(codec, bytes);
@@ -566,8 +583,8 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        let task = bytes_of(|driver: Box<Driver>| driver.run_websocket(Vec::new()));
-        assert!(task <= 256, "the task of a connection has {task} bytes");
+        let task = bytes_of(|driver: Box<Driver>| driver.run_websocket());
+        assert!(task <= 96, "the task of a connection has {task} bytes");
         assert!(
             size_of::<Connection>() <= 240,
             "a connection has {} bytes",

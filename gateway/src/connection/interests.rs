@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use carillon_broker_client::{StoreError, Subscription as StoredSubscription};
 use carillon_protocol::{ChannelName, Cursor};
 
 use super::driver::{Driver, RETRY};
@@ -11,20 +12,29 @@ use crate::hub::{Behind, Labels, Subscription};
 use crate::interests::{Interests, by_channel};
 use crate::policy::Action;
 
+/// What the store says of a user's active subscriptions.
+pub(super) type Active = Result<Vec<StoredSubscription>, StoreError>;
+
 impl Driver {
     /// Joins and leaves channels until they are those of the user's active subscriptions. A channel
     /// that the cursor knows goes on where it stood there. What fails is tried again soon.
     pub(super) async fn sync_interests(&mut self, resume: &Resume) {
         let Some(user) = self.connection.user.clone() else { return };
+        let active = self.node.subscriptions.active_for(&user).await;
+        self.join_active(active, resume).await;
+    }
+
+    /// The same with what the store says.
+    pub(super) async fn join_active(&mut self, active: Active, resume: &Resume) {
         self.interests_owed = false;
-        let kept = self.interests_resume.take();
-        let resume = resume.as_ref().or(kept.as_deref());
-        let wanted = match self.node.subscriptions.active_for(&user).await {
+        let kept = self.rare.as_mut().and_then(|rare| rare.interests_resume.take());
+        let resume = resume.as_ref().or(kept.as_ref());
+        let wanted = match active {
             Ok(active) => by_channel(&active, &self.node.filters),
             Err(error) => {
                 tracing::debug!(%error, "persistent subscriptions wait for the store");
                 self.owe_interests();
-                self.interests_resume = resume.cloned().map(Box::new);
+                self.keep_interests_resume(resume.cloned());
                 return;
             }
         };
@@ -44,7 +54,13 @@ impl Driver {
         }
         if self.interests_owed {
             // What could not be joined yet still begins where the cursor stands.
-            self.interests_resume = resume.cloned().map(Box::new);
+            self.keep_interests_resume(resume.cloned());
+        }
+    }
+
+    fn keep_interests_resume(&mut self, resume: Resume) {
+        if resume.is_some() {
+            self.rare.get_or_insert_default().interests_resume = resume;
         }
     }
 

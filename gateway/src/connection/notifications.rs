@@ -1,7 +1,7 @@
 //! A connection's part in notifications: what is pending comes after the welcome, and its read
 //! marks go to the store and to the user's other devices. `channels.md` 4, ruling R33.
 
-use carillon_broker_client::{Notification, NotificationId};
+use carillon_broker_client::{Notification, NotificationId, StoreError};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::publication::Exclude;
 use carillon_protocol::{Envelope, ErrorCode, Payload, UserId};
@@ -13,19 +13,29 @@ use crate::notifications::{Mark, NOTIFICATION, tell_devices};
 use crate::rest::store_refusal;
 
 /// Pending notifications sent before they are marked.
-const PAGE: usize = 100;
+pub(super) const PAGE: usize = 100;
 /// Pages of one connect; an inbox holds no more.
 const PAGES_MAX: usize = 100;
+
+/// What the store says of a user's pending notifications.
+pub(super) type Pending = Result<Vec<Notification>, StoreError>;
 
 impl Driver {
     /// Sends what none of the user's connections has yet, oldest first. When the store is out of
     /// reach, it follows as soon as it is back.
     pub(super) async fn send_pending(&mut self) {
         let Some(user) = self.connection.user.clone() else { return };
+        let first = self.node.notifications.pending(&user, PAGE).await;
+        self.send_pending_from(first).await;
+    }
+
+    /// The same with the first page.
+    pub(super) async fn send_pending_from(&mut self, first: Pending) {
+        let Some(user) = self.connection.user.clone() else { return };
         self.pending_owed = false;
-        let mut last = None;
+        let (mut asked, mut last) = (first, None);
         for _ in 0..PAGES_MAX {
-            let page = match self.node.notifications.pending(&user, PAGE).await {
+            let page = match asked {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::debug!(%error, "pending notifications wait for the store");
@@ -45,6 +55,7 @@ impl Driver {
             if page.len() < PAGE {
                 break;
             }
+            asked = self.node.notifications.pending(&user, PAGE).await;
         }
         self.connection.outbox.end_pending();
     }

@@ -134,7 +134,9 @@ impl Driver {
     }
 
     fn unsubscribe(&mut self, name: &ChannelName, correlation: &Correlation) {
-        self.subscriptions_owed.retain(|(owed, _)| **owed != *name.as_str());
+        if let Some(rare) = &mut self.rare {
+            rare.subscriptions_owed.retain(|(owed, _)| **owed != *name.as_str());
+        }
         if let Ok(named) = self.resolve(name)
             && let Some(own) = self.subscriptions.get(&named.channel).cloned()
         {

@@ -10,6 +10,8 @@ use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
 use super::Connection;
 use super::catch_up::{Beginning, NOWHERE, subscribed};
 use super::driver::{Driver, RETRY};
+use super::interests::Active;
+use super::notifications::{PAGE, Pending};
 use super::requests::Named;
 use super::subscriptions::Own;
 use crate::clock;
@@ -37,12 +39,24 @@ impl Driver {
         let named: Vec<ChannelName> =
             channels.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
         self.ask_ahead(&named).await;
+        // Asked now that the user's stream is heard: what is stored after this is told there. Both in one round trip.
+        let waiting = self.look_for_waiting().await;
         for name in channels {
             self.subscribe_from_query(name, &resume).await;
         }
-        self.sync_interests(&resume).await;
-        self.send_pending().await;
+        if let Some((active, pending)) = waiting {
+            self.join_active(active, &resume).await;
+            self.send_pending_from(pending).await;
+        }
         self.connection.outbox.flush();
+    }
+
+    /// What is stored for the user: active subscriptions, and the oldest pending notifications.
+    async fn look_for_waiting(&self) -> Option<(Active, Pending)> {
+        let user = self.connection.user.as_ref()?;
+        let active = self.node.subscriptions.active_for(user);
+        let pending = self.node.notifications.pending(user, PAGE);
+        Some(tokio::join!(active, pending))
     }
 
     async fn welcome_user(&mut self, stream: ChannelName, resume: &Resume) {
@@ -170,7 +184,8 @@ impl Driver {
 
     fn owe_subscription(&mut self, name: &str, resume: &Resume) {
         self.hold_position_of(name, resume);
-        self.subscriptions_owed.push((name.into(), resume.clone()));
+        let rare = self.rare.get_or_insert_default();
+        rare.subscriptions_owed.push((name.into(), resume.clone()));
         self.retry = Some(Box::pin(tokio::time::sleep(RETRY)));
     }
 
@@ -182,7 +197,8 @@ impl Driver {
 
     /// Tries again what is owed.
     pub(super) async fn subscribe_owed(&mut self) {
-        for (name, resume) in std::mem::take(&mut self.subscriptions_owed) {
+        let Some(rare) = &mut self.rare else { return };
+        for (name, resume) in std::mem::take(&mut rare.subscriptions_owed) {
             self.subscribe_from_query(&name, &resume).await;
         }
     }

@@ -49,7 +49,7 @@ pub struct Subscription {
     /// Who listens.
     pub connection: Arc<Connection>,
     /// `Some`: not live.
-    pub behind: Option<Behind>,
+    pub behind: Option<Box<Behind>>,
     /// Labels heard.
     pub labels: Labels,
     /// Payload filter.
@@ -98,10 +98,10 @@ impl Behind {
             })
     }
 
-    /// Behind, with history still to be read.
+    /// Behind, with history still to be read. Boxed: nearly all subscriptions are live, and there are many.
     #[must_use]
-    pub fn at(from: Position) -> Self {
-        Self { from, joining: false }
+    pub fn at(from: Position) -> Box<Self> {
+        Box::new(Self { from, joining: false })
     }
 }
 

@@ -40,7 +40,8 @@ pub(super) struct Shard {
 
 #[derive(Debug)]
 struct State {
-    channels: HashMap<ChannelName, Channel>,
+    /// Boxed: as many as there are users, in a table that is half empty.
+    channels: HashMap<ChannelName, Box<Channel>>,
     connections: HashMap<ConnectionId, Arc<Connection>>,
     generation: u32,
     /// Connections that a batch queued something for, on their way to the ring.
@@ -163,8 +164,10 @@ impl Shard {
         state.generation = state.generation.wrapping_add(1);
         let generation = state.generation;
         // The relay's lock is taken inside the shard's, never the other way round.
-        let channel =
-            state.channels.entry(name.clone()).or_insert_with(|| Channel::at(relay_position()));
+        let channel = state
+            .channels
+            .entry(name.clone())
+            .or_insert_with(|| Box::new(Channel::at(relay_position())));
         begun(channel.position);
         channel.add(generation, subscription)
     }
@@ -209,7 +212,14 @@ impl Shard {
     }
 
     pub(super) fn behind_at(&self, name: &ChannelName, key: SubscriptionKey) -> Option<Position> {
-        self.state.lock().channels.get_mut(name)?.get(key)?.behind.map(|behind| behind.from)
+        self.state
+            .lock()
+            .channels
+            .get_mut(name)?
+            .get(key)?
+            .behind
+            .as_ref()
+            .map(|behind| behind.from)
     }
 
     pub(super) fn next(
@@ -232,7 +242,7 @@ impl Shard {
                 Next::Live
             }
             Some(top) if from_is_top && top.epoch == from.epoch && top.offset < from.offset => {
-                subscription.behind = Some(Behind { from, joining: true });
+                subscription.behind = Some(Box::new(Behind { from, joining: true }));
                 Next::Live
             }
             _ => tail.map_or(Next::History, Next::Tail),
@@ -366,7 +376,7 @@ fn deliver(
     let mut verdicts = Verdicts::on(&dispatch.publication.payload);
     let mut conflate_hash = None;
     for (_, (_, subscription)) in &mut channel.subscriptions {
-        if let Some(behind) = subscription.behind {
+        if let Some(behind) = subscription.behind.as_deref().copied() {
             if !behind.joining
                 || here.is_none_or(|here| {
                     here.epoch == behind.from.epoch && here.offset <= behind.from.offset
@@ -438,7 +448,7 @@ fn resync(
 ) {
     channel.reset(position);
     for (_, (_, subscription)) in &mut channel.subscriptions {
-        if let Some(behind) = subscription.behind {
+        if let Some(behind) = subscription.behind.as_deref().copied() {
             subscription.look_again(behind);
             continue;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use carillon_broker_client::{Admission, ConnectionRecord};
+use carillon_broker_client::{Admission, Arrival, ConnectionRecord};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ChannelName, ConnectionId, ErrorCode, UserId};
 
@@ -14,7 +14,8 @@ pub struct Admitted {
     place: Place,
     /// The connection's id.
     pub id: ConnectionId,
-    record: Option<ConnectionRecord>,
+    /// Whose connections count it.
+    user: Option<UserId>,
 }
 
 /// One of `limits.connections`.
@@ -41,25 +42,27 @@ impl Node {
         let place = self.take_place()?;
         let id = crate::ids::connection_id(&self.id);
         let Some(user) = user else {
-            return Ok(Admitted { place, id, record: None });
+            return Ok(Admitted { place, id, user: None });
         };
         let record = ConnectionRecord { id: id.clone(), user: user.clone() };
         let limit = u64::from(self.config.load().limits.connections_per_user);
-        let admission = match self.broker.register(&record, limit).await {
-            Ok(admission) => admission,
+        let arrival = match self.broker.arrive(&record, limit).await {
+            Ok(arrival) => arrival,
             // Without Redis the node counts what it sees itself (R42).
             Err(_) => {
                 let admission = self.admit_locally(user, limit);
                 if admission == Admission::Admitted {
                     self.broker.register_later(&record);
                 }
-                admission
+                Arrival { admission, seen: false }
             }
         };
-        match admission {
+        match arrival.admission {
             Admission::Admitted => {
-                self.presence.arrived(user);
-                Ok(Admitted { place, id, record: Some(record) })
+                if !arrival.seen {
+                    self.presence.arrived(user);
+                }
+                Ok(Admitted { place, id, user: Some(record.user) })
             }
             Admission::TooMany { connections } => {
                 self.metrics.refused("max_connections");
@@ -76,7 +79,7 @@ impl Node {
     /// `UNAVAILABLE` when the node is full or draining.
     pub fn admit_poll(self: &Arc<Self>) -> Result<Admitted, Refusal> {
         let place = self.take_place()?;
-        Ok(Admitted { place, id: crate::ids::connection_id(&self.id), record: None })
+        Ok(Admitted { place, id: crate::ids::connection_id(&self.id), user: None })
     }
 
     /// Counts before anything is asked of the broker: of a storm no more get in than there are places.
@@ -109,7 +112,8 @@ impl Node {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let Some(record) = self.record.take() else { return };
+        let Some(user) = self.user.take() else { return };
+        let record = ConnectionRecord { id: self.id.clone(), user };
         let node = Arc::clone(&self.place.0);
         if node.stop.is_cancelled() {
             // The node retires its whole lease at once.
@@ -117,10 +121,7 @@ impl Drop for Admitted {
         }
         let tasks = node.tasks.clone();
         tasks.spawn(async move {
-            node.presence.departed(&record.user).await;
-            if let Err(error) = node.broker.deregister(&record).await {
-                tracing::debug!(%error, "a connection stays registered until the broker is back");
-            }
+            node.presence.departed(&record).await;
         });
     }
 }

@@ -12,7 +12,7 @@ fn claims(user: &str, grants: &serde_json::Value) -> Claims {
     Claims {
         user: carillon_protocol::UserId::new(user).expect("a user"),
         name: None,
-        scopes: Vec::new(),
+        scopes: Box::default(),
         grants: Grants::from_claim(grants),
         expires_at: i64::MAX,
         token_id: None,

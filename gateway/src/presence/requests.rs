@@ -59,7 +59,7 @@ impl Driver {
         let user = self.present_user()?;
         self.allowed(Action::Presence, &channel).await?;
         let known = self.claims.as_ref().and_then(|claims| claims.name.clone());
-        let member = member(user, known.or(name.map(Into::into)), metadata)?;
+        let member = member(user, known.or(name).map(Into::into), metadata)?;
         if !self.subscriptions.contains_key(&channel) {
             let subscribe =
                 Subscribe { channel: channel.clone(), since: None, limit: None, filter: None };

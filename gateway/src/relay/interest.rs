@@ -46,28 +46,39 @@ pub(super) enum Advance {
 #[derive(Debug)]
 struct Entry {
     listeners: u32,
+    /// A listener stays although the broker is away: tell `resync` when it is back.
+    told_unavailable: bool,
     history_age: Option<Duration>,
     phase: Phase,
     position: Option<Position>,
+    waiting: Option<Box<Waiting>>,
+}
+
+/// What only a channel has that opens, or that nobody listens to. Boxed: a node has as many channels as users.
+#[derive(Debug, Default)]
+struct Waiting {
     idle_since: Option<Instant>,
     waiters: Vec<oneshot::Sender<Result<(), BrokerError>>>,
-    /// A listener stays although the broker is away: tell `resync` when it is back.
-    told_unavailable: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Not heard yet, or not any more.
-    Closed,
+    /// Not heard yet, or not any more. What was heard while it opens may be newer than the top that is read.
+    Closed { heard_offset: u64 },
     /// Heard, order guarded.
     Open,
     /// A gap is being read; what is heard meanwhile is dropped, since history holds it.
     Repairing { heard_offset: u64 },
 }
 
+const CLOSED: Phase = Phase::Closed { heard_offset: 0 };
+
+/// Boxed: as many entries as there are users, in tables that are half empty.
+type Table = HashMap<ChannelName, Box<Entry>>;
+
 #[derive(Debug)]
 pub(super) struct Interest {
-    shards: Vec<Mutex<HashMap<ChannelName, Entry>>>,
+    shards: Vec<Mutex<Table>>,
 }
 
 impl Default for Interest {
@@ -77,7 +88,7 @@ impl Default for Interest {
 }
 
 impl Interest {
-    fn shard(&self, channel: &ChannelName) -> &Mutex<HashMap<ChannelName, Entry>> {
+    fn shard(&self, channel: &ChannelName) -> &Mutex<Table> {
         use std::hash::BuildHasher;
         &self.shards[foldhash::fast::FixedState::default().hash_one(channel) as usize % SHARDS]
     }
@@ -91,24 +102,27 @@ impl Interest {
         let mut new = false;
         let entry = shard.entry(channel.clone()).or_insert_with(|| {
             new = true;
-            Entry {
+            Box::new(Entry {
                 listeners: 0,
                 history_age: traits.history_age,
-                phase: Phase::Closed,
+                phase: CLOSED,
                 position: None,
-                idle_since: None,
-                waiters: Vec::new(),
+                waiting: None,
                 told_unavailable: false,
-            }
+            })
         });
         entry.listeners += 1;
-        entry.idle_since = None;
-        if entry.phase != Phase::Closed {
+        if let Some(waiting) = &mut entry.waiting {
+            waiting.idle_since = None;
+        }
+        if !matches!(entry.phase, Phase::Closed { .. }) {
+            entry.waiting = None;
             return Wanted::Open;
         }
         let (sender, receiver) = oneshot::channel();
-        let first = entry.waiters.is_empty();
-        entry.waiters.push(sender);
+        let waiters = &mut entry.waiting.get_or_insert_default().waiters;
+        let first = waiters.is_empty();
+        waiters.push(sender);
         if new || first { Wanted::Request(receiver) } else { Wanted::Wait(receiver) }
     }
 
@@ -117,7 +131,7 @@ impl Interest {
         if let Some(entry) = shard.get_mut(channel) {
             entry.listeners = entry.listeners.saturating_sub(1);
             if entry.listeners == 0 {
-                entry.idle_since = Some(Instant::now());
+                entry.waiting.get_or_insert_default().idle_since = Some(Instant::now());
                 // Who was told went away with it; a later listener begins with its own look at history.
                 entry.told_unavailable = false;
             }
@@ -130,7 +144,7 @@ impl Interest {
 
     pub(super) fn is_open(&self, channel: &ChannelName) -> bool {
         let shard = self.shard(channel).lock();
-        shard.get(channel).is_some_and(|entry| entry.phase != Phase::Closed)
+        shard.get(channel).is_some_and(|entry| !matches!(entry.phase, Phase::Closed { .. }))
     }
 
     pub(super) fn history_age(&self, channel: &ChannelName) -> Option<Duration> {
@@ -142,12 +156,12 @@ impl Interest {
         let mut shard = self.shard(&publication.channel).lock();
         let Some(entry) = shard.get_mut(&publication.channel) else { return Admitted::Drop };
         let Some(here) = publication.position else {
-            return if entry.phase == Phase::Closed { Admitted::Drop } else { Admitted::Deliver };
+            let closed = matches!(entry.phase, Phase::Closed { .. });
+            return if closed { Admitted::Drop } else { Admitted::Deliver };
         };
         match (&mut entry.phase, entry.position) {
-            // Not open: the top will be read after this, and holds it.
-            (Phase::Closed, _) => Admitted::Drop,
-            (Phase::Repairing { heard_offset }, _) => {
+            // Not open: the top that is being read holds it, or a repair will be due.
+            (Phase::Closed { heard_offset } | Phase::Repairing { heard_offset }, _) => {
                 *heard_offset = (*heard_offset).max(here.offset);
                 Admitted::Drop
             }
@@ -276,7 +290,7 @@ impl Interest {
         let mut waiting = Vec::new();
         for shard in &self.shards {
             for (channel, entry) in shard.lock().iter() {
-                if entry.phase == Phase::Closed && entry.listeners > 0 {
+                if matches!(entry.phase, Phase::Closed { .. }) && entry.listeners > 0 {
                     waiting.push(channel.clone());
                 }
             }
@@ -288,26 +302,33 @@ impl Interest {
     /// meanwhile is a position to begin at.
     pub(super) fn expect_resync(&self, channel: &ChannelName) {
         if let Some(entry) = self.shard(channel).lock().get_mut(channel) {
-            entry.told_unavailable |= entry.phase == Phase::Closed;
+            entry.told_unavailable |= matches!(entry.phase, Phase::Closed { .. });
         }
     }
 
     /// The broker answered: wakes who waits. Returns channels with listeners that stayed while the broker was
-    /// away, and their position now.
+    /// away, and their position now; and channels that must be repaired.
     pub(super) fn opened(
         &self,
         channels: &[ChannelName],
         outcome: &Result<Vec<Option<Position>>, BrokerError>,
-    ) -> Vec<(ChannelName, Option<Position>)> {
-        let mut late = Vec::new();
+    ) -> (Vec<(ChannelName, Option<Position>)>, Vec<ChannelName>) {
+        let (mut late, mut damaged) = (Vec::new(), Vec::new());
         for (index, channel) in channels.iter().enumerate() {
             let mut shard = self.shard(channel).lock();
             let Some(entry) = shard.get_mut(channel) else { continue };
             let told = match outcome {
                 Ok(positions) => {
-                    if entry.phase == Phase::Closed {
+                    if let Phase::Closed { heard_offset } = entry.phase {
                         entry.position = positions.get(index).copied().flatten();
-                        entry.phase = Phase::Open;
+                        // What was published after the top was read, and heard before it was known here, is missing.
+                        let missed = entry.position.is_some_and(|top| top.offset < heard_offset);
+                        entry.phase = if missed {
+                            damaged.push(channel.clone());
+                            Phase::Repairing { heard_offset }
+                        } else {
+                            Phase::Open
+                        };
                     }
                     if std::mem::take(&mut entry.told_unavailable) {
                         late.push((channel.clone(), entry.position));
@@ -316,12 +337,17 @@ impl Interest {
                 }
                 Err(error) => Err(error.clone()),
             };
-            for waiter in std::mem::take(&mut entry.waiters) {
+            let waiters =
+                entry.waiting.as_mut().map(|waiting| std::mem::take(&mut waiting.waiters));
+            if entry.waiting.as_ref().is_some_and(|waiting| waiting.idle_since.is_none()) {
+                entry.waiting = None;
+            }
+            for waiter in waiters.into_iter().flatten() {
                 // A waiter may have gone away; its listener count is taken back by its owner.
                 let _ = waiter.send(told.clone());
             }
         }
-        late
+        (late, damaged)
     }
 
     /// Closes channels that nobody has listened to for `linger`.
@@ -329,10 +355,10 @@ impl Interest {
         let mut idle = Vec::new();
         for shard in &self.shards {
             for (channel, entry) in shard.lock().iter_mut() {
-                if entry.listeners == 0
-                    && entry.idle_since.is_some_and(|since| since.elapsed() >= linger)
+                let idle_since = entry.waiting.as_ref().and_then(|waiting| waiting.idle_since);
+                if entry.listeners == 0 && idle_since.is_some_and(|since| since.elapsed() >= linger)
                 {
-                    entry.phase = Phase::Closed;
+                    entry.phase = CLOSED;
                     entry.position = None;
                     idle.push(channel.clone());
                 }
@@ -355,5 +381,43 @@ impl Interest {
             }
         }
         wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_protocol::{Epoch, MessageId, Payload, Tag};
+
+    use super::*;
+
+    #[test]
+    fn publication_heard_before_the_older_top_is_known_is_repaired() {
+        let channel = ChannelName::new("room:one").expect("a channel name");
+        let at = |offset| Position {
+            epoch: Epoch::from_random(1),
+            offset,
+            tag: Tag::from_random(offset),
+        };
+        let heard = Publication {
+            channel: channel.clone(),
+            position: Some(at(2)),
+            previous_tag: Some(at(1).tag),
+            id: MessageId::new("m").expect("an id"),
+            kind: "message".into(),
+            timestamp_ms: 0,
+            user_id: None,
+            meta: None,
+            exclude: carillon_protocol::publication::Exclude::default(),
+            traceparent: None,
+            payload: Payload::of(&1),
+        };
+        let traits = ChannelTraits { history_age: Some(Duration::from_secs(60)) };
+        for (top, repaired) in [(at(1), vec![channel.clone()]), (at(2), Vec::new())] {
+            let interest = Interest::default();
+            assert!(matches!(interest.join(&channel, traits), Wanted::Request(_)));
+            assert_eq!(interest.admit(&heard), Admitted::Drop);
+            let opened = interest.opened(std::slice::from_ref(&channel), &Ok(vec![Some(top)]));
+            assert_eq!(opened, (Vec::new(), repaired), "the top was {}", top.offset);
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -51,13 +52,15 @@ pub struct Peer {
 pub struct ClientIo {
     socket: Arc<Socket>,
     gate: Gate,
+    /// Read from the socket already, and not by hyper yet.
+    first: Bytes,
 }
 
 impl ClientIo {
-    /// Wraps an accepted socket.
+    /// Wraps an accepted socket from which `first` was read already.
     #[must_use]
-    pub fn new(socket: Arc<Socket>, gate: Gate) -> Self {
-        Self { socket, gate }
+    pub fn new(socket: Arc<Socket>, gate: Gate, first: Bytes) -> Self {
+        Self { socket, gate, first }
     }
 
     /// The socket, after hyper gave it back.
@@ -125,10 +128,15 @@ impl AsyncWrite for ClientIo {
 // downcast to this very type.
 impl Read for ClientIo {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.first.is_empty() {
+            let bytes = self.first.len().min(cursor.remaining());
+            cursor.put_slice(&self.first.split_to(bytes));
+            return Poll::Ready(Ok(()));
+        }
         // hyper asks several times a request, mostly for nothing: then no buffer is made.
         std::task::ready!(self.socket.poll_read_ready(cx))?;
         let mut bytes = [0; 4096];

@@ -236,6 +236,71 @@ async fn body_that_never_comes_is_not_waited_for_without_a_credential() {
     node.stop().await;
 }
 
+/// A handshake as browsers send it; `more` lines stand in its head.
+fn handshake(token: &str, more: &str) -> String {
+    format!(
+        "GET /ws?channel={ROOM} HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nX-Request-Id: mine\r\n\
+         Sec-WebSocket-Protocol: carillon.bearer, {token}\r\n{more}\r\n"
+    )
+}
+
+/// hyper's, whatever the sockets' own reading of handshakes takes.
+const LEFT_TO_HYPER: &str = "Content-Length: 0\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshake_is_answered_alike_with_and_without_hyper() {
+    let node = Running::start().await;
+    let mut answers = Vec::new();
+    for more in ["", LEFT_TO_HYPER] {
+        let mut socket = node.ask(&handshake(&node.token(), more)).await;
+        // A first message in the same bytes would be just as early.
+        let ping = br#"{"type":"ping"}"#;
+        let frame = [&[0x81, 0x80 | ping.len() as u8, 0, 0, 0, 0][..], ping].concat();
+        socket.write_all(&frame).await.expect("written");
+        let mut stream = Stream(BufReader::new(socket));
+        assert_eq!(stream.line().await, "HTTP/1.1 101 Switching Protocols");
+        let mut lines = Vec::new();
+        loop {
+            let line = stream.line().await;
+            if line.is_empty() {
+                break;
+            }
+            // What hyper and the layers of REST add to every answer.
+            if !["date:", "vary:", "access-control-"].iter().any(|own| line.starts_with(own)) {
+                lines.push(line);
+            }
+        }
+        lines.sort();
+        answers.push(lines);
+        let mut heard = Vec::new();
+        while !heard.windows(6).any(|window| window == b"\"pong\"") {
+            let read = timeout(PATIENCE, stream.0.read_buf(&mut heard)).await.expect("in time");
+            assert!(read.expect("read") > 0, "{}", String::from_utf8_lossy(&heard));
+        }
+        let text = String::from_utf8_lossy(&heard);
+        assert!(text.find("\"connect\"") < text.find("\"subscribed\""), "{text}");
+    }
+    assert_eq!(answers[0], answers[1]);
+    assert!(answers[0].contains(&"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned()));
+    assert!(answers[0].contains(&"x-request-id: mine".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_handshake_is_answered_alike_with_and_without_hyper() {
+    let node = Running::start().await;
+    for more in ["", LEFT_TO_HYPER] {
+        let more = format!("{more}Connection: close\r\n");
+        let answer = everything(node.ask(&handshake("no.such.token", &more)).await).await;
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!((&body["code"], &body["request_id"]), (&json!("INVALID_TOKEN"), &json!("mine")));
+    }
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn storm_beyond_the_doors_is_told_when_to_come_back() {
     let node = Running::start().await;

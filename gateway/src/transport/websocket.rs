@@ -1,4 +1,4 @@
-//! WebSocket endpoints: the RFC 6455 handshake on hyper, then the bare socket.
+//! WebSocket endpoints: the RFC 6455 handshake, on the bare socket or on hyper, then the bare socket.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
+use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::websocket as framing;
 use carillon_protocol::{Codec, ErrorCode, Profile};
@@ -13,7 +14,7 @@ use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
 
@@ -24,7 +25,7 @@ use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::{Admitted, Doorway, Node};
-use crate::rest::ApiError;
+use crate::rest::{ApiError, REQUEST_ID_HEADER, request_id};
 use crate::socket::Socket;
 
 /// RFC 6455 section 1.3.
@@ -54,16 +55,37 @@ pub async fn excore(state: State<Arc<Node>>, request: Request) -> Response {
     serve(state.0, request, Profile::Excore, None).await
 }
 
+/// This request's handshake was refused before hyper saw it.
+#[derive(Clone)]
+pub(super) struct Refused(pub(super) Refusal);
+
+/// A request for a WebSocket.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'r> {
+    pub(super) method: &'r Method,
+    pub(super) uri: &'r Uri,
+    pub(super) headers: &'r HeaderMap,
+    pub(super) remote: Option<IpAddr>,
+}
+
+/// What a handshake is answered with.
+struct Agreed {
+    accept: String,
+    extension: Option<&'static str>,
+    subprotocol: Option<&'static str>,
+}
+
 async fn serve(
     node: Arc<Node>,
-    request: Request,
+    mut request: Request,
     profile: Profile,
     name: Option<String>,
 ) -> Response {
-    match accept(node, request, profile, name).await {
-        Ok(response) => response,
-        Err(refusal) => ApiError::from(refusal).into_response(),
-    }
+    let accepted = match request.extensions_mut().remove() {
+        Some(Refused(refusal)) => Err(refusal),
+        None => accept(node, request, profile, name).await,
+    };
+    accepted.unwrap_or_else(|refusal| ApiError::from(refusal).into_response())
 }
 
 async fn accept(
@@ -72,38 +94,92 @@ async fn accept(
     default: Profile,
     name: Option<String>,
 ) -> Result<Response, Refusal> {
-    let query = Query::parse(request.uri().query());
-    let handshake = Handshake::accept(&node, request.headers(), &query, default).await?;
-    let key = upgrade_key(request.method(), request.headers())?;
-    let (codec, subprotocol) = negotiate(request.headers());
+    let asked = Asked {
+        method: request.method(),
+        uri: request.uri(),
+        headers: request.headers(),
+        remote: request.extensions().get::<Peer>().map(|peer| peer.remote),
+    };
+    let (opening, doorway, agreed) = agree(&node, asked, default, name).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let tasks = node.tasks.clone();
+    // Boxed: the handshake's state is large, and must not stay with the connection's task.
+    tasks.spawn(Box::pin(open(node, upgrade, opening, doorway)));
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    for (name, value) in agreed.headers() {
+        let value = HeaderValue::from_str(value).map_err(|_| bad_handshake("Upgrade"))?;
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
+}
+
+/// Answers a handshake on the bare socket and welcomes the client; both leave in one write. `early` are the bytes that
+/// came with the handshake.
+///
+/// # Errors
+/// The refusal to answer; nothing was written.
+pub(super) async fn welcome(
+    node: &Arc<Node>,
+    socket: &Arc<Socket>,
+    asked: Asked<'_>,
+    default: Profile,
+    name: Option<&str>,
+    early: &[u8],
+) -> Result<Box<Driver>, Refusal> {
+    let (opening, doorway, agreed) = agree(node, asked, default, name.map(str::to_owned)).await?;
+    let head = agreed.head(&request_id(asked.headers));
+    let driver = greet(node, Arc::clone(socket), Some(head), early, opening).await;
+    drop(doorway);
+    Ok(driver)
+}
+
+/// Whether the client may connect, and as what.
+async fn agree(
+    node: &Arc<Node>,
+    asked: Asked<'_>,
+    default: Profile,
+    name: Option<String>,
+) -> Result<(Opening, Doorway, Agreed), Refusal> {
+    let Asked { method, uri, headers, remote } = asked;
+    let query = Query::parse(uri.query());
+    let handshake = Handshake::accept(node, headers, &query, default).await?;
+    let key = upgrade_key(method, headers)?;
+    let (codec, subprotocol) = negotiate(headers);
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let doorway = node.doors.enter().await.inspect_err(|_| node.metrics.refused("storm"))?;
     let admitted = node.admit(user.as_ref()).await?;
-    let upgrade = hyper::upgrade::on(&mut request);
-    let extension = deflate(&node, request.headers());
+    let extension = deflate(node, headers);
     let dress = Dress {
         medium: Medium::WebSocket(codec),
         profile: handshake.profile,
         compressed: extension.is_some(),
     };
-    let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
     let opening = Opening { handshake, admitted, dress, remote, name };
-    let tasks = node.tasks.clone();
-    // Boxed: the handshake's state is large, and must not stay with the connection's task.
-    tasks.spawn(Box::pin(open(node, upgrade, opening, doorway)));
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let accept = HeaderValue::from_str(&accept_key(&key));
-    headers.insert(SEC_WEBSOCKET_ACCEPT, accept.map_err(|_| bad_handshake("Sec-WebSocket-Key"))?);
-    if let Some(extension) = extension {
-        headers.insert(SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
+    Ok((opening, doorway, Agreed { accept: accept_key(key), extension, subprotocol }))
+}
+
+impl Agreed {
+    fn headers(&self) -> impl Iterator<Item = (HeaderName, &str)> {
+        [(CONNECTION, "Upgrade"), (UPGRADE, "websocket"), (SEC_WEBSOCKET_ACCEPT, &*self.accept)]
+            .into_iter()
+            .chain(self.extension.map(|extension| (SEC_WEBSOCKET_EXTENSIONS, extension)))
+            .chain(self.subprotocol.map(|subprotocol| (SEC_WEBSOCKET_PROTOCOL, subprotocol)))
     }
-    if let Some(subprotocol) = subprotocol {
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+
+    /// The answer as it stands on the wire.
+    fn head(&self, request_id: &str) -> Bytes {
+        let mut head = String::with_capacity(256);
+        head.push_str("HTTP/1.1 101 Switching Protocols\r\n");
+        let id = (REQUEST_ID_HEADER, request_id);
+        for (name, value) in self.headers().chain([id]) {
+            head.push_str(name.as_str());
+            head.push_str(": ");
+            head.push_str(value);
+            head.push_str("\r\n");
+        }
+        head.push_str("\r\n");
+        head.into()
     }
-    Ok(response)
 }
 
 /// A handshake that was accepted, and the connection's place.
@@ -144,30 +220,46 @@ async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening, doorway: Do
 /// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
 /// `early` are bytes that came with the handshake.
 pub async fn begin(node: Arc<Node>, socket: Arc<Socket>, early: Vec<u8>, opening: Opening) {
+    let driver = greet(&node, socket, None, &early, opening).await;
+    node.tasks.spawn(driver.run_websocket());
+}
+
+/// Sends the `head` of an answer where it is still to be sent, and the first messages.
+async fn greet(
+    node: &Arc<Node>,
+    socket: Arc<Socket>,
+    head: Option<Bytes>,
+    early: &[u8],
+    opening: Opening,
+) -> Box<Driver> {
     let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
         Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes_max());
+    if let Some(head) = head {
+        outbox.push_raw(head);
+    }
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
     let mut driver = Box::new(Driver::new(
-        Arc::clone(&node),
+        Arc::clone(node),
         connection,
         handshake.claims,
         admitted,
         Some(socket),
     ));
+    driver.heard_early(early);
     driver.named = name.map(|name| {
         let config = node.config.load();
         let known = config.metrics.websocket_names.contains(&name);
         node.metrics.named(if known { &name } else { OTHER })
     });
     driver.welcome(&handshake.channels, handshake.resume).await;
-    node.tasks.spawn(driver.run_websocket(early));
+    driver
 }
 
 /// The key of a correct opening handshake.
-fn upgrade_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
+fn upgrade_key<'h>(method: &Method, headers: &'h HeaderMap) -> Result<&'h str, Refusal> {
     let has = |name, token: &str| {
         headers.get_all(name).iter().any(|value: &HeaderValue| {
             value.to_str().is_ok_and(|value| {
@@ -186,7 +278,7 @@ fn upgrade_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> 
     if nonce.len() != 16 {
         return Err(bad_handshake("Sec-WebSocket-Key"));
     }
-    Ok(key.to_owned())
+    Ok(key)
 }
 
 fn bad_handshake(header: &'static str) -> Refusal {
@@ -195,7 +287,7 @@ fn bad_handshake(header: &'static str) -> Refusal {
 }
 
 fn accept_key(key: &str) -> String {
-    let digest = Sha1::digest(format!("{key}{ACCEPT_GUID}"));
+    let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
     base64::engine::general_purpose::STANDARD.encode(digest)
 }
 

@@ -311,7 +311,7 @@ async fn accept(node: Arc<Node>, server: Arc<PipeEnd>, hello: Hello) {
     let claims = Claims {
         user: user.clone(),
         name: None,
-        scopes: Vec::new(),
+        scopes: Box::default(),
         grants: Grants::default(),
         expires_at: i64::MAX / 2_000,
         token_id: None,

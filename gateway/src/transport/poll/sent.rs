@@ -205,7 +205,7 @@ impl Sender<'_> {
     ) -> Result<(), Refusal> {
         self.held.driver.allowed(Action::Presence, &resource).await?;
         let known = self.held.driver.claims.as_ref().and_then(|claims| claims.name.clone());
-        let member = member(self.user.clone(), known.or(name.map(Into::into)), metadata)?;
+        let member = member(self.user.clone(), known.or(name).map(Into::into), metadata)?;
         let present = Present {
             resource: resource.clone(),
             name: member.name.clone(),
