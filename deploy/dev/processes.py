@@ -5,6 +5,7 @@ one of them. Knows nothing of tests or of what is said to a node. Standard libra
 """
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import json
@@ -16,6 +17,7 @@ import signal
 import socket
 import string
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,19 +25,28 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCOPES = ["realtime:publish", "realtime:read", "realtime:manage", "realtime:admin"]
 
+_given_ports = set()
+_port_locks = os.open(os.path.join(tempfile.gettempdir(), f"carillon-ports-{os.getuid()}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
+
 
 def free_port():
-    """A loopback TCP port that nobody listens on now.
+    """A loopback TCP port that nobody listens on now, and that no other caller is given: neither in this process nor, while
+    this process lives, in another.
 
     Not one that the kernel hands out: whoever connects somewhere may be given that before the process here binds it.
     """
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
+        if port in _given_ports:
+            continue
         with socket.socket() as probe:
             try:
+                # A byte for each port, locked until this process ends: between the look here and the bind there lies a start.
+                fcntl.lockf(_port_locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given_ports.add(port)
             return port
 
 
