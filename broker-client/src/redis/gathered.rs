@@ -20,7 +20,7 @@ pub(super) async fn gathered<T>(driver: impl Future<Output = T>) -> T {
         // Once until somebody wakes this task, which the driver has asked for; once more to the end of the queue of those who
         // are ready. `yield_now` would go behind the next look at all sockets, too, and a fan-out at full load holds that up.
         pending(|_| {}).await;
-        pending(|waker| waker.wake_by_ref()).await;
+        pending(Waker::wake_by_ref).await;
     }
 }
 
