@@ -55,25 +55,37 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_many_ask_in_one_turn_is_taken_at_once() {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let driver = tokio::spawn(gathered(polls(receiver)));
-        tokio::task::yield_now().await;
-        for round in 0..3 {
+    /// What each poll of a driver takes when ten callers ask in one turn of a worker thread: only those have the slot for whom
+    /// a task has just woken.
+    async fn taken(
+        driver: impl Future<Output = Vec<usize>> + Send + 'static,
+        sender: mpsc::UnboundedSender<u32>,
+    ) -> Vec<usize> {
+        let driver = tokio::spawn(driver);
+        let callers = tokio::spawn(async move {
+            tokio::task::yield_now().await;
             let callers: Vec<_> = (0..10)
                 .map(|caller| {
                     let sender = sender.clone();
-                    tokio::spawn(async move { sender.send(round * 10 + caller) })
+                    tokio::spawn(async move { sender.send(caller) })
                 })
                 .collect();
             for caller in callers {
                 caller.await.expect("no panic").expect("the driver listens");
             }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-        drop(sender);
-        assert_eq!(driver.await.expect("no panic"), [10, 10, 10]);
+        });
+        callers.await.expect("no panic");
+        driver.await.expect("no panic")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_many_ask_in_one_turn_is_taken_at_once() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let alone = taken(polls(receiver), sender).await;
+        assert!(alone.len() > 1, "nothing to gather: {alone:?}");
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let together = taken(gathered(polls(receiver)), sender).await;
+        assert!(together.len() < alone.len(), "{together:?}, alone {alone:?}");
     }
 
     #[tokio::test]
