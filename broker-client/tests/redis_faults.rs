@@ -341,6 +341,29 @@ async fn forgotten_scripts_are_taught_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_of_a_batch_that_fails_keeps_back_nobody() {
+    let server = RedisProcess::start(&[]);
+    let node = Node::up(standalone(&server)).await;
+    let (good, bad) = (channel("room:good"), channel("room:bad"));
+    node.publish(&bad, "m0").await.expect("published");
+    server.cli(&["SET", "t:{room:bad}:h", "of somebody else"]);
+    let batch = (1..=40).map(|index| kept(if index % 4 == 0 { &bad } else { &good }, "m"));
+    let receipts = node.broker.publish_batch(batch.collect()).await;
+    let mut offset = 0;
+    for (index, receipt) in (1..=40).zip(receipts) {
+        if index % 4 == 0 {
+            assert!(
+                matches!(&receipt, Err(BrokerError::Invalid(why)) if why.contains("WRONGTYPE")),
+                "{receipt:?}"
+            );
+        } else {
+            offset += 1;
+            assert_eq!(receipt.expect("published").position.expect("kept").offset, offset);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deaf_connection_is_found_and_replaced() {
     let server = RedisProcess::start(&[]);
     let proxy = DeafProxy::start(server.port).await;

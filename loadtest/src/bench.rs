@@ -58,8 +58,17 @@ struct Row {
     args: &'static str,
     figure: Figure,
     only_carillon: bool,
-    /// The row that this one is compared with instead of the floor.
-    beside: Option<&'static str>,
+    /// The row that this one is compared with.
+    beside: Option<Beside>,
+}
+
+/// What a row's figure is divided by, where that is not the floor in the same row.
+#[derive(Clone, Copy)]
+enum Beside {
+    /// The same server in this row.
+    Same(&'static str),
+    /// The floor in this row: the same work, asked for in another way.
+    Floor(&'static str),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -83,6 +92,16 @@ const ROWS: &[Row] = &[
         "1,000 × 9 saturated",
         "--scenario channels --channels 1000 --connections 9000 --window 64",
         Figure::Delivery,
+    ),
+    otherwise(
+        "1,000 × 9 saturated",
+        "1,000 × 9 saturated, by WebSocket",
+        "--scenario channels --channels 1000 --connections 9000 --window 64 --publish-by websocket",
+    ),
+    otherwise(
+        "1,000 × 9 saturated",
+        "1,000 × 9 saturated, in batches",
+        "--scenario channels --channels 1000 --connections 9000 --window 64 --publishers 1",
     ),
     row("idle 9,000", "--scenario idle --connections 9000", Figure::Memory),
     row("connect 5,000", "--scenario connect --connections 5000", Figure::Connect),
@@ -133,7 +152,14 @@ const fn ours(name: &'static str, args: &'static str, figure: Figure) -> Row {
 
 /// Ours alone, compared with the same server in the row `with`.
 const fn beside(with: &'static str, name: &'static str, args: &'static str) -> Row {
-    Row { name, args, figure: Figure::Delivery, only_carillon: true, beside: Some(with) }
+    let beside = Some(Beside::Same(with));
+    Row { name, args, figure: Figure::Delivery, only_carillon: true, beside }
+}
+
+/// Ours alone, the work of the row `with` asked for otherwise.
+const fn otherwise(with: &'static str, name: &'static str, args: &'static str) -> Row {
+    let beside = Some(Beside::Floor(with));
+    Row { name, args, figure: Figure::Delivery, only_carillon: true, beside }
 }
 
 impl Row {

@@ -39,6 +39,12 @@ pub(super) struct Place {
     pub(super) slot: u16,
 }
 
+impl Place {
+    pub(super) fn is_same_server(&self, other: &Self) -> bool {
+        matches!((&self.link, &other.link), (Some(one), Some(other)) if Arc::ptr_eq(one, other))
+    }
+}
+
 impl Layout {
     /// Where the keys of this hash tag are.
     pub(super) fn place(&self, tag: &str) -> Place {
@@ -64,6 +70,10 @@ impl Layout {
     /// Whether one server has every key, so that one script may touch all of them.
     pub(super) fn is_one_server(&self) -> bool {
         matches!(self, Self::Servers(servers) if servers.len() == 1)
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
     }
 
     /// PUBLISH, or its sharded sister.

@@ -1,5 +1,5 @@
 //! A publication as it crosses pub/sub: `offset SP epoch SP tag SP previous SP body`, written by
-//! `publish.lua`; `- - - - body` without history; `!` when the channel began a new epoch.
+//! `append.lua`; `- - - - body` without history; `!` when the channel began a new epoch.
 
 use bytes::Bytes;
 use carillon_protocol::{ChannelName, Epoch, Position, Publication, Tag};

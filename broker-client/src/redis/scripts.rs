@@ -12,7 +12,8 @@ macro_rules! scripts {
 }
 
 scripts! {
-    PUBLISH "publish.lua";
+    PUBLISH "append.lua" "publish.lua";
+    PUBLISH_MANY "append.lua" "publish_many.lua";
     PUBLISH_ONCE "publish_once.lua";
     HISTORY "history.lua";
     TOP "top.lua";

@@ -1,6 +1,6 @@
 //! The table that a bench prints: Markdown, medians, and what must not be overlooked beside them.
 
-use super::{Figure, Options, ROWS};
+use super::{Beside, Figure, Options, ROWS};
 use crate::report::Report;
 use crate::results::{Results, median, spread};
 
@@ -85,7 +85,8 @@ pub(super) fn table(results: &Results) -> String {
         let main = main_figure(row.figure);
         let merged = merge(&outcome.runs);
         let (other_row, other_server, note) = match row.beside {
-            Some(with) => (with, outcome.server.as_str(), " of WebSocket, plain"),
+            Some(Beside::Same(with)) => (with, outcome.server.as_str(), " of WebSocket, plain"),
+            Some(Beside::Floor(with)) => (with, "floor", ""),
             None => (row.name, "floor", ""),
         };
         let ratio = results.find(other_row, other_server).map_or(String::new(), |other| {
