@@ -2,7 +2,7 @@
 //! same question gets the same answer. Source: `protocol.md` 6, ruling R31.
 //!
 //! * Ids grow for each user, also when the store lost its data or the user's pages expired: a fresh
-//!   counter begins at the wall clock's milliseconds.
+//!   counter begins at the wall clock's milliseconds, and behind the id that was asked with.
 //! * A page holds `count` ids in a row. What stands for them is the caller's text.
 //! * A user's newest [`POLL_PAGES_MAX`] pages are kept for [`POLL_LIFETIME`] after the last one.
 //!
@@ -29,6 +29,9 @@ pub const POLL_LIFETIME: Duration = Duration::from_secs(48 * 3600);
 pub struct NewPollPage {
     /// What was asked; asking it again finds this page. Empty when nobody can ask it again. No spaces.
     pub question: String,
+    /// The id that was asked with: those given are greater. A store that lost its data, or whose clock went back, would
+    /// give it again, and its page would answer itself for ever.
+    pub after: u64,
     /// Ids to give it, at least 1.
     pub count: u64,
     /// What stands for them.

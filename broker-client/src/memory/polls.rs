@@ -69,7 +69,7 @@ impl Polls {
             return page;
         }
         let count = new.count.max(1);
-        let first_id = (pages.last_id + 1).max(unix_ms);
+        let first_id = pages.last_id.max(new.after).saturating_add(1).max(unix_ms);
         pages.last_id = first_id + count - 1;
         let page = PollPage { first_id, count, body: new.body };
         pages.pages.push_back((new.question, page.clone()));

@@ -1,6 +1,6 @@
 -- Keep a page of a user's poll answers under fresh ids, or answer the page that the question has already.
 -- KEYS 1 pages (sorted by last id: "first count question body"), 2 state (n: last id, b: bytes, q…: question -> last id)
--- ARGV 1 question or '', 2 count, 3 body, 4 pages at most, 5 bytes at most, 6 lifetime ms
+-- ARGV 1 question or '', 2 count, 3 body, 4 pages at most, 5 bytes at most, 6 lifetime ms, 7 id that was asked with
 -- Answers the page
 local question, count = ARGV[1], tonumber(ARGV[2])
 if question ~= '' then
@@ -10,7 +10,7 @@ if question ~= '' then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local first = math.max(tonumber(redis.call('HGET', KEYS[2], 'n') or '0') + 1, now)
+local first = math.max(tonumber(redis.call('HGET', KEYS[2], 'n') or '0') + 1, ARGV[7] + 1, now)
 local last = string.format('%.0f', first + count - 1)
 local page = string.format('%.0f', first) .. ' ' .. count .. ' ' .. question .. ' ' .. ARGV[3]
 redis.call('ZADD', KEYS[1], last, page)

@@ -48,7 +48,7 @@ impl PollStore for RedisBroker {
         let lifetime_ms = POLL_LIFETIME.as_millis() as u64;
         let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages, &state]);
         command.arg(&page.question).arg(page.count.max(1)).arg(&page.body);
-        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(lifetime_ms);
+        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(lifetime_ms).arg(page.after);
         let place = self.inner.layout.place(&Names::user_tag(user));
         let kept: String = answer::read(self.inner.layout.run(&place, &command).await?)?;
         parse(&kept).ok_or_else(|| BrokerError::Invalid("a poll page cannot be read".to_owned()))

@@ -10,7 +10,7 @@ fn user(name: &str) -> UserId {
 }
 
 fn page(question: &str, count: u64, body: &str) -> NewPollPage {
-    NewPollPage { question: question.to_owned(), count, body: body.to_owned() }
+    NewPollPage { question: question.to_owned(), after: 0, count, body: body.to_owned() }
 }
 
 pub(crate) async fn poll_ids_grow_and_every_id_finds_its_page(fixture: &impl Fixture) {
@@ -31,6 +31,19 @@ pub(crate) async fn poll_ids_grow_and_every_id_finds_its_page(fixture: &impl Fix
             PollState::default()
         );
     }
+}
+
+/// Also where the store's own counter and clock are behind it: another life of the store.
+pub(crate) async fn a_page_comes_after_the_id_that_was_asked_with(fixture: &impl Fixture) {
+    let node = fixture.join().await;
+    let ann = user("ann");
+    let after = node.broker.keep_poll_page(&ann, page("", 1, "x")).await.expect("kept").first_id;
+    let after = after + 1_000_000_000;
+    let new = NewPollPage { after, ..page(&format!("{after}:x"), 2, "next") };
+    let kept = node.broker.keep_poll_page(&ann, new).await.expect("kept");
+    assert_eq!(kept.first_id, after + 1);
+    let next = node.broker.keep_poll_page(&ann, page("", 1, "x")).await.expect("kept");
+    assert_eq!(next.first_id, after + 3);
 }
 
 pub(crate) async fn a_question_is_answered_once(fixture: &impl Fixture) {

@@ -218,12 +218,57 @@ fn a_subscription_whose_node_died_before_it_could_say_so_acts_all_the_same() {
 }
 
 async fn poll(stage: &Stage, host: usize, last: &Value) -> Value {
+    poll_for(stage, host, last, FLEETING, 0).await
+}
+
+async fn poll_for(stage: &Stage, host: usize, last: &Value, channel: &str, wait: u32) -> Value {
     let body =
-        json!({"user_id": "ada", "last_poll_id": last, "timeout": 0, "channels": [FLEETING]});
+        json!({"user_id": "ada", "last_poll_id": last, "timeout": wait, "channels": [channel]});
     let polled = stage.poll(host, "ada", &body).expect("somebody listens");
     let (status, answer) = polled.answer.await.expect("an answer");
     assert_eq!(status, 200, "{answer}");
     answer
+}
+
+fn events(answer: &Value) -> Vec<&str> {
+    let list = answer["events"].as_array().into_iter().flatten();
+    list.filter_map(|event| event["message_id"].as_str()).collect()
+}
+
+/// Its number was given a second time, for an answer that was its own question's answer from then on.
+#[test]
+fn a_poll_that_waits_while_storage_loses_everything_goes_on() {
+    story(async |stage| {
+        let first = poll_for(&stage, 0, &json!(0), DEEP, 0).await;
+        for index in 0..300 {
+            tell(&stage, DEEP, &format!("m{index}")).await;
+        }
+        // A number an event: they are ahead of the clock now.
+        let mut last = first["last_poll_id"].clone();
+        for _ in 0..3 {
+            last = poll_for(&stage, 0, &last, DEEP, 0).await["last_poll_id"].clone();
+        }
+        let waits = async { poll_for(&stage, 0, &last, DEEP, 30).await };
+        let loses = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            stage.cluster().set_available(false);
+            stage.cluster().lose_data();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            stage.cluster().set_available(true);
+        };
+        let (answer, ()) = tokio::join!(waits, loses);
+        assert_eq!(answer["events"][0]["type"], "resync", "{answer}");
+        let next = answer["last_poll_id"].clone();
+        assert!(next.as_u64() > last.as_u64(), "{next} after {last}");
+        tell(&stage, DEEP, "after").await;
+        let answer = poll_for(&stage, 0, &next, DEEP, 30).await;
+        assert_eq!(events(&answer), ["after"], "{answer}");
+        // Where nobody has the number, those that follow are behind it all the same.
+        stage.cluster().lose_data();
+        let lost = poll_for(&stage, 0, &answer["last_poll_id"], DEEP, 0).await;
+        assert_eq!(lost["recovered"], false, "{lost}");
+        assert!(lost["last_poll_id"].as_u64() > answer["last_poll_id"].as_u64(), "{lost}");
+    });
 }
 
 #[test]

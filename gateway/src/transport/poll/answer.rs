@@ -177,7 +177,7 @@ async fn repeat(
             let mut next = Page::new(&cursor, &cursor, Vec::new(), page.more, true, twins);
             next.wishes = origin.wishes.clone();
             let question = key(last, named);
-            let new = NewPollPage { question, count: 1, body: next.to_text() };
+            let new = NewPollPage { question, after: last, count: 1, body: next.to_text() };
             let kept = node.broker.keep_poll_page(&claims.user, new).await;
             answer.last_poll_id = kept.map_err(|error| node.broker_refusal(&error))?.first_id;
         }
@@ -253,6 +253,7 @@ async fn keep(
     page.wishes = origin.wishes.clone();
     let new = NewPollPage {
         question: key(origin.id, named),
+        after: origin.after,
         count: events.len().max(1) as u64,
         body: page.to_text(),
     };

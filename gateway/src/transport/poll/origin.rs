@@ -12,6 +12,7 @@ use super::held::Held;
 use super::page::{self, Page, Wishes};
 use super::question::Question;
 use crate::auth::Claims;
+use crate::clock;
 use crate::interests::{Interests, by_channel};
 use crate::node::Node;
 use crate::policy::Action;
@@ -19,12 +20,16 @@ use crate::rest::store_refusal;
 
 /// Empty pages that are followed from a number to the next.
 const FOLLOWED_MAX: usize = 16;
+/// How far ahead of the clock a number may be: one counts for each event, and clocks of Redis servers differ.
+const AHEAD_MAX_MS: i64 = 24 * 3_600 * 1_000;
 /// Channels that persistent subscriptions add to a poll: each is looked at with every poll.
 const INTERESTS_MAX: usize = 256;
 
 /// What a poll number stands for.
 pub(super) struct Origin {
     pub(super) id: u64,
+    /// Numbers given from here on are greater: the one that was asked with, known or not.
+    pub(super) after: u64,
     pub(super) cursor: Cursor,
     pub(super) twins: Vec<u64>,
     /// What former polls asked for by messages.
@@ -38,9 +43,12 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    fn fresh(cursor: Cursor, recovered: bool) -> Self {
+    fn fresh(asked: u64, cursor: Cursor, recovered: bool) -> Self {
+        // One that nobody can have been given does not move the numbers of everybody.
+        let newest = clock::unix_ms().saturating_add(AHEAD_MAX_MS).max(0) as u64;
         Self {
             id: 0,
+            after: Some(asked).filter(|asked| *asked <= newest).unwrap_or(0),
             cursor,
             twins: Vec::new(),
             wishes: Wishes::default(),
@@ -208,9 +216,9 @@ pub(super) async fn find(
     let mut id = question.last_poll_id;
     if id == 0 {
         return Ok(match &question.since {
-            None => Origin::fresh(Cursor::default(), true),
-            Some(Ok(cursor)) => Origin::fresh(cursor.clone(), true),
-            Some(Err(())) => Origin::fresh(Cursor::default(), false),
+            None => Origin::fresh(0, Cursor::default(), true),
+            Some(Ok(cursor)) => Origin::fresh(0, cursor.clone(), true),
+            Some(Err(())) => Origin::fresh(0, Cursor::default(), false),
         });
     }
     for _ in 0..FOLLOWED_MAX {
@@ -231,12 +239,13 @@ pub(super) async fn find(
         });
         return Ok(match at {
             Some((cursor, twins, wishes)) => {
-                Origin { id, cursor, twins, wishes, kept: true, recovered: true, answered }
+                let (after, kept, recovered) = (id, true, true);
+                Origin { id, after, cursor, twins, wishes, kept, recovered, answered }
             }
-            None => Origin::fresh(Cursor::default(), false),
+            None => Origin::fresh(id, Cursor::default(), false),
         });
     }
-    Ok(Origin::fresh(Cursor::default(), false))
+    Ok(Origin::fresh(id, Cursor::default(), false))
 }
 
 /// Channels that the cursor does not know begin now.
