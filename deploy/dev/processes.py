@@ -33,10 +33,11 @@ def free_port():
     """A loopback TCP port that nobody listens on now, and that no other caller is given: neither in this process nor, while
     this process lives, in another.
 
-    Not one that the kernel hands out: whoever connects somewhere may be given that before the process here binds it.
+    Not one that the kernel hands out: whoever connects somewhere may be given that before the process here binds it. And
+    none of those that the Rust tests give to their redis-servers (10,000 to 12,000, and 10,000 above).
     """
     while True:
-        port = random.SystemRandom().randrange(15_000, 32_000)
+        port = random.SystemRandom().randrange(22_000, 32_000)
         if port in _given_ports:
             continue
         with socket.socket() as probe:
@@ -237,7 +238,7 @@ class Balancer(Process):
             return False
 
 
-def wait_until(what, condition, seconds=30, process=None):
+def wait_until(what, condition, seconds=60, process=None):
     """Polls `condition` until it holds; raises with the process's log when it does not."""
     end = time.monotonic() + seconds
     while not condition():

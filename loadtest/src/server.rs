@@ -5,9 +5,10 @@ pub(crate) mod lineup;
 use anyhow::{Context as _, Result, bail};
 use rand::Rng as _;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A running process; ends with its value.
@@ -74,13 +75,18 @@ fn answers(address: SocketAddr, path: Option<&str>) -> bool {
     ask().unwrap_or(false)
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address that nobody listens on now, and that nobody else who asks here is given while this process lives: its
+/// UDP socket of the same number says so.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    // Below what outgoing connections take: whoever is started again finds its port free.
+    static GIVEN: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+    // Below what outgoing connections take: whoever is started again finds its port free. And not where the tests' own
+    // servers are (`free_port` in broker-client/tests and in deploy/dev).
     for _ in 0..1_000 {
-        let port = rand::random_range(15_000..32_000);
-        if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            return Ok(listener.local_addr()?);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(12_000..20_000)));
+        let Ok(reservation) = UdpSocket::bind(address) else { continue };
+        if TcpListener::bind(address).is_ok() {
+            GIVEN.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
+            return Ok(address);
         }
     }
     anyhow::bail!("no port is free")

@@ -71,7 +71,7 @@ pub(crate) async fn what_a_dead_consumer_left_goes_to_another(make: &impl Fixtur
     let node = make.join().await;
     append(&node, "x", 0..3).await;
     read(&node, "g", "dies", 2, InboundFrom::New).await;
-    let idle = Duration::from_millis(400);
+    let idle = Duration::from_secs(2);
     assert!(read(&node, "g", "lives", 10, InboundFrom::Abandoned(idle)).await.is_empty());
     make.pass(idle + Duration::from_millis(100)).await;
     let taken = read(&node, "g", "lives", 1, InboundFrom::Abandoned(idle)).await;
@@ -89,7 +89,7 @@ pub(crate) async fn the_ready_consumer_reads_everything_once_and_bounds_what_wai
     let consumer = |name: &str| {
         InboundConsumer::new(node.broker.clone(), "g", name)
             .batch(4)
-            .abandoned_after(Duration::from_millis(400))
+            .abandoned_after(Duration::from_secs(2))
     };
     let mut first = consumer("first");
     for number in 0..3 {
@@ -101,7 +101,7 @@ pub(crate) async fn the_ready_consumer_reads_everything_once_and_bounds_what_wai
     }
     // It dies with one handed out and one fetched; another name takes over after a while, the rest comes at once.
     drop(first);
-    make.pass(Duration::from_millis(500)).await;
+    make.pass(Duration::from_millis(2_100)).await;
     let mut second = consumer("second");
     let mut heard = Vec::new();
     while heard.len() < 8 {

@@ -3,22 +3,27 @@
 //! A shell holds it and ends it at the end of its input: also when the test process is killed.
 
 use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-const KEEPER: &str = r#"redis-server "$@" >/dev/null 2>&1 & server=$!
+/// Starts the server with the arguments after the file that it is to write to.
+const KEEPER: &str = r#"log=$1; shift
+redis-server "$@" >"$log" 2>&1 & server=$!
 echo $server
 read -r _
 kill -9 $server 2>/dev/null
 wait $server 2>/dev/null"#;
 
-const START_MAX: Duration = Duration::from_secs(20);
+const START_MAX: Duration = Duration::from_secs(60);
+/// What a server and a sentinel write when they listen.
+const LISTENS: [&str; 2] = ["Ready to accept connections", "Sentinel ID is"];
 
 pub(crate) struct RedisProcess {
     pub(crate) port: u16,
+    _reservation: UdpSocket,
     directory: tempfile::TempDir,
     arguments: Vec<String>,
     /// Whole command line instead, for servers that are configured by file.
@@ -34,10 +39,11 @@ struct Running {
 impl RedisProcess {
     /// A port and a directory, and nobody there yet.
     pub(crate) fn absent(arguments: &[&str]) -> Self {
-        let port = free_port();
+        let (port, reservation) = free_port();
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         Self {
             port,
+            _reservation: reservation,
             directory: tempfile::tempdir().expect("a directory"),
             arguments,
             other: None,
@@ -65,7 +71,7 @@ impl RedisProcess {
     /// Starts the server at its port and waits until it answers.
     pub(crate) fn start_again(&mut self) {
         let mut command = Command::new("sh");
-        command.args(["-c", KEEPER, "sh"]);
+        command.args(["-c", KEEPER, "sh"]).arg(self.log());
         match &self.other {
             Some(arguments) => command.args(arguments),
             None => command
@@ -91,10 +97,22 @@ impl RedisProcess {
         self.wait_until_it_listens();
     }
 
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    /// Until this very process says so: at its port somebody else could answer.
     fn wait_until_it_listens(&self) {
         let deadline = Instant::now() + START_MAX;
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "these tests need `redis-server` in the path");
+        loop {
+            let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+            if LISTENS.iter().any(|said| log.contains(said)) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "these tests need `redis-server` in the path, and it must start; it says: {log}"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -139,15 +157,17 @@ impl Drop for RedisProcess {
 }
 
 /// A port below those that outgoing connections take, so that none of them can be faster; a cluster's bus, 10,000
-/// above, stays below them too.
-fn free_port() -> u16 {
+/// above, stays below them too. Nobody else gets it while the UDP socket of the same number lives, in whichever
+/// process: Redis itself has no use for that one. The cluster of the strangers' tools keeps to other ports.
+fn free_port() -> (u16, UdpSocket) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 500).expect("below 500") * 20;
+    let first = u16::try_from(std::process::id() % 100).expect("below 100") * 20;
     loop {
-        let port = 12_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 2_000;
+        let Ok(reservation) = UdpSocket::bind(("127.0.0.1", port)) else { continue };
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
         if free(port) && free(port + 10_000) {
-            return port;
+            return (port, reservation);
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::node::{Node, channel, kept, settings};
 use crate::process::RedisProcess;
-use crate::{everything_works, hears_at_last, rooms, until, urls};
+use crate::{FAILOVER_MAX, everything_works, hears_at_last, rooms, until, urls};
 
 /// Six processes: three masters, three replicas.
 pub(crate) async fn cluster() -> Vec<RedisProcess> {
@@ -51,7 +51,7 @@ pub(crate) async fn cluster() -> Vec<RedisProcess> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_serves_all_and_writes_again_six_seconds_after_a_masters_death() {
+async fn a_cluster_serves_all_and_writes_again_after_a_masters_death() {
     let mut servers = cluster().await;
     let with = settings(RedisMode::Cluster, urls(&servers[..2]));
     everything_works(&with).await;
@@ -69,7 +69,7 @@ async fn a_cluster_serves_all_and_writes_again_six_seconds_after_a_masters_death
         node.publish_until_it_works(room, "m1").await;
     }
     println!("all slots take writes again {:?} after the master's death", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(began.elapsed() < FAILOVER_MAX, "{:?}", began.elapsed());
     loop {
         if node.heard().await == Event::Restored {
             break;
@@ -124,7 +124,7 @@ async fn a_slot_that_moves_under_load_loses_nothing() {
     from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
     let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
     let port = to.port.to_string();
-    let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "1000", "KEYS"];
+    let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "20000", "KEYS"];
     migrate.extend(keys.lines());
     assert_eq!(from.cli(&migrate), "OK");
     for server in [to, from] {

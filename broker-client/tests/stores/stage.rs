@@ -1,6 +1,6 @@
 //! Where the facts play: two nodes' handles of one fresh store, and a clock moved by hand.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -133,19 +133,7 @@ pub(crate) async fn cluster_of_one() -> Arc<RedisServer> {
         match shared.upgrade() {
             Some(server) => (server, false),
             None => {
-                static NEXT: AtomicU64 = AtomicU64::new(0);
-                let nodes = std::env::temp_dir().join(format!(
-                    "carillon-stores-{}-{}.conf",
-                    std::process::id(),
-                    NEXT.fetch_add(1, Ordering::Relaxed)
-                ));
-                let file = nodes.to_str().expect("a path");
-                let server = Arc::new(RedisServer::start(&[
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-config-file",
-                    file,
-                ]));
+                let server = Arc::new(RedisServer::start(&["--cluster-enabled", "yes"]));
                 *shared = Arc::downgrade(&server);
                 (server, true)
             }
