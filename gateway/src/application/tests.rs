@@ -277,6 +277,8 @@ struct Inner {
     changed: Notify,
     /// The next answers; then the last one again and again.
     answers: Mutex<VecDeque<Answer>>,
+    /// Lets go the answers that are [`HELD`].
+    released: Notify,
     /// Calls that are being answered, and the most that ever were.
     busy: Mutex<(usize, usize)>,
 }
@@ -289,6 +291,7 @@ impl Receiver {
             received: Mutex::default(),
             changed: Notify::new(),
             answers: Mutex::new([(200, answer, Duration::ZERO)].into()),
+            released: Notify::new(),
             busy: Mutex::default(),
         });
         let routes = axum::Router::new().fallback(receive).with_state(Arc::clone(&inner));
@@ -303,6 +306,11 @@ impl Receiver {
     /// Answers so from now on, in this order; the last one stays.
     fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.inner.answers.lock() = answers.into_iter().collect();
+    }
+
+    /// The answer that is held, or the next one that will be.
+    fn release(&self) {
+        self.inner.released.notify_one();
     }
 
     fn received(&self) -> Vec<Received> {
@@ -369,9 +377,15 @@ async fn receive(
         busy.0 += 1;
         busy.1 = busy.1.max(busy.0);
     }
-    tokio::time::sleep(delay).await;
+    if delay == HELD {
+        inner.released.notified().await;
+    } else {
+        tokio::time::sleep(delay).await;
+    }
     inner.busy.lock().0 -= 1;
     (StatusCode::from_u16(status).expect("a status"), answer.to_string())
 }
 
 const NOW: Duration = Duration::ZERO;
+/// Until the test lets it go.
+const HELD: Duration = Duration::MAX;

@@ -209,7 +209,7 @@ async fn connections_are_listed_reached_and_closed() {
 async fn read_until(stream: &mut Body, wanted: &str) {
     let mut text = String::new();
     while !text.contains(wanted) {
-        let frame = tokio::time::timeout(std::time::Duration::from_secs(5), stream.frame()).await;
+        let frame = tokio::time::timeout(std::time::Duration::from_secs(60), stream.frame()).await;
         let frame = frame
             .unwrap_or_else(|_| panic!("no {wanted:?} in {text:?}"))
             .expect("the stream lives")

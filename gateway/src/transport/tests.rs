@@ -305,7 +305,8 @@ async fn refused_handshake_is_answered_alike_with_and_without_hyper() {
 async fn storm_beyond_the_doors_is_told_when_to_come_back() {
     let node = Running::start().await;
     let mut places = Vec::new();
-    while let Ok(place) = timeout(Duration::from_millis(100), node.node.doors.enter()).await {
+    // A free place is given at once, which on a busy machine is not a moment.
+    while let Ok(place) = timeout(Duration::from_secs(1), node.node.doors.enter()).await {
         places.push(place.expect("a place"));
     }
     let head = format!(

@@ -9,11 +9,15 @@ const NAMESPACES: &str = r#"[
     {"pattern": "notifications", "subscribe": ["self"]}]"#;
 
 async fn start(receiver: &Receiver) -> Running {
+    start_with(receiver, "30s").await
+}
+
+async fn start_with(receiver: &Receiver, timeout: &str) -> Running {
     let url = receiver.url();
     let settings = [
         ("authorize.webhook.url", url.as_str()),
         ("authorize.webhook.secret", HOOK_SECRET),
-        ("authorize.webhook.timeout", "700ms"),
+        ("authorize.webhook.timeout", timeout),
         ("namespaces", NAMESPACES),
     ];
     Running::start(&Cluster::memory(), &settings).await
@@ -157,7 +161,7 @@ async fn what_was_allowed_for_a_time_is_asked_again_and_ends_when_it_is_over() {
 #[tokio::test]
 async fn an_application_that_cannot_be_asked_says_no() {
     let receiver = Receiver::start(json!({})).await;
-    let one = start(&receiver).await;
+    let one = start_with(&receiver, "700ms").await;
     let mut ada = one.connect("ada").await;
     let mut room = 0;
     for answer in [

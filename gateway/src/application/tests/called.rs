@@ -53,11 +53,11 @@ async fn a_call_is_signed_and_its_answer_is_the_acks_data() {
 async fn a_slow_application_delays_later_calls_of_the_connection_and_nothing_else() {
     let receiver = Receiver::start(json!({})).await;
     receiver.answers([
-        (200, json!({"n": 1}), Duration::from_millis(1_500)),
+        (200, json!({"n": 1}), HELD),
         (200, json!({"n": 2}), NOW),
         (200, json!({"n": 3}), NOW),
     ]);
-    let one = start(&hooked(&receiver), &[]).await;
+    let one = start(&hooked(&receiver), &[("inbound.webhook.timeout", "30s")]).await;
     let (mut ada, mut bob) = (one.connect("ada").await, one.connect("bob").await);
     let first = ada.begin(json!({"type": "slow"})).await;
     let second = ada.begin(json!({"type": "quick"})).await;
@@ -71,6 +71,7 @@ async fn a_slow_application_delays_later_calls_of_the_connection_and_nothing_els
     let of_bob = bob.request(json!({"type": "bobs"})).await;
     assert_eq!(of_bob["payload"]["data"], json!({"n": 2}));
     assert_eq!(receiver.count(), 2, "ada's second call waits for her first");
+    receiver.release();
     let answer = ada.answer(&first).await;
     assert_eq!(answer["payload"]["data"], json!({"n": 1}));
     assert_eq!(ada.answer(&second).await["payload"]["data"], json!({"n": 3}));
@@ -86,7 +87,7 @@ async fn a_slow_application_delays_later_calls_of_the_connection_and_nothing_els
 #[tokio::test]
 async fn an_application_that_fails_is_unavailable_and_the_connection_lives_on() {
     let receiver = Receiver::start(json!({})).await;
-    let one = start(&hooked(&receiver), &[("inbound.webhook.timeout", "700ms")]).await;
+    let one = start(&hooked(&receiver), &[("inbound.webhook.timeout", "2s")]).await;
     let mut ada = one.connect("ada").await;
     receiver.answers([(500, json!({"data": "not this"}), NOW)]);
     let error = ada.request(json!({"type": "x"})).await;
@@ -113,8 +114,8 @@ async fn an_application_that_fails_is_unavailable_and_the_connection_lives_on() 
 #[tokio::test]
 async fn calls_under_way_are_bounded() {
     let receiver = Receiver::start(json!({})).await;
-    receiver.answers([(200, json!({}), Duration::from_millis(1_000)), (200, json!({}), NOW)]);
-    let more = [("limits.messages_per_second", "0"), ("inbound.webhook.timeout", "20s")];
+    receiver.answers([(200, json!({}), HELD), (200, json!({}), NOW)]);
+    let more = [("limits.messages_per_second", "0"), ("inbound.webhook.timeout", "30s")];
     let one = start(&hooked(&receiver), &more).await;
     let mut ada = one.connect("ada").await;
     for number in 0..70 {
@@ -127,6 +128,9 @@ async fn calls_under_way_are_bounded() {
             Some("RATE_LIMITED") => {
                 assert!(answer["payload"]["details"]["retry_after_ms"].is_number(), "{answer}");
                 refused += 1;
+                if refused == 6 {
+                    receiver.release();
+                }
             }
             None if answer["type"] == "ack" => done += 1,
             _ => panic!("{answer}"),

@@ -42,7 +42,7 @@ impl Events {
                 }
                 continue;
             }
-            let frame = tokio::time::timeout(Duration::from_secs(10), self.body.frame()).await;
+            let frame = tokio::time::timeout(Duration::from_secs(60), self.body.frame()).await;
             let frame = frame.expect("an event in time").expect("the stream lives");
             let frame = frame.expect("no error").into_data().expect("data");
             self.text.push_str(std::str::from_utf8(&frame).expect("UTF-8"));
