@@ -59,7 +59,7 @@ def facts(check, stage):
             jar = {"Cookie": f"a=b; session={token}"}
 
             def upgrade(**headers):
-                connection = http.client.HTTPConnection("127.0.0.1", other.a.port, timeout=30)
+                connection = http.client.HTTPConnection("127.0.0.1", other.a.port, timeout=60)
                 connection.request("GET", "/ws", headers={**UPGRADE, **jar, **headers})
                 answer = connection.getresponse()
                 connection.close()
@@ -146,7 +146,7 @@ def facts(check, stage):
         import socket
         with socket.socket() as stalled:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-            stalled.settimeout(30)
+            stalled.settimeout(60)
             stalled.connect(("127.0.0.1", a.port))
             rest = slow.upgrade(stalled, stage.token(stage.name()), "presence")
             with stage.ws(b, stage.name(), "presence") as quick:

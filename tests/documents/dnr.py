@@ -415,6 +415,6 @@ def facts(check, stage):
 
         def gone():
             return stage.get(b, f"/connections?user_id={user}").json["connections"] == []
-        wait_until("the connection is gone from the list", gone, 10)
+        wait_until("the connection is gone from the list", gone)
 
     check("connections are listed with what they hear", connection_list)

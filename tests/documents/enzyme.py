@@ -31,7 +31,7 @@ def facts(check, stage):
                                         (b, {"Sec-WebSocket-Protocol": f"carillon.bearer, {token}"}, "carillon.bearer"),
                                         (c, {"Sec-WebSocket-Protocol": f"carillon.bearer, {token}, carillon.json"},
                                          "carillon.json")):
-            connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=60)
             connection.request("GET", "/ws", headers={**UPGRADE, **headers})
             answer = connection.getresponse()
             assert answer.status == 101, (headers, answer.status)
@@ -217,11 +217,11 @@ def facts(check, stage):
             thread.start()
         stage.publish(b, "chat", mark)
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         for one in held:
             one.close()
         assert len(heard) == 8 and len(set(heard)) == 1, heard
-        wait_until("all are gone", lambda: stage.get(a, f"/connections?user_id={user}").json["connections"] == [], 10)
+        wait_until("all are gone", lambda: stage.get(a, f"/connections?user_id={user}").json["connections"] == [])
 
     check("who answers no ping is closed with 4408", silent_clients_are_closed)
     check("conflated channels end with the newest", conflation)

@@ -93,7 +93,7 @@ class Gzip:
         self.socket = socket.socket()
         if rcvbuf:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(("127.0.0.1", alone.node.port))
         query = urllib.parse.urlencode({"token": alone.keys.token(user), "channel": channel, "profile": profile})
         self.socket.sendall(f"GET /events?{query} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: br, gzip\r\n\r\n".encode())

@@ -18,7 +18,7 @@ from interleavings import Http
 UNDER_WAY = [1_000, 1_000, 1_000, 2_000]
 KILLS = 2
 # What the dead node began is finished once its claims have run out, in ten seconds.
-SETTLED_SECONDS = 15
+SETTLED_SECONDS = 20
 PATIENCE_SECONDS = 60
 READERS = 16
 
@@ -93,7 +93,7 @@ def facts(check, binary, kills=KILLS):
             for create in creates:
                 check(f"a create for {len(create.users)} recipients, killed in the middle, is whole or nothing "
                       f"({create.body['title']}, seed {seed})", whole_or_nothing, survivor, create, killed_at, outcomes)
-            wait_until("the killed node is back", victim.ready, 30, victim)
+            wait_until("the killed node is back", victim.ready, PATIENCE_SECONDS, victim)
     print(f"     seed {seed}: {outcomes}", flush=True)
 
 

@@ -45,7 +45,7 @@ class EventStream:
             pass  # cut: the end of the stream
         self.inbox.put(None)
 
-    def next(self, name=None, seconds=15):
+    def next(self, name=None, seconds=60):
         """The next event, or the next of that name; the others are dropped."""
         end = time.monotonic() + seconds
         seen = []

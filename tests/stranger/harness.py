@@ -23,7 +23,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "..", "deploy", "dev"))
 from processes import Node, Redis, Secrets, wait_until  # noqa: E402
 
-PATIENCE_SECONDS = 30
+# Far longer than anything takes, on however busy a machine.
+PATIENCE_SECONDS = 60
 
 
 class Cluster:
@@ -50,7 +51,7 @@ class Cluster:
                 node.start()
             if self.wait_ready:
                 for node in self.nodes:
-                    wait_until(f"{node.name} ready", node.ready, 30, node)
+                    wait_until(f"{node.name} ready", node.ready, PATIENCE_SECONDS, node)
         except BaseException:
             self.__exit__()
             raise
@@ -58,7 +59,7 @@ class Cluster:
 
     def begin_redis(self):
         self.redis.start()
-        wait_until("redis answers", self.redis.ready, 30, self.redis)
+        wait_until("redis answers", self.redis.ready, PATIENCE_SECONDS, self.redis)
 
     def __exit__(self, *_):
         for process in [*self.nodes, self.redis]:

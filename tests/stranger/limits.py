@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import websockets
 from harness import call, wait_until
@@ -16,7 +17,7 @@ def facts(check, cluster):
         return f"ws://127.0.0.1:{nodes[index % 3].port}/ws?token={cluster.token(user)}"
 
     async def answers(connection, count):
-        return [json.loads(await asyncio.wait_for(connection.recv(), 30)) for _ in range(count)]
+        return [json.loads(await asyncio.wait_for(connection.recv(), 60)) for _ in range(count)]
 
     async def burst(connection, messages):
         """All at once, in one segment: the node reads them at one moment, whatever else the machine does."""
@@ -29,7 +30,7 @@ def facts(check, cluster):
 
     async def eleventh_connection(transport):
         user = f"many-{transport}"
-        held = [await websockets.connect(url(index, user), open_timeout=30) for index in range(10)]
+        held = [await websockets.connect(url(index, user), open_timeout=60) for index in range(10)]
 
         def refused(index):
             path = f"/ws?token={cluster.token(user)}" if transport == "ws" else f"/events?token={cluster.token(user)}"
@@ -45,7 +46,7 @@ def facts(check, cluster):
 
         async def free():
             try:
-                await (await websockets.connect(url(1, user), open_timeout=30)).close()
+                await (await websockets.connect(url(1, user), open_timeout=60)).close()
                 return True
             except websockets.InvalidStatus:
                 return False
@@ -58,7 +59,7 @@ def facts(check, cluster):
 
     def status_of(node, path, headers):
         import http.client
-        connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=60)
         try:
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
@@ -70,7 +71,7 @@ def facts(check, cluster):
             connection.close()
 
     async def fifty_first_subscription(index):
-        async with websockets.connect(url(index, "broad"), open_timeout=30) as connection:
+        async with websockets.connect(url(index, "broad"), open_timeout=60) as connection:
             await answers(connection, 1)
             for number in range(51):
                 await connection.send(json.dumps({"type": "subscribe", "channel": f"room:limit{number}"}))
@@ -90,7 +91,7 @@ def facts(check, cluster):
 
     async def channels_in_the_query():
         query = urllib.parse.urlencode([("channel", f"room:q{number}") for number in range(51)])
-        async with websockets.connect(f"{url(2, 'broad')}&{query}", open_timeout=30) as connection:
+        async with websockets.connect(f"{url(2, 'broad')}&{query}", open_timeout=60) as connection:
             heard = (await answers(connection, 52))[1:]
             assert [m["type"] for m in heard] == ["subscribed"] * 50 + ["error"], heard[-1]
             assert heard[50]["payload"]["code"] == "SUBSCRIPTION_LIMIT" and heard[50]["channel"] == "room:q50"
@@ -99,7 +100,7 @@ def facts(check, cluster):
         assert [(e["channel"], e["code"]) for e in answer.json["errors"]] == [("room:q50", "SUBSCRIPTION_LIMIT")], answer
 
     async def hundred_and_first_message(index):
-        async with websockets.connect(url(index, "chatty"), open_timeout=30) as connection:
+        async with websockets.connect(url(index, "chatty"), open_timeout=60) as connection:
             await answers(connection, 1)
             await burst(connection, [{"type": "ping", "ack_id": str(number)} for number in range(130)])
             # A pong and an ack for each that passed, an error for each that did not.
@@ -114,11 +115,11 @@ def facts(check, cluster):
             assert (await answers(connection, 1))[0]["type"] == "pong"
 
     async def too_large_a_message():
-        async with websockets.connect(url(2, "large"), open_timeout=30) as connection:
+        async with websockets.connect(url(2, "large"), open_timeout=60) as connection:
             await answers(connection, 1)
             try:
                 await connection.send("x" * (1024 * 1024 + 1))
-                await asyncio.wait_for(connection.recv(), 30)
+                await asyncio.wait_for(connection.recv(), 60)
                 raise AssertionError("a message over the limit was taken")
             except websockets.ConnectionClosed as closed:
                 assert closed.rcvd and closed.rcvd.code == 1009, closed
@@ -157,13 +158,13 @@ def facts(check, cluster):
         message = {"channel": "room:rated", "type": "message", "payload": 1}
         answer = cluster.post(nodes[0], "/publish", message)
         assert int(answer.headers["X-RateLimit-Limit"]) == 1000, answer.headers
-        results = []
-        for _ in range(3):
-            answer = cluster.post(nodes[0], "/publish/batch", {"messages": [message] * 1000})
-            results += [result.get("code") for result in answer.json["results"]]
-            if "RATE_LIMITED" in results:
-                break
-        assert results[:990] == [None] * 990 and "RATE_LIMITED" in results, results.count("RATE_LIMITED")
+        # All at once: one after the other, a slow machine may need the second that gives another thousand.
+        batches = {"messages": [message] * 1000}
+        with ThreadPoolExecutor(5) as posting:
+            answers = list(posting.map(lambda _: cluster.post(nodes[0], "/publish/batch", batches), range(5)))
+        results = [result.get("code") for answer in answers for result in answer.json["results"]]
+        assert set(results) == {None, "RATE_LIMITED"} and results.count(None) >= 990, results.count("RATE_LIMITED")
+        answer = answers[-1]
         assert int(answer.headers["X-RateLimit-Remaining"]) < 1000, answer.headers
 
     for transport in ("ws", "sse"):

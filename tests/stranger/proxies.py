@@ -49,7 +49,7 @@ class Behind(Alone):
     def refused(self, preface):
         """Whether the socket is closed after these bytes, without a word of HTTP."""
         with socket.create_connection(("127.0.0.1", self.node.port), PATIENCE_SECONDS) as plain:
-            plain.settimeout(20)
+            plain.settimeout(60)
             plain.sendall(preface)
             try:
                 return plain.recv(100) == b""
@@ -153,8 +153,8 @@ def haproxy(behind):
                 file.write(f"""defaults
     mode tcp
     timeout connect 5s
-    timeout client 30s
-    timeout server 30s
+    timeout client 60s
+    timeout server 60s
 frontend clients
     bind 127.0.0.1:{port}
     default_backend nodes

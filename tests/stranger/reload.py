@@ -46,8 +46,7 @@ class Alone:
     def pings(self, listener, count):
         """How many of `count` pings at once are answered, after a bucket's rest (its run of abuse is over then)."""
         time.sleep(1.1)
-        for n in range(count):
-            listener.send(type="ping", requestId=f"{count}-{n}")
+        listener.burst([{"type": "ping", "requestId": f"{count}-{n}"} for n in range(count)])
         answers = [listener.wait(lambda m, n=n: m.get("requestId") == f"{count}-{n}", "an answer")
                    for n in range(count)]
         return sum(m["type"] == "pong" for m in answers)

@@ -7,6 +7,8 @@ import socket
 import struct
 import urllib.parse
 
+from harness import PATIENCE_SECONDS
+
 MESSAGES = 80
 BODY = "x" * 50_000
 
@@ -17,7 +19,7 @@ def facts(check, cluster):
     def stalled_reader_is_refilled_and_others_still_receive():
         with socket.socket() as stalled:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-            stalled.settimeout(20)
+            stalled.settimeout(PATIENCE_SECONDS)
             stalled.connect(("127.0.0.1", a.port))
             rest = upgrade(stalled, cluster.token("slow"), "room:slow")
             with cluster.ws(a, "quick", "room:slow") as quick:
