@@ -3,7 +3,9 @@
 //!
 //! It must not know: Redis, sockets.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod table;
+
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,46 +15,15 @@ use tokio::time::Instant;
 use super::registry::LEASE;
 use super::{MemoryBroker, Node};
 use crate::application;
-use crate::presence::{self, LAST_SEEN_LIFETIME, STATUS_GAP};
+use crate::presence;
 use crate::{
     BrokerError, EventKind, Joined, Member, NodeId, POLLER_PREFIX, PresenceStore, Publish,
     UserPresence, UserStatus,
 };
 
-/// Who holds a user at a resource.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Holder {
-    Connection(ConnectionId, NodeId),
-    /// A backend, until then.
-    Backend(Option<Instant>),
-}
+pub(super) use table::Presence;
 
-/// Everything that presence keeps.
-#[derive(Default)]
-pub(super) struct Presence {
-    resources: HashMap<ChannelName, BTreeMap<UserId, Entry>>,
-    /// Boxed: as many as there are users, in a table that is half empty.
-    users: HashMap<UserId, Box<Status>>,
-    looks: HashMap<UserId, Instant>,
-    leases: HashMap<NodeId, Instant>,
-    swept: HashSet<NodeId>,
-}
-
-struct Entry {
-    member: Member,
-    holders: Vec<Holder>,
-}
-
-#[derive(Default)]
-struct Status {
-    announced: Option<UserStatus>,
-    chosen: Option<UserStatus>,
-    announced_at: Option<Instant>,
-    last_seen_ms: i64,
-    seen: Option<Instant>,
-    /// Not offline before.
-    grace: Option<Instant>,
-}
+use table::Holder;
 
 /// What a node holds, to restore it (R43).
 #[derive(Default)]
@@ -61,168 +32,6 @@ pub(super) struct Held {
     chosen: HashMap<UserId, UserStatus>,
     /// The node has tended before.
     tended: bool,
-}
-
-impl Entry {
-    fn shown(&self) -> Member {
-        let mut member = self.member.clone();
-        if self.holders.iter().any(|holder| matches!(holder, Holder::Connection(..))) {
-            member.last_seen_ms = presence::unix_ms();
-        }
-        member
-    }
-}
-
-impl Presence {
-    /// `true` if the member was not there.
-    fn hold(&mut self, resource: &ChannelName, member: &Member, holder: Holder) -> bool {
-        let entries = self.resources.entry(resource.clone()).or_default();
-        let first = !entries.contains_key(&member.id);
-        let entry = entries
-            .entry(member.id.clone())
-            .or_insert_with(|| Entry { member: member.clone(), holders: Vec::new() });
-        entry.member = member.clone();
-        entry.holders.retain(|held| !held.is_same(&holder));
-        entry.holders.push(holder);
-        first
-    }
-
-    /// The member that is gone now, if they are.
-    fn release(
-        &mut self,
-        resource: &ChannelName,
-        user: &UserId,
-        releases: impl Fn(&Holder) -> bool,
-    ) -> Option<Member> {
-        let entries = self.resources.get_mut(resource)?;
-        let entry = entries.get_mut(user)?;
-        entry.holders.retain(|holder| !releases(holder));
-        if !entry.holders.is_empty() {
-            return None;
-        }
-        let gone = entries.remove(user).map(|entry| entry.member);
-        if entries.is_empty() {
-            self.resources.remove(resource);
-        }
-        gone
-    }
-
-    fn release_everywhere(
-        &mut self,
-        releases: impl Fn(&Holder) -> bool,
-    ) -> Vec<(ChannelName, Member)> {
-        let held = |entry: &Entry| entry.holders.iter().any(&releases);
-        let found: Vec<(ChannelName, UserId)> = self
-            .resources
-            .iter()
-            .flat_map(|(resource, entries)| {
-                entries
-                    .iter()
-                    .filter(|(_, entry)| held(entry))
-                    .map(|(user, _)| (resource.clone(), user.clone()))
-            })
-            .collect();
-        found
-            .into_iter()
-            .filter_map(|(resource, user)| {
-                Some((resource.clone(), self.release(&resource, &user, &releases)?))
-            })
-            .collect()
-    }
-
-    fn everyone(&self, resource: &ChannelName) -> Vec<Member> {
-        self.resources
-            .get(resource)
-            .map(|entries| entries.values().map(Entry::shown).collect())
-            .unwrap_or_default()
-    }
-
-    fn look_at(&mut self, user: &UserId, due: Instant) {
-        let look = self.looks.entry(user.clone()).or_insert(due);
-        *look = due.min(*look);
-    }
-
-    /// What must be announced of a user, if anything; agrees to look again where that is due.
-    fn settle(
-        &mut self,
-        user: &UserId,
-        connected: bool,
-        now: Instant,
-    ) -> Option<(UserStatus, i64)> {
-        let status = self.users.get_mut(user)?;
-        if connected {
-            // The farewell was another connection's.
-            status.grace = status.grace.filter(|grace| *grace > now);
-        }
-        let grace = status.grace.filter(|grace| *grace > now && !connected);
-        let here = connected || grace.is_some();
-        let wanted =
-            if here { status.chosen.unwrap_or(UserStatus::Online) } else { UserStatus::Offline };
-        let unknown = status.announced.is_none() && wanted == UserStatus::Offline;
-        if Some(wanted) == status.announced || unknown {
-            if let Some(grace) = grace {
-                self.look_at(user, grace);
-            }
-            return None;
-        }
-        if let Some(again) =
-            status.announced_at.map(|at| at + STATUS_GAP).filter(|again| *again > now)
-        {
-            self.look_at(user, again);
-            return None;
-        }
-        let unix_ms = presence::unix_ms();
-        let mut last_seen_ms = unix_ms;
-        if wanted == UserStatus::Offline {
-            status.chosen = None;
-            match status.grace.take() {
-                Some(_) => last_seen_ms = status.last_seen_ms,
-                // Nobody said goodbye: the node died.
-                None => status.last_seen_ms = unix_ms,
-            }
-        }
-        (status.announced, status.announced_at) = (Some(wanted), Some(now));
-        if let Some(grace) = grace {
-            self.look_at(user, grace);
-        }
-        Some((wanted, last_seen_ms))
-    }
-
-    fn due(&mut self, now: Instant) -> Vec<UserId> {
-        let due: Vec<UserId> = self
-            .looks
-            .iter()
-            .filter(|(_, due)| **due <= now)
-            .map(|(user, _)| user.clone())
-            .collect();
-        for user in &due {
-            self.looks.remove(user);
-        }
-        due
-    }
-
-    fn forget_old(&mut self, now: Instant) {
-        self.users.retain(|_, status| {
-            status.announced != Some(UserStatus::Offline)
-                || status
-                    .seen
-                    .is_none_or(|seen| now.saturating_duration_since(seen) < LAST_SEEN_LIFETIME)
-        });
-    }
-}
-
-impl Holder {
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Connection(one, _), Self::Connection(other, _)) => one == other,
-            (Self::Backend(_), Self::Backend(_)) => true,
-            _ => false,
-        }
-    }
-
-    fn is_of(&self, node: &NodeId) -> bool {
-        matches!(self, Self::Connection(_, holder) if holder == node)
-    }
 }
 
 impl Node {
@@ -513,9 +322,7 @@ impl PresenceStore for MemoryBroker {
         for user in due {
             node.settle(&user, false).await?;
         }
-        let is_over =
-            |holder: &Holder| matches!(holder, Holder::Backend(Some(until)) if *until <= now);
-        let ended = shared.presence.lock().release_everywhere(is_over);
+        let ended = shared.presence.lock().release_over(now);
         for (resource, mut member) in ended {
             member.last_seen_ms = presence::unix_ms();
             node.announce_member("presence:leave", &resource, &member, None).await?;
