@@ -6,6 +6,7 @@
 //! tail, and that is all that recovery needs to join history to live messages without a gap.
 
 mod channel;
+mod delivery;
 mod shard;
 
 use std::collections::HashSet;
@@ -23,8 +24,8 @@ use crate::metrics::Metrics;
 use crate::notifications::Courier;
 
 pub use channel::{Behind, Labels, Next, Subscription, SubscriptionKey};
+pub(crate) use delivery::resync_message;
 use shard::Shard;
-pub(crate) use shard::resync_message;
 
 /// Batches waiting for a shard before the relay waits.
 const INGRESS_BATCHES_MAX: usize = 64;

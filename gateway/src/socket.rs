@@ -79,7 +79,21 @@ impl Socket {
         .inspect(|bytes| traffic::sent(*bytes))
     }
 
-    /// The same for several slices in one system call.
+    /// [`Socket::try_write`] for whoever has reason to believe that there is room: it is found out by trying, not by looking first at
+    /// what the runtime knows of the socket, which in a fan-out is in no cache.
+    ///
+    /// # Errors
+    /// As [`Socket::try_read`].
+    pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let Self::Plain(socket) = self else { return self.try_write(bytes) };
+        match socket2::SockRef::from(socket).send(bytes) {
+            // So that the runtime learns of it, and tells when there is room again.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.try_write(bytes),
+            sent => sent.inspect(|bytes| traffic::sent(*bytes)),
+        }
+    }
+
+    /// [`Socket::try_write`] for several slices in one system call.
     ///
     /// # Errors
     /// As [`Socket::try_read`].

@@ -9,9 +9,9 @@ mod event_stream;
 mod queue;
 #[cfg(test)]
 mod tests;
+mod twice;
+mod waiting;
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -20,17 +20,11 @@ use carillon_protocol::codec::gzip::Sum;
 use carillon_protocol::{CloseCode, Position};
 use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
-use queue::{Item, Queue};
+use queue::Queue;
+use twice::{Rare, TOLD_MAX, Told, hash};
 
-use crate::dispatch::{Dispatch, Dress, Medium};
+use crate::dispatch::{Dispatch, Dress};
 use crate::socket::Socket;
-
-/// Most slices in one vectored write.
-const SLICES_MAX: usize = 64;
-/// How many notification ids a connection remembers while pending ones are sent, and after.
-const TOLD_MAX: usize = 10_000;
-/// How many entity event ids a connection remembers to drop twins (R14).
-const TWINS_MAX: usize = 1024;
 
 /// Where the bytes go.
 #[derive(Debug)]
@@ -87,25 +81,6 @@ struct State {
     close: Option<CloseCode>,
     sse: Option<Box<EventStream>>,
     rare: Option<Box<Rare>>,
-}
-
-/// What only some connections need.
-#[derive(Debug, Default)]
-struct Rare {
-    /// Who pulls, waiting for something to be queued.
-    reader: Option<Waker>,
-    /// Entity events, newest last, once a connection listens to both of their channels.
-    twins: Option<VecDeque<u64>>,
-    told: Option<Told>,
-}
-
-/// What keeps a notification from coming both as pending and live.
-#[derive(Debug, Default)]
-struct Told {
-    /// Ids heard live since the connection began; `None` once all that is pending was sent.
-    heard: Option<Vec<u64>>,
-    /// Ids sent as pending whose live message may still come.
-    sent: Vec<u64>,
 }
 
 /// What the connection's task should do next.
@@ -442,175 +417,4 @@ fn signal(mut state: MutexGuard<'_, State>) {
     if let Some(task) = task {
         task.wake();
     }
-}
-
-impl State {
-    fn enqueue(&mut self, bytes: Bytes, conflate: u64) {
-        self.enqueue_summed(bytes, conflate, Sum::default());
-    }
-
-    fn enqueue_summed(&mut self, bytes: Bytes, conflate: u64, sum: Sum) {
-        self.queued_bytes += bytes.len();
-        self.queue.push_back(Item { bytes, conflate });
-        if let Some(gzip) = self.gzip() {
-            gzip.queued.push_back(sum);
-        }
-    }
-
-    /// Takes everything queued.
-    fn drain(&mut self) -> Vec<Bytes> {
-        self.queued_bytes = 0;
-        let items: Vec<Item> = self.queue.take().collect();
-        items.iter().for_each(|_| self.left());
-        items.into_iter().map(|item| item.bytes).collect()
-    }
-
-    fn enqueue_dressed(&mut self, frame: &Bytes, dress: Dress, conflate: u64) {
-        if dress.medium == Medium::Sse {
-            self.enqueue_event(frame, conflate);
-        } else {
-            self.enqueue(frame.clone(), conflate);
-        }
-    }
-
-    fn advance(&mut self, dispatch: &Dispatch) {
-        if let (Some(sse), Some(position)) = (&mut self.sse, dispatch.publication.position) {
-            sse.at(&dispatch.publication.channel, position);
-        }
-    }
-
-    fn told(&mut self) -> Option<&mut Told> {
-        self.rare.as_mut()?.told.as_mut()
-    }
-
-    fn take_reader(&mut self) -> Option<Waker> {
-        self.rare.as_mut()?.reader.take()
-    }
-
-    fn forget_told(&mut self) {
-        if let Some(rare) = &mut self.rare {
-            rare.told = None;
-            if rare.twins.is_none() && rare.reader.is_none() {
-                self.rare = None;
-            }
-        }
-    }
-
-    /// Whether this entity event was heard on its other channel. Remembers it if not.
-    fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(twins) = self.rare.as_mut().and_then(|rare| rare.twins.as_mut()) else {
-            return false;
-        };
-        if !dispatch.publication.kind.starts_with("entity:") {
-            return false;
-        }
-        use std::hash::BuildHasher;
-        let id = foldhash::fast::FixedState::default().hash_one(&dispatch.publication.id);
-        if twins.contains(&id) {
-            return true;
-        }
-        if twins.len() == TWINS_MAX {
-            twins.pop_front();
-        }
-        twins.push_back(id);
-        false
-    }
-
-    /// Whether this notification was sent as pending. Remembers it while pending ones are sent.
-    fn was_told(&mut self, dispatch: &Dispatch) -> bool {
-        let Some(told) = self.told() else { return false };
-        if !crate::notifications::is_notification(&dispatch.publication) {
-            return false;
-        }
-        let id = hash(dispatch.publication.id.as_str());
-        if let Some(at) = told.sent.iter().position(|sent| *sent == id) {
-            told.sent.swap_remove(at);
-            return true;
-        }
-        if let Some(heard) = &mut told.heard
-            && heard.len() < TOLD_MAX
-        {
-            heard.push(id);
-        }
-        false
-    }
-
-    fn drop_older(&mut self, conflate: u64) {
-        // The front item may be half written; it must stay.
-        let keep_front = usize::from(self.front_written > 0);
-        let mut index = 0;
-        let mut freed = 0;
-        let sums = self.gzip().map(|gzip| std::mem::take(&mut gzip.queued)).unwrap_or_default();
-        let (mut sums, mut kept) = (sums.into_iter(), VecDeque::new());
-        self.queue.retain(|item| {
-            let keep = index < keep_front || item.conflate != conflate;
-            index += 1;
-            freed += if keep { 0 } else { item.bytes.len() };
-            kept.extend(sums.next().filter(|_| keep));
-            keep
-        });
-        self.queued_bytes -= freed;
-        if let Some(gzip) = self.gzip() {
-            gzip.queued = kept;
-        }
-    }
-
-    /// Writes what the socket takes; whether the task must be woken.
-    fn write_to(&mut self, socket: &Socket) -> bool {
-        while !self.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-            let mut count = 0;
-            for (slice, item) in slices.iter_mut().zip(self.queue.iter()) {
-                let skip = if count == 0 { self.front_written } else { 0 };
-                *slice = IoSlice::new(&item.bytes[skip..]);
-                count += 1;
-            }
-            let written = if count == 1 {
-                socket.try_write(&slices[0])
-            } else {
-                socket.try_write_vectored(&slices[..count])
-            };
-            match written {
-                Ok(bytes) => self.written(bytes),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return self.refused(&error),
-            }
-        }
-        // Under TLS bytes may have left the queue and wait, encrypted, for room.
-        if let Err(error) = socket.try_flush() {
-            return self.refused(&error);
-        }
-        self.blocked = false;
-        self.behind
-    }
-
-    /// The socket took no more, or is no more; as [`State::write_to`].
-    fn refused(&mut self, error: &io::Error) -> bool {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return !std::mem::replace(&mut self.blocked, true);
-        }
-        self.failed = true;
-        self.queue = Queue::default();
-        self.queued_bytes = 0;
-        true
-    }
-
-    fn written(&mut self, bytes: usize) {
-        self.queued_bytes -= bytes;
-        let mut left = self.front_written + bytes;
-        while let Some(front) = self.queue.front() {
-            if left < front.bytes.len() {
-                break;
-            }
-            left -= front.bytes.len();
-            self.queue.pop_front();
-            self.left();
-        }
-        self.front_written = left;
-    }
-}
-
-fn hash(id: &str) -> u64 {
-    use std::hash::BuildHasher;
-    foldhash::fast::FixedState::default().hash_one(id)
 }

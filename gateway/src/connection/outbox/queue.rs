@@ -38,6 +38,11 @@ impl Queue {
         self.first.as_ref()
     }
 
+    /// The front, when nothing stands behind it.
+    pub(super) fn only(&self) -> Option<&Item> {
+        self.first.as_ref().filter(|_| self.others.as_ref().is_none_or(|others| others.is_empty()))
+    }
+
     pub(super) fn pop_front(&mut self) {
         self.first = self.others.as_mut().and_then(|others| others.pop_front());
         if self.first.is_none() {

@@ -4,6 +4,7 @@ use carillon_protocol::publication::Exclude;
 use carillon_protocol::{ChannelName, MessageId, Payload, Profile, Publication};
 
 use super::*;
+use crate::dispatch::Medium;
 
 const DRESS: Dress = Dress { medium: Medium::Sse, profile: Profile::Social, compressed: false };
 

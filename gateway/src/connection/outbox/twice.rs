@@ -1,0 +1,97 @@
+//! What keeps a message from coming to a connection twice: entity events on two of its channels (R14), notifications both
+//! as pending and live. Few connections have any of it.
+//!
+//! It must not know: queues, sockets.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use super::State;
+use crate::dispatch::Dispatch;
+
+/// How many notification ids a connection remembers while pending ones are sent, and after.
+pub(super) const TOLD_MAX: usize = 10_000;
+/// How many entity event ids a connection remembers to drop twins (R14).
+const TWINS_MAX: usize = 1024;
+
+/// What only some connections need.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    /// Who pulls, waiting for something to be queued.
+    pub(super) reader: Option<Waker>,
+    /// Entity events, newest last, once a connection listens to both of their channels.
+    pub(super) twins: Option<VecDeque<u64>>,
+    pub(super) told: Option<Told>,
+}
+
+/// What keeps a notification from coming both as pending and live.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Ids heard live since the connection began; `None` once all that is pending was sent.
+    pub(super) heard: Option<Vec<u64>>,
+    /// Ids sent as pending whose live message may still come.
+    pub(super) sent: Vec<u64>,
+}
+
+impl State {
+    pub(super) fn told(&mut self) -> Option<&mut Told> {
+        self.rare.as_mut()?.told.as_mut()
+    }
+
+    pub(super) fn take_reader(&mut self) -> Option<Waker> {
+        self.rare.as_mut()?.reader.take()
+    }
+
+    pub(super) fn forget_told(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.told = None;
+            if rare.twins.is_none() && rare.reader.is_none() {
+                self.rare = None;
+            }
+        }
+    }
+
+    /// Whether this entity event was heard on its other channel. Remembers it if not.
+    pub(super) fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
+        let Some(twins) = self.rare.as_mut().and_then(|rare| rare.twins.as_mut()) else {
+            return false;
+        };
+        if !dispatch.publication.kind.starts_with("entity:") {
+            return false;
+        }
+        use std::hash::BuildHasher;
+        let id = foldhash::fast::FixedState::default().hash_one(&dispatch.publication.id);
+        if twins.contains(&id) {
+            return true;
+        }
+        if twins.len() == TWINS_MAX {
+            twins.pop_front();
+        }
+        twins.push_back(id);
+        false
+    }
+
+    /// Whether this notification was sent as pending. Remembers it while pending ones are sent.
+    pub(super) fn was_told(&mut self, dispatch: &Dispatch) -> bool {
+        let Some(told) = self.told() else { return false };
+        if !crate::notifications::is_notification(&dispatch.publication) {
+            return false;
+        }
+        let id = hash(dispatch.publication.id.as_str());
+        if let Some(at) = told.sent.iter().position(|sent| *sent == id) {
+            told.sent.swap_remove(at);
+            return true;
+        }
+        if let Some(heard) = &mut told.heard
+            && heard.len() < TOLD_MAX
+        {
+            heard.push(id);
+        }
+        false
+    }
+}
+
+pub(super) fn hash(id: &str) -> u64 {
+    use std::hash::BuildHasher;
+    foldhash::fast::FixedState::default().hash_one(id)
+}
