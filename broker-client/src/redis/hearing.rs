@@ -1,21 +1,21 @@
-//! What a link hears: the wished channels, and a pub/sub connection of our own that serves them.
+//! What a link hears: a pub/sub connection of our own that serves its wishes (`hearing/wishes.rs`).
 //!
 //! The client library's push channel is unbounded and its resubscribing is not to be trusted. Here the
 //! wishes are ours; every connection begins with all of them, and only confirmed interest stands. A node that does
 //! not drain its events stops this task from reading: Redis then feels it, not our memory.
 
+mod wishes;
+
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use carillon_protocol::ChannelName;
-use foldhash::{HashMap, HashMapExt};
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
+pub(super) use wishes::{Hearing, Wish};
 
 use super::dial::Line;
 use super::endpoint::Endpoint;
@@ -36,131 +36,6 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const READ_BYTES: usize = 32 * 1024;
 /// Smaller bodies are copied: one that shares the read buffer would keep all of it alive in a hot tail.
 const SHARED_BYTES_MIN: usize = 16 * 1024;
-
-/// What a pub/sub channel is to us.
-#[derive(Clone, Debug)]
-pub(super) enum Wish {
-    Channel(ChannelName),
-    Told,
-}
-
-#[derive(Default)]
-struct State {
-    wishes: HashMap<Bytes, Wish>,
-    /// Not sent yet; `true` to hear. The last word on a channel counts.
-    changes: HashMap<Bytes, bool>,
-    waiters: Vec<oneshot::Sender<()>>,
-    connected: bool,
-    /// Somebody wished without being told that it stands: `Restored` is owed.
-    owes_audit: bool,
-    heard_at: Option<Instant>,
-}
-
-/// The wishes of a link.
-pub(super) struct Hearing {
-    state: Mutex<State>,
-    changed: Notify,
-}
-
-impl Hearing {
-    pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), changed: Notify::new() }
-    }
-
-    /// Adds wishes; completes when they stand. `None` while disconnected: the wishes are kept, and
-    /// `Restored` follows.
-    pub(super) fn wish(&self, wishes: Vec<(Bytes, Wish)>) -> Option<oneshot::Receiver<()>> {
-        let mut state = self.state.lock();
-        let connected = state.connected;
-        for (key, wish) in wishes {
-            if connected {
-                state.changes.insert(key.clone(), true);
-            }
-            state.wishes.insert(key, wish);
-        }
-        if !connected {
-            state.owes_audit = true;
-            return None;
-        }
-        let (done, stands) = oneshot::channel();
-        state.waiters.push(done);
-        drop(state);
-        self.changed.notify_one();
-        Some(stands)
-    }
-
-    /// Takes wishes over that another link had. Nobody waits for them; when channels are among them,
-    /// `Restored` follows.
-    pub(super) fn adopt(&self, wishes: Vec<(Bytes, Wish)>) {
-        if wishes.iter().any(|(_, wish)| matches!(wish, Wish::Channel(_))) {
-            drop(self.wish(wishes));
-            return;
-        }
-        let mut state = self.state.lock();
-        for (key, wish) in wishes {
-            if state.connected {
-                state.changes.insert(key.clone(), true);
-            }
-            state.wishes.insert(key, wish);
-        }
-        drop(state);
-        self.changed.notify_one();
-    }
-
-    /// A wish without anybody who must be told, for the link's whole life. The link's task runs by then and may have
-    /// connected already.
-    pub(super) fn always(&self, key: Bytes, wish: Wish) {
-        self.adopt(vec![(key, wish)]);
-    }
-
-    /// Drops wishes. What still arrives of them is not delivered.
-    pub(super) fn forget(&self, keys: impl Iterator<Item = Bytes>) {
-        let mut state = self.state.lock();
-        for key in keys {
-            if state.wishes.remove(&key).is_some() && state.connected {
-                state.changes.insert(key, false);
-            }
-        }
-        drop(state);
-        self.changed.notify_one();
-    }
-
-    /// Gives away the wishes that do not belong here any more. The server forgot them itself when it
-    /// gave the slot away.
-    pub(super) fn give_away(&self, mut stays: impl FnMut(&[u8]) -> bool) -> Vec<(Bytes, Wish)> {
-        let mut state = self.state.lock();
-        let given: Vec<_> = state.wishes.extract_if(|key, _| !stays(key)).collect();
-        for (key, _) in &given {
-            state.changes.remove(key);
-        }
-        given
-    }
-
-    /// How long ago the canary was heard.
-    pub(super) fn canary_age(&self) -> Option<Duration> {
-        self.state.lock().heard_at.map(|at| at.elapsed())
-    }
-
-    fn wish_of(&self, key: &[u8]) -> Option<Wish> {
-        self.state.lock().wishes.get(key).cloned()
-    }
-
-    fn begin(&self) -> (Vec<Bytes>, bool) {
-        let mut state = self.state.lock();
-        state.connected = true;
-        state.changes.clear();
-        (state.wishes.keys().cloned().collect(), std::mem::take(&mut state.owes_audit))
-    }
-
-    fn end(&self, owes_audit: bool) {
-        let mut state = self.state.lock();
-        state.connected = false;
-        state.changes = HashMap::new();
-        state.owes_audit |= owes_audit || !state.waiters.is_empty();
-        // Dropping them tells the callers.
-        state.waiters.clear();
-    }
-}
 
 /// Keeps a connection to wherever the link's commands go, for as long as the link lives.
 pub(super) async fn run(link: &Link) {
@@ -341,10 +216,7 @@ impl<'a> Ear<'a> {
     }
 
     fn take_changes(&mut self) -> Result<(), String> {
-        let (changes, waiters) = {
-            let mut state = self.link.hearing.state.lock();
-            (std::mem::take(&mut state.changes), std::mem::take(&mut state.waiters))
-        };
+        let (changes, waiters) = self.link.hearing.take_changes();
         let count = changes.len();
         let (hear, leave): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(_, hear)| *hear);
         for (verb, keys) in [(false, leave), (true, hear)] {
@@ -441,7 +313,7 @@ impl<'a> Ear<'a> {
 
     fn event(&self, key: &[u8], body: Bytes) -> Option<Event> {
         if key == self.canary {
-            self.link.hearing.state.lock().heard_at = Some(Instant::now());
+            self.link.hearing.canary_heard();
             self.canaries_missed.set(0);
             return None;
         }
@@ -494,21 +366,4 @@ async fn sing(link: &Link, canary: Bytes) -> bool {
     let mut command = redis::cmd("PUBLISH");
     command.arg(&canary[..]).arg("1");
     matches!(link.send(&command).await, Ok(redis::Value::Int(_)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_always_heard_is_asked_for_also_when_the_connection_was_quicker() {
-        let (early, late) = (Bytes::from_static(b"early"), Bytes::from_static(b"late"));
-        let hearing = Hearing::new();
-        hearing.always(early.clone(), Wish::Told);
-        let (begun_with, audit) = hearing.begin();
-        assert_eq!((begun_with, audit), (vec![early], false));
-        hearing.always(late.clone(), Wish::Told);
-        assert_eq!(hearing.state.lock().changes.get(&late), Some(&true));
-        assert!(hearing.wish_of(&late).is_some());
-    }
 }

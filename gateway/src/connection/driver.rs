@@ -4,7 +4,9 @@
 //! Deliveries do not pass through here: the fan-out writes to the socket itself. This task sleeps
 //! until its peer says something, the socket has room again, or somebody asks it to close.
 
-use std::cell::RefCell;
+mod goodbye;
+mod reading;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use carillon_protocol::envelope::{Correlation, ServerMessage};
-use carillon_protocol::session::{Request, Session, SessionLimits, Step};
-use carillon_protocol::websocket::{Assembler, Incoming, Opcode, close_frame, frame};
-use carillon_protocol::{ClientMessage, CloseCode, Codec, Cursor};
+use carillon_protocol::session::{Request, Session, SessionLimits};
+use carillon_protocol::websocket::Assembler;
+use carillon_protocol::{CloseCode, Cursor};
+pub use goodbye::disconnect;
 use tokio::time::Sleep;
 
 use super::Connection;
@@ -24,21 +27,12 @@ use super::welcome::Resume;
 use crate::application::calls::Queue;
 use crate::auth::Claims;
 use crate::clock;
-use crate::dispatch::Medium;
 use crate::metrics::Named;
 use crate::node::{Admitted, Node};
 use crate::socket::Socket;
 
-/// Bytes read from a socket in one go, into a buffer that the thread's connections share.
-const READ_BYTES: usize = 16 * 1024;
-/// How long a closing connection waits for its last bytes to leave.
-const GOODBYE: Duration = Duration::from_secs(3);
 /// Pause before a failed catch-up is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
-
-thread_local! {
-    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
-}
 
 /// See the module.
 pub struct Driver {
@@ -96,19 +90,6 @@ enum Awoken {
     Retry,
     /// The socket failed.
     Failed,
-}
-
-/// One thing that happened on the socket.
-enum Happening {
-    Step(Step),
-    Pong(Vec<u8>),
-    PeerClosed(Option<u16>),
-}
-
-impl Happening {
-    fn publishes(&self) -> bool {
-        matches!(self, Self::Step(Step::Perform(Request::Publish(_), _)))
-    }
 }
 
 impl Driver {
@@ -229,17 +210,6 @@ impl Driver {
         Box::pin(self.end(ending)).await;
     }
 
-    /// Performs what came with the handshake.
-    async fn perform_early(&mut self) -> Option<Ending> {
-        let mut early = self.rare.as_mut().map(|rare| std::mem::take(&mut rare.early))?;
-        if early.is_empty() {
-            return None;
-        }
-        let mut happenings = Vec::new();
-        let heard = self.hear(&mut early, &mut happenings);
-        self.perform_all(happenings, heard).await
-    }
-
     /// Drives a connection that only listens (SSE): until the peer is gone (`gone` completes) or
     /// somebody closes it. With a socket, the outbox writes to it.
     pub async fn run_listener(mut self: Box<Self>, gone: impl Future<Output = ()>) {
@@ -300,154 +270,10 @@ impl Driver {
         })
     }
 
-    /// Reads what the socket has; what is to be performed, and how that ends. `None` for nothing to do.
-    fn read(&mut self) -> Option<(Vec<Happening>, Result<(), Ending>)> {
-        let socket = self.socket.clone()?;
-        let mut happenings = Vec::new();
-        let heard = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
-            Ok(0) => Some(Err(Ending::Peer)),
-            Ok(bytes) => Some(self.hear(&mut buffer[..bytes], &mut happenings)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(_) => Some(Err(Ending::Failed)),
-        })?;
-        (!happenings.is_empty() || heard.is_err()).then_some((happenings, heard))
-    }
-
-    /// Turns bytes into happenings; pure but for the session's clock.
-    fn hear(&mut self, bytes: &mut [u8], happenings: &mut Vec<Happening>) -> Result<(), Ending> {
-        let now = clock::monotonic_ms();
-        self.connection.heard(now);
-        self.session.handle_bytes(now);
-        {
-            // A reload changes the limits of live connections too.
-            let limits = &self.node.config.load().limits;
-            self.session.handle_limit(now, limits.messages_per_second);
-            self.assembler.limit(limits.max_message_size);
-        }
-        let Medium::WebSocket(codec) = self.connection.dress.medium else { return Ok(()) };
-        let user = self.connection.user.clone();
-        let routes = self.node.routes.load();
-        let session = &mut self.session;
-        let mut unsupported = false;
-        let mut messages = 0;
-        let fed = self.assembler.feed(bytes, &mut |incoming| {
-            let mut say = |bytes: &[u8]| {
-                messages += 1;
-                let message = ClientMessage::parse(codec, bytes);
-                let user = user.as_ref().map(carillon_protocol::UserId::as_str);
-                happenings.push(Happening::Step(session.handle_message(
-                    now,
-                    clock::unix_ms(),
-                    user,
-                    &routes,
-                    message,
-                )));
-            };
-            match incoming {
-                Incoming::Text(text) if codec == Codec::Ndjson => {
-                    text.lines()
-                        .filter(|line| !line.trim().is_empty())
-                        .for_each(|line| say(line.as_bytes()));
-                }
-                Incoming::Text(text) if !codec.is_binary() => say(text.as_bytes()),
-                Incoming::Binary(bytes) if codec.is_binary() => say(bytes),
-                Incoming::Text(_) | Incoming::Binary(_) => {
-                    unsupported = true;
-                    return false;
-                }
-                Incoming::Ping(bytes) => happenings.push(Happening::Pong(bytes.to_vec())),
-                Incoming::Pong => {}
-                Incoming::Close(code) => {
-                    happenings.push(Happening::PeerClosed(code));
-                    return false;
-                }
-            }
-            true
-        });
-        self.node.metrics.heard(messages);
-        if messages > 0 {
-            self.connection.spoke(now);
-        }
-        match fed {
-            Ok(()) if unsupported => Err(Ending::Said(CloseCode::Unsupported)),
-            Ok(()) => Ok(()),
-            Err(violation) => {
-                tracing::debug!(connection = %self.connection.id, problem = violation.problem, "protocol violation");
-                Err(Ending::Said(violation.code))
-            }
-        }
-    }
-
-    async fn perform_all(
-        &mut self,
-        happenings: Vec<Happening>,
-        heard: Result<(), Ending>,
-    ) -> Option<Ending> {
-        let mut happenings = happenings.into_iter().peekable();
-        while let Some(happening) = happenings.next() {
-            match happening {
-                Happening::Pong(bytes) => {
-                    self.connection.outbox.push_raw(frame(Opcode::Pong, &bytes));
-                }
-                Happening::PeerClosed(code) => {
-                    self.connection.outbox.push_raw(close_frame(code.unwrap_or(1000), ""));
-                    self.connection.outbox.flush();
-                    return Some(Ending::Peer);
-                }
-                Happening::Step(Step::Perform(Request::Publish(first), correlation)) => {
-                    // What one read brought is published in one round trip, in order.
-                    let mut run = vec![(first, correlation)];
-                    while let Some(Happening::Step(Step::Perform(
-                        Request::Publish(next),
-                        correlation,
-                    ))) = happenings.next_if(Happening::publishes)
-                    {
-                        run.push((next, correlation));
-                    }
-                    super::requests::publish_all(self, run).await;
-                }
-                Happening::Step(step) => {
-                    if let Some(ending) = self.perform_step(step).await {
-                        return Some(ending);
-                    }
-                }
-            }
-            if self.connection.outbox.is_closing() {
-                break;
-            }
-        }
-        self.connection.outbox.flush();
-        heard.err()
-    }
-
     /// Queues a message of the server's own; an error is counted.
     pub(super) fn say(&self, message: &ServerMessage) {
         self.node.metrics.answered(message);
         self.connection.push(message);
-    }
-
-    async fn perform_step(&mut self, step: Step) -> Option<Ending> {
-        match step {
-            Step::Reply(messages) => {
-                messages.iter().for_each(|message| self.say(message));
-            }
-            Step::Perform(request, correlation) => self.perform(request, correlation).await,
-            Step::Close(code) => return Some(Ending::Said(code)),
-            Step::Goodbye => return Some(Ending::Said(CloseCode::Normal)),
-        }
-        None
-    }
-
-    /// What a message means that did not come over this connection's socket (a long poll's).
-    pub(crate) fn interpret(
-        &mut self,
-        message: Result<ClientMessage, carillon_protocol::client_message::Unreadable>,
-    ) -> Step {
-        let routes = self.node.routes.load_full();
-        let user = self.connection.user.clone();
-        let user = user.as_ref().map(carillon_protocol::UserId::as_str);
-        let (now, unix_ms) = (clock::monotonic_ms(), clock::unix_ms());
-        self.session.handle_message(now, unix_ms, user, &routes, message)
     }
 
     pub(crate) async fn perform(&mut self, request: Request, correlation: Correlation) {
@@ -469,89 +295,6 @@ impl Driver {
                 () = self.connection.outbox.woken() => {}
                 () = writable(socket), if socket.is_some() && self.connection.outbox.signals_blocked() => {}
             }
-        }
-    }
-
-    /// Takes everything back, silently: the end of a driver made with [`Driver::brief`].
-    pub(crate) fn end_brief(&mut self) {
-        self.release_subscriptions();
-        self.node.hub.detach(&self.connection.id);
-        self.node.metrics.closed(self.connection.transport, "client");
-        self.connection.outbox.fail();
-    }
-
-    /// Says goodbye where that is due, and takes everything back.
-    async fn end(mut self: Box<Self>, ending: Ending) {
-        let socket = self.socket.clone();
-        let socket = socket.as_deref();
-        let connection = Arc::clone(&self.connection);
-        let outbox = &connection.outbox;
-        if let Ending::Said(code) = ending {
-            if code.announced() {
-                connection.push(&disconnect(code));
-            }
-            if connection.transport == crate::connection::Transport::WebSocket {
-                outbox.push_raw(close_frame(code.number(), code.reason()));
-            } else {
-                outbox.push_sse_end();
-            }
-            outbox.flush();
-        }
-        self.release_subscriptions();
-        self.node.presence.ended(&connection);
-        self.node.hub.detach(&connection.id);
-        let reason = match ending {
-            Ending::Peer => "client",
-            Ending::Failed => "error",
-            Ending::Said(code) => code.reason(),
-        };
-        self.node.metrics.closed(connection.transport, reason);
-        self.node.application.lifecycle.closed(&self.node.name, &connection, reason);
-        if let (Ending::Said(_), Some(socket)) = (ending, socket) {
-            // Let the last bytes out, and wait for the peer to close first: a reset would take the
-            // close frame with it.
-            let _ = tokio::time::timeout(GOODBYE, linger(outbox, socket)).await;
-        }
-        outbox.fail();
-        if let Some(socket) = socket {
-            socket.shut();
-        }
-        tracing::debug!(connection = %connection.id, remote = ?connection.remote, reason, "connection ended");
-    }
-}
-
-/// The last message before the server closes.
-#[must_use]
-pub fn disconnect(code: CloseCode) -> ServerMessage {
-    let retry_after_ms = match code {
-        CloseCode::Draining => rand::random::<u64>() % 2_000,
-        CloseCode::Abuse => 5_000,
-        _ => 0,
-    };
-    let payload = serde_json::json!({
-        "reason": code.reason(),
-        "code": code.number(),
-        "reconnect": code.reconnect(),
-        "retry_after_ms": retry_after_ms,
-    });
-    ServerMessage::new("disconnect", &payload)
-}
-
-async fn linger(outbox: &super::outbox::Outbox, socket: &Socket) {
-    while (outbox.queued_bytes() > 0 || outbox.signals_blocked()) && !outbox.signals().failed {
-        if socket.writable().await.is_err() {
-            return;
-        }
-        outbox.flush();
-    }
-    if socket.finish().is_err() {
-        return;
-    }
-    while socket.readable().await.is_ok() {
-        match READ_BUFFER.with_borrow_mut(|rest| socket.try_read(rest)) {
-            Ok(0) => return,
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-            Ok(_) | Err(_) => {}
         }
     }
 }
