@@ -38,6 +38,20 @@ pub struct Idempotency {
     pub sender: String,
     /// `id` or `idempotency_key`.
     pub key: String,
+    /// The other of the two, where a message has both and they differ: either of them makes it a repetition.
+    pub other_key: Option<String>,
+}
+
+impl Idempotency {
+    /// Of one key.
+    #[must_use]
+    pub fn new(sender: impl Into<String>, key: impl Into<String>) -> Self {
+        Self { sender: sender.into(), key: key.into(), other_key: None }
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.key.as_str()).chain(self.other_key.as_deref())
+    }
 }
 
 /// How long a repeated key is recognised.

@@ -48,6 +48,7 @@ macro_rules! every_fact {
             many_channels_are_heard_at_once
             a_repeated_key_publishes_nothing
             a_repeated_key_without_history_publishes_nothing
+            either_of_two_keys_makes_a_repetition
             the_same_key_of_another_sender_or_channel_publishes
             a_batch_keeps_order_and_answers_in_order
             concurrent_publishers_leave_no_hole_and_all_nodes_hear_one_order

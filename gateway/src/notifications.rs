@@ -174,11 +174,8 @@ async fn publish_to(
             let mut request =
                 to_user(node, user, NOTIFICATION, payload.clone(), Exclude::default())?;
             request.publication.id = message.clone();
-            request.idempotency = Some(Idempotency {
-                // No caller's key begins so: see `Caller::sender_key`.
-                sender: "n:notifications".to_owned(),
-                key: id.as_str().to_owned(),
-            });
+            // No caller's key begins so: see `Caller::sender_key`.
+            request.idempotency = Some(Idempotency::new("n:notifications", id.as_str()));
             Some(request)
         })
         .collect();

@@ -16,6 +16,8 @@ pub struct ClientMessage {
     pub channel: Option<Box<str>>,
     /// Opaque payload; `null` when absent.
     pub payload: Payload,
+    /// The new token of `auth`, where it stands beside the type.
+    pub token: Option<Box<str>>,
     /// `ack_id` and `requestId`.
     pub correlation: Correlation,
 }
@@ -44,7 +46,8 @@ impl ClientMessage {
         let read = match document.problem {
             None => Self::from_fields(document.fields, correlation.clone()),
             Some(problem) => {
-                Err(Refusal::new(ErrorCode::InvalidMessage, "The message cannot be read")
+                let message = format!("The message cannot be read: {}", problem.reason);
+                Err(Refusal::new(ErrorCode::InvalidMessage, message)
                     .with("reason", problem.reason)
                     .with("at", format!("byte {}", problem.byte)))
             }
@@ -54,18 +57,22 @@ impl ClientMessage {
 
     fn from_fields(fields: strict::Fields<'_>, correlation: Correlation) -> Result<Self, Refusal> {
         let Some(kind) = text(&fields.kind, "type", ID_BYTES_MAX)? else {
-            return Err(invalid("Message type is required", "type"));
+            return Err(Refusal::new(ErrorCode::InvalidMessage, "Message type is required")
+                .with("field", "type"));
         };
         text(&fields.ack_id, "ack_id", ID_BYTES_MAX)?;
         text(&fields.request_id, "requestId", ID_BYTES_MAX)?;
         let id = text(&fields.id, "id", ID_BYTES_MAX)?;
         // Too long a channel is told by the channel's own rule; here only the shape counts.
         let channel = text(&fields.channel, "channel", usize::MAX)?;
+        // No business of other types: there it is an unknown field.
+        let token = if &*kind == "auth" { text(&fields.token, "token", usize::MAX)? } else { None };
         Ok(Self {
             kind,
             id,
             channel,
             payload: fields.payload.unwrap_or(Payload::NULL),
+            token,
             correlation,
         })
     }
@@ -84,8 +91,9 @@ fn text(
 ) -> Result<Option<Box<str>>, Refusal> {
     match field {
         strict::Field::Absent | strict::Field::Null => Ok(None),
-        strict::Field::Text(text) if text.is_empty() || text.len() > bytes_max => {
-            Err(invalid("must be 1 to 256 bytes", name))
+        strict::Field::Text(text) if text.is_empty() => Err(invalid("must not be empty", name)),
+        strict::Field::Text(text) if text.len() > bytes_max => {
+            Err(invalid("must be at most 256 bytes", name))
         }
         strict::Field::Text(text) if text.chars().any(char::is_control) => {
             Err(invalid("must not hold control characters", name))
@@ -95,6 +103,6 @@ fn text(
     }
 }
 
-fn invalid(message: &'static str, field: &'static str) -> Refusal {
-    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field)
+fn invalid(what: &'static str, field: &'static str) -> Refusal {
+    Refusal::new(ErrorCode::InvalidMessage, format!("{field} {what}")).with("field", field)
 }

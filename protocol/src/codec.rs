@@ -10,6 +10,7 @@ mod tests;
 
 pub use json::{push_json_string, write_json};
 pub use msgpack::write_msgpack;
+pub(crate) use msgpack::{Member, msgpack_map};
 pub use sse::{write_sse, write_sse_body};
 
 use crate::Payload;

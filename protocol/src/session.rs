@@ -8,6 +8,7 @@
 //! It must not know: sockets, the hub, Redis, configuration files.
 
 mod body;
+mod draft;
 mod rate;
 mod routes;
 #[cfg(test)]
@@ -277,7 +278,7 @@ fn meaning(
                 "online" => Status::Online,
                 "away" => Status::Away,
                 "busy" => Status::Busy,
-                _ => return Err(wrong("status is one of online, away, busy", "payload.status")),
+                _ => return Err(wrong("is one of online, away, busy", "payload.status")),
             };
             Meaning::Request(Request::SetStatus(status))
         }
@@ -285,7 +286,10 @@ fn meaning(
             Meaning::Request(Request::NotificationRead(body.required_text("notification_id")?))
         }
         "notification_read_all" => Meaning::Request(Request::NotificationReadAll),
-        "auth" => Meaning::Request(Request::Authenticate(body.required_text("token")?)),
+        "auth" => Meaning::Request(Request::Authenticate(match &message.token {
+            Some(token) => token.clone(),
+            None => body.required_text("token")?,
+        })),
         kind if is_reserved(kind) => {
             return Err(Refusal::new(ErrorCode::Forbidden, "This type is the server's")
                 .with("type", kind.to_owned()));
@@ -377,8 +381,10 @@ fn timestamp(unix_ms: i64) -> serde_json::Value {
     serde_json::json!({"timestamp": crate::time::rfc3339(unix_ms)})
 }
 
-fn wrong(message: &'static str, field: impl Into<String>) -> Refusal {
-    Refusal::new(ErrorCode::InvalidMessage, message).with("field", field.into())
+/// A field and what is the matter with it, which together make the sentence.
+fn wrong(what: &str, field: impl Into<String>) -> Refusal {
+    let field = field.into();
+    Refusal::new(ErrorCode::InvalidMessage, format!("{field} {what}")).with("field", field)
 }
 
 fn channel_name(text: &str) -> Result<ChannelName, Refusal> {

@@ -123,6 +123,21 @@ def facts(check, cluster):
                 ack = one.wait(lambda m: m.get("ack_id") == "a")
                 assert ack["type"] == "ack" and ack["payload"]["status"] == "success", (message, ack)
 
+    def routed():
+        room = "conversation:packed"
+        with Packed(cluster, a, "rou") as sender, Packed(cluster, b, "rea", channel=room) as packed, cluster.ws(c, "txt", room) as text:
+            packed.wait(lambda m: m["type"] == "subscribed" and m["channel"] == room)
+            for kind, heard_as, payload in [
+                ("typing_start", "typing_start", {"cursor": {"at": RAW, "f": 1.0}}), ("read_receipt", "read_receipt", {"mark": RAW}),
+                ("chat:send", "chat:message", {"text": RAW}), ("chat:message", "chat:message", {"text": RAW, "userId": "forged"}),
+            ]:
+                sender.send({"type": kind, "channel": room, "payload": payload})
+                binary, plain = packed.wait(lambda m: m["type"] == heard_as)["payload"], text.wait_type(heard_as)["payload"]
+                came = {name: value for name, value in payload.items() if name != "userId"}
+                assert {name: binary[name] for name in came} == came, (kind, binary)
+                assert as_json(binary) == plain, (kind, binary, plain)
+                assert "rou" in (binary.get("user_id"), binary.get("userId")), (kind, binary)
+
     def garbled():
         deep = "x"
         for _ in range(130):
@@ -150,6 +165,7 @@ def facts(check, cluster):
         assert json.loads(fields["data"])["payload"] == as_json(PAYLOAD), fields
 
     check("a packed payload reaches all profiles as binary, JSON, streams, polls and history as base64", every_reader)
+    check("what the server writes its sender into stays binary: routes, relays, receipts", routed)
     check("what JSON and backends say reaches MessagePack whole", what_json_said)
     check("every request is answered in MessagePack, with both correlations", every_request)
     check("garbled MessagePack is INVALID_MESSAGE and says where; the connection lives on", garbled)

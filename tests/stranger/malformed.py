@@ -439,6 +439,13 @@ def facts(check, cluster):
         check(f"handshake: {what} is {statuses[0]}", raw_request,
               upgrade(f"/ws?token={token}", changes), statuses)
 
+    def version_is_named():
+        with raw(b, upgrade(f"/ws?token={token}", {"Sec-WebSocket-Version": "8"})) as connection:
+            head = connection.recv(65536).lower()
+        assert b"\r\nsec-websocket-version: 13\r\n" in head, head
+
+    check("handshake: an answer to another version names ours", version_is_named)
+
     def request_ids():
         key = {"X-API-Key": cluster.keys.api_key}
         sane = call(a, "GET", "/stats", None, {**key, "X-Request-Id": "trace-1"})

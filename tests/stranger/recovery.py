@@ -42,6 +42,17 @@ def facts(check, cluster):
                 heard = [p for p in again.payloads() if p.startswith(letter)]
                 assert heard == [f"{letter}{n}" for n in range(1, 21)] + [f"{letter}-end"], heard
 
+    def a_cursor_is_answered_once():
+        for profile in ("social", "uno", "dnr", "excore"):
+            with cluster.sse(a, "ivo", "room:r9") as one:
+                cluster.publish(b, "room:r9", profile)
+                one.wait_payload(profile)
+                cursor = one.heard[-1]["_id"]
+            with cluster.ws(c, "ivo", "room:r9", since=cursor, profile=profile) as again:
+                again.request(type="ping")
+                told = [(m["channel"], m["payload"]["recovered"]) for m in again.heard if m.get("type") == "subscribed"]
+                assert sorted(told) == [("notifications", True), ("room:r9", True)], (profile, told)
+
     def forged_tag_is_told():
         with cluster.ws(a, "cat", "room:r4") as one:
             cluster.publish(b, "room:r4", 0), cluster.publish(b, "room:r4", 1)
@@ -64,7 +75,10 @@ def facts(check, cluster):
         assert cluster.post(b, "/publish/batch", {"messages": messages}).status == 200
         with cluster.ws(c, "eve") as again:
             answer = resume(again, "topic:r6", since)
-            assert answer["recovered"] is False, answer
+            assert answer["recovered"] is False and answer["reason"] == "trimmed" and answer["offset"] == 301, answer
+            cluster.publish(b, "topic:r6", "live")
+            again.wait_payload("live")
+            assert again.payloads() == ["live"], again.payloads()
 
     def killed_node_loses_nothing():
         with cluster.ws(a, "fay", "room:r7") as one, cluster.ws(b, "gus", "room:r7") as witness:
@@ -94,6 +108,7 @@ def facts(check, cluster):
           position_recovers_on_another_node)
     check("Last-Event-ID recovers all channels of a stream on another node",
           cursor_recovers_all_channels_of_a_stream)
+    check("every channel of a cursor is answered by one subscribed, in every profile", a_cursor_is_answered_once)
     check("a position with another tag is told to be a fork", forged_tag_is_told)
     check("a position of another epoch is not recovered silently", foreign_epoch_is_told)
     check("trimmed history is told", trimmed_history_is_told)

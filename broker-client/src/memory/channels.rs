@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::ear::{Ear, Full, Kept, Room};
 use super::log::Log;
 use crate::broker::IDEMPOTENCY_WINDOW;
-use crate::{Event, HistoryPage, HistoryQuery, Idempotency, Publish, Receipt, Retention};
+use crate::{Event, HistoryPage, HistoryQuery, Publish, Receipt, Retention};
 
 const SHARDS: usize = 64;
 
@@ -47,7 +47,7 @@ pub(super) struct Attempt {
     channel: ChannelName,
     publication: Option<Publication>,
     retention: Option<Retention>,
-    key: Option<Arc<ReceiptKey>>,
+    keys: SmallVec<[Arc<ReceiptKey>; 1]>,
     /// Places awaited so far.
     pub(super) kept: Kept,
 }
@@ -55,11 +55,14 @@ pub(super) struct Attempt {
 impl Attempt {
     pub(super) fn new(request: Publish) -> Self {
         let channel = request.publication.channel.clone();
-        let key = request.idempotency.map(|Idempotency { sender, key }| {
-            Arc::new(ReceiptKey { channel: channel.clone(), sender, key })
-        });
+        let once = request.idempotency.iter();
+        let keys =
+            once.flat_map(|once| once.keys().map(|key| (once.sender.clone(), key.to_owned())));
+        let keys = keys
+            .map(|(sender, key)| Arc::new(ReceiptKey { channel: channel.clone(), sender, key }))
+            .collect();
         let publication = Some(request.publication);
-        Self { channel, publication, retention: request.retention, key, kept: Kept::new() }
+        Self { channel, publication, retention: request.retention, keys, kept: Kept::new() }
     }
 }
 
@@ -92,7 +95,7 @@ impl Channels {
     pub(super) fn publish(&self, attempt: &mut Attempt) -> Result<Receipt, Arc<Ear>> {
         let now = Instant::now();
         let mut shard = self.shard(&attempt.channel, now);
-        if let Some(first) = attempt.key.as_ref().and_then(|key| shard.receipts.find(key, now)) {
+        if let Some(first) = attempt.keys.iter().find_map(|key| shard.receipts.find(key, now)) {
             return Ok(first);
         }
         if attempt.retention.is_some() && !shard.channels.contains_key(&attempt.channel) {
@@ -102,7 +105,7 @@ impl Channels {
             Some(channel) => channel.publish(attempt, now)?,
             None => receipt(attempt.publication.as_ref().expect("published once"), None),
         };
-        if let Some(key) = attempt.key.take() {
+        for key in std::mem::take(&mut attempt.keys) {
             shard.receipts.keep(key, receipt.clone(), now);
         }
         Ok(receipt)

@@ -242,7 +242,7 @@ async fn a_fork_reuses_offsets_with_other_tags_in_the_same_epoch() {
 async fn a_repeated_key_is_recognised_for_five_minutes() {
     let (broker, _events) = listening(&MemoryCluster::new()).await;
     let keyed = || {
-        let idempotency = Idempotency { sender: "user:ada".to_owned(), key: "k".to_owned() };
+        let idempotency = Idempotency::new("user:ada", "k");
         Publish { idempotency: Some(idempotency), ..publish("m") }
     };
     assert!(!broker.publish(keyed()).await.expect("published").duplicate);
@@ -286,7 +286,7 @@ async fn receipts_are_lost_with_what_they_are_for() {
     let cluster = MemoryCluster::new();
     let (broker, _events) = listening(&cluster).await;
     let keyed = |key: &str| {
-        let idempotency = Idempotency { sender: "user:ada".to_owned(), key: key.to_owned() };
+        let idempotency = Idempotency::new("user:ada", key);
         Publish { idempotency: Some(idempotency), ..publish(key) }
     };
     broker.publish(keyed("kept")).await.expect("published");

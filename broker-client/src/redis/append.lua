@@ -1,13 +1,14 @@
 #!lua
 -- Append and publish in one step: the first part of publish.lua and publish_many.lua. Without flags Redis refuses the whole
 -- script when it may not write (OOM, READONLY, NOREPLICAS): nothing is published that history does not hold.
--- Keys: meta ("epoch" (8), "tag" (8), "offset size"), history, pub/sub channel, and `once` where a key of idempotency was given.
+-- Keys: meta ("epoch" (8), "tag" (8), "offset size"), history, pub/sub channel, and `once` where a key of idempotency was given,
+-- `also` where there is a second.
 -- Answers epoch, tag, "offset"; for a repetition "!", epoch, tag, "offset id" of the first
 -- Local names and few string operations: Lua itself costs more here than the calls.
 local call = redis.call
-local function append(meta_key, history, heard, once, body, tag, fresh, size, age, lifetime, verb, id, window, time)
+local function append(meta_key, history, heard, once, body, tag, fresh, size, age, lifetime, verb, id, window, time, also)
   if once then
-    local first = call('GET', once)
+    local first = call('GET', once) or also and call('GET', also)
     if first then return '!' .. first end
   end
   local meta = call('GET', meta_key)
@@ -42,6 +43,7 @@ local function append(meta_key, history, heard, once, body, tag, fresh, size, ag
     end
   end
   if once then call('SET', once, position .. ' ' .. id, 'PX', window) end
+  if also then call('SET', also, position .. ' ' .. id, 'PX', window) end
   call(verb, heard, number .. ' ' .. epoch .. ' ' .. tag .. ' ' .. previous .. ' ' .. body)
   return position
 end

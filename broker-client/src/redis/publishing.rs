@@ -14,12 +14,16 @@ use crate::{BrokerError, Publish, Receipt, Retention};
 /// Publications in one script: some 130 µs of Redis, which serves others between two of them.
 const TOGETHER_MAX: usize = 16;
 
+/// Keys of idempotency: of the message id, of the caller's key, or of both.
+type Once = SmallVec<[String; 1]>;
+
 /// What the scripts are told of a publication that history keeps.
 struct Kept<'a> {
     meta: String,
     history: String,
     heard: String,
-    once: Option<String>,
+    /// Keys of idempotency.
+    once: Once,
     body: Vec<u8>,
     tag: Tag,
     size: u32,
@@ -46,9 +50,11 @@ fn kept<'a>(names: &Names, request: &'a Publish, retention: Retention) -> Kept<'
     }
 }
 
-fn once(names: &Names, request: &Publish) -> Option<String> {
-    let once = request.idempotency.as_ref()?;
-    Some(names.idempotency(&request.publication.channel, &once.sender, &once.key))
+fn once(names: &Names, request: &Publish) -> Once {
+    let channel = &request.publication.channel;
+    let keys =
+        request.idempotency.iter().flat_map(|once| once.keys().map(|key| (&once.sender, key)));
+    keys.map(|(sender, key)| names.idempotency(channel, sender, key)).collect()
 }
 
 fn window_ms() -> u64 {
@@ -60,30 +66,28 @@ fn alone(layout: &Layout, names: &Names, request: &Publish) -> Cmd {
     let verb = layout.publish_verb();
     if let Some(retention) = request.retention {
         let one = kept(names, request, retention);
-        let mut keys: SmallVec<[&str; 4]> = smallvec![&*one.meta, &*one.history, &*one.heard];
-        keys.extend(one.once.as_deref());
+        let mut keys: SmallVec<[&str; 5]> = smallvec![&*one.meta, &*one.history, &*one.heard];
+        keys.extend(one.once.iter().map(String::as_str));
         let mut command = scripts::PUBLISH.call(&keys);
         command.arg(&one.body[..]).arg(one.tag.as_str()).arg(random_epoch().as_str());
         command.arg(one.size).arg(one.age_ms).arg(one.lifetime_ms).arg(verb);
-        if one.once.is_some() {
+        if !one.once.is_empty() {
             command.arg(one.id.as_str()).arg(window_ms());
         }
         return command;
     }
     let heard = names.publications(&request.publication.channel);
     let body = [WITHOUT_HISTORY, &request.publication.to_body()].concat();
-    match once(names, request) {
-        Some(key) => {
-            let mut command = scripts::PUBLISH_ONCE.call(&[&key, &heard]);
-            command.arg(body).arg(window_ms()).arg(request.publication.id.as_str()).arg(verb);
-            command
-        }
-        None => {
-            let mut command = Cmd::new();
-            command.arg(verb).arg(heard).arg(body);
-            command
-        }
+    let once = once(names, request);
+    if once.is_empty() {
+        let mut command = Cmd::new();
+        command.arg(verb).arg(heard).arg(body);
+        return command;
     }
+    let keys = std::iter::once(&*heard).chain(once.iter().map(String::as_str));
+    let mut command = scripts::PUBLISH_ONCE.call(&keys.collect::<SmallVec<[&str; 3]>>());
+    command.arg(body).arg(window_ms()).arg(request.publication.id.as_str()).arg(verb);
+    command
 }
 
 /// The command of several that history keeps.
@@ -91,14 +95,14 @@ fn together(layout: &Layout, all: &[Kept<'_>]) -> Cmd {
     let mut keys: Vec<&str> = Vec::with_capacity(all.len() * 4);
     for one in all {
         keys.extend([&*one.meta, &*one.history, &*one.heard]);
-        keys.extend(one.once.as_deref());
+        keys.extend(one.once.first().map(String::as_str));
     }
     let mut command = scripts::PUBLISH_MANY.call(&keys);
     command.arg(random_epoch().as_str()).arg(layout.publish_verb()).arg(window_ms());
     for one in all {
         command.arg(&one.body[..]).arg(one.tag.as_str());
         command.arg(one.size).arg(one.age_ms).arg(one.lifetime_ms);
-        command.arg(one.once.as_ref().map_or("", |_| one.id.as_str()));
+        command.arg(one.once.first().map_or("", |_| one.id.as_str()));
     }
     command
 }
@@ -111,20 +115,27 @@ fn divide(layout: &Layout, requests: &[Publish]) -> Vec<(Place, Vec<usize>)> {
     let mut open: Vec<usize> = Vec::new();
     for (index, request) in requests.iter().enumerate() {
         let place = layout.place(request.publication.channel.as_str());
+        let joins = may_join(request);
         let joined = open.iter().position(|at| groups[*at].0.is_same_server(&place));
         if let Some(at) = joined {
-            if request.retention.is_some() && groups[open[at]].1.len() < TOGETHER_MAX {
+            if joins && groups[open[at]].1.len() < TOGETHER_MAX {
                 groups[open[at]].1.push(index);
                 continue;
             }
             open.swap_remove(at);
         }
-        if request.retention.is_some() && !layout.is_cluster() {
+        if joins && !layout.is_cluster() {
             open.push(groups.len());
         }
         groups.push((place, vec![index]));
     }
     groups
+}
+
+/// Whether a request may go with others. The script for many knows one key of idempotency for each.
+fn may_join(request: &Publish) -> bool {
+    let two_keys = request.idempotency.as_ref().is_some_and(|once| once.other_key.is_some());
+    request.retention.is_some() && !two_keys
 }
 
 /// Reads what the scripts answer.

@@ -108,6 +108,42 @@ pub(crate) async fn a_repeated_key_without_history_publishes_nothing(make: &impl
     assert_eq!(node.heard_publication().await.id.as_str(), "m3");
 }
 
+pub(crate) async fn either_of_two_keys_makes_a_repetition(make: &impl Fixture) {
+    let node = make.join().await;
+    for (name, ready) in [("room:kept", kept as fn(&_, &_) -> _), ("room:fleeting", fleeting)] {
+        let name = channel(name);
+        let one = |id: &str, key: &str| keyed(ready(&name, id), "key:backend", key);
+        let two = |id: &str, key: &str| {
+            let mut request = one(id, key);
+            request.idempotency.as_mut().unwrap().other_key = Some(id.to_owned());
+            request
+        };
+        let first = node.broker.publish(two("m1", "k1")).await.unwrap();
+        assert!(!first.duplicate);
+        for repeated in [two("m1", "k2"), two("m3", "k1"), one("m4", "m1")] {
+            let again = node.broker.publish(repeated).await.unwrap();
+            assert_eq!((again.id.as_str(), again.duplicate), ("m1", true));
+            assert_eq!(again.position, first.position);
+        }
+        let batch = vec![
+            one("m7", "m7"),
+            two("m8", "m7"),
+            two("m9", "k9"),
+            one("m10", "k9"),
+            one("m11", "m11"),
+        ];
+        let batch = node.broker.publish_batch(batch).await.into_iter().map(Result::unwrap);
+        let told: Vec<_> =
+            batch.map(|receipt| (receipt.id.to_string(), receipt.duplicate)).collect();
+        let expected = [("m7", false), ("m7", true), ("m9", false), ("m9", true), ("m11", false)];
+        assert_eq!(told, expected.map(|(id, duplicate)| (id.to_owned(), duplicate)));
+        // A repetition takes no key.
+        for new in [one("m5", "k2"), one("m6", "m3")] {
+            assert!(!node.broker.publish(new).await.unwrap().duplicate);
+        }
+    }
+}
+
 pub(crate) async fn the_same_key_of_another_sender_or_channel_publishes(make: &impl Fixture) {
     let node = make.join().await;
     let (name, other) = (channel("room:a"), channel("room:b"));

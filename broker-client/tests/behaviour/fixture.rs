@@ -132,7 +132,7 @@ pub(crate) fn fleeting(channel: &ChannelName, id: &str) -> Publish {
 
 /// The same publish under an idempotency key.
 pub(crate) fn keyed(publish: Publish, sender: &str, key: &str) -> Publish {
-    let idempotency = Some(Idempotency { sender: sender.to_owned(), key: key.to_owned() });
+    let idempotency = Some(Idempotency::new(sender, key));
     Publish { idempotency, ..publish }
 }
 

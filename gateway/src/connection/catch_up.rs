@@ -172,6 +172,13 @@ impl Driver {
             Beginning::Since(since, _) => {
                 let bridge = Bridge::judge(&since, &page);
                 self.node.metrics.recovered(bridge == Bridge::Whole);
+                if bridge == Bridge::Trimmed {
+                    // The same history: delivery begins at its top (R21), which this node may not have heard yet.
+                    let (top, reason) = (page.top, Err(bridge.reason()));
+                    self.say_subscribed(named, traits, Some(top), reason, 0, correlation);
+                    self.catch_up(&named.channel, top, true).await;
+                    return Ok(());
+                }
                 if bridge != Bridge::Whole {
                     let hub = self.node.hub.clone();
                     hub.go_live(&self.connection.id, &named.channel, key, |position| {

@@ -160,7 +160,8 @@ impl Driver {
         if profile != Profile::Dnr {
             self.connection.push(&welcome(&self.connection, position));
         }
-        if matches!(profile, Profile::Uno | Profile::Dnr) {
+        // Where it resumes, the answer to that says where it stands.
+        if matches!(profile, Profile::Uno | Profile::Dnr) && !resumes {
             self.connection.push(&subscribed(NOTIFICATIONS, traits, position, Err("fresh"), 0));
         }
     }

@@ -98,7 +98,7 @@ impl PublishLimits {
         let mut rates = self.rates.lock();
         let remaining = rates.get_mut(channel).map_or(u64::from(per_second), |rate| {
             rate.adjust(per_second, now);
-            rate.refill(now);
+            // As the last publish left it: what flowed in since would hide the publish that is being answered.
             rate.remaining()
         });
         RateState { limit: per_second, remaining }
@@ -243,8 +243,15 @@ impl Node {
             })?,
             None => crate::ids::message_id(),
         };
-        let key = outgoing.idempotency_key.or(outgoing.id);
-        let idempotency = key.map(|key| Idempotency { sender: outgoing.sender, key: key.into() });
+        let (key, other_key) = match (outgoing.idempotency_key, outgoing.id) {
+            (Some(key), id) => (Some(key), id),
+            (None, id) => (id, None),
+        };
+        let idempotency = key.map(|key| Idempotency {
+            sender: outgoing.sender,
+            other_key: other_key.filter(|other| *other != key).map(Into::into),
+            key: key.into(),
+        });
         let retention = if outgoing.history { found.namespace.retention } else { None };
         Ok(Publish {
             publication: Publication {

@@ -31,6 +31,10 @@ use crate::socket::Socket;
 /// RFC 6455 section 1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
+/// The detail that names the header of a handshake that is wrong.
+const HEADER: &str = "header";
+const VERSION: &str = "Sec-WebSocket-Version";
+
 /// What a WebSocket at `/ws/{name}` is counted as when its name is not configured (R19).
 const OTHER: &str = "other";
 
@@ -85,7 +89,15 @@ async fn serve(
         Some(Refused(refusal)) => Err(refusal),
         None => accept(node, request, profile, name).await,
     };
-    accepted.unwrap_or_else(|refusal| ApiError::from(refusal).into_response())
+    accepted.unwrap_or_else(|refusal| {
+        let is_version = refusal.details.get(HEADER).is_some_and(|header| header == VERSION);
+        let mut response = ApiError::from(refusal).into_response();
+        if is_version {
+            // RFC 6455, 4.2.2: which one would do.
+            response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        response
+    })
 }
 
 async fn accept(
@@ -271,7 +283,7 @@ fn upgrade_key<'h>(method: &Method, headers: &'h HeaderMap) -> Result<&'h str, R
         return Err(bad_handshake("Upgrade"));
     }
     if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        return Err(bad_handshake("Sec-WebSocket-Version"));
+        return Err(bad_handshake(VERSION));
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok()).unwrap_or_default();
     let nonce = base64::engine::general_purpose::STANDARD.decode(key).unwrap_or_default();
@@ -283,7 +295,7 @@ fn upgrade_key<'h>(method: &Method, headers: &'h HeaderMap) -> Result<&'h str, R
 
 fn bad_handshake(header: &'static str) -> Refusal {
     Refusal::new(ErrorCode::InvalidMessage, "Not a WebSocket handshake of version 13")
-        .with("header", header)
+        .with(HEADER, header)
 }
 
 fn accept_key(key: &str) -> String {

@@ -10,7 +10,7 @@ use rmp::encode::{
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::time::rfc3339;
-use crate::{Envelope, Profile};
+use crate::{Envelope, Payload, Profile};
 
 /// Appends the envelope as one MessagePack map. Field names, presence and order as in JSON.
 ///
@@ -69,6 +69,30 @@ pub fn write_msgpack(envelope: &Envelope<'_>, profile: Profile, out: &mut Vec<u8
             text(out, id);
         }
     }
+}
+
+/// One value of a map in the making.
+pub(crate) enum Member<'a> {
+    /// To be transcoded.
+    Json(Payload),
+    /// MessagePack already.
+    Original(&'a [u8]),
+}
+
+/// A map of its members.
+pub(crate) fn msgpack_map<'a>(
+    members: impl ExactSizeIterator<Item = (&'a str, Member<'a>)>,
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    map_len(&mut out, members.len());
+    for (name, member) in members {
+        text(&mut out, name);
+        match member {
+            Member::Json(payload) => push_json(&mut out, payload.json()),
+            Member::Original(bytes) => out.extend_from_slice(bytes),
+        }
+    }
+    out
 }
 
 fn optional_field(out: &mut Vec<u8>, name: &str, value: Option<&str>) {

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use crate::Payload;
 
 pub(crate) use json::{compact_json, read_json};
-pub(crate) use msgpack::read_msgpack;
+pub(crate) use msgpack::{binary_members, read_msgpack};
 
 /// Deepest nesting of arrays and objects, the document itself counted.
 pub(crate) const DEPTH_MAX: usize = 128;
@@ -25,6 +25,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) channel: Field<'a>,
     pub(crate) ack_id: Field<'a>,
     pub(crate) request_id: Field<'a>,
+    pub(crate) token: Field<'a>,
     pub(crate) payload: Option<Payload>,
 }
 
@@ -36,6 +37,7 @@ impl<'a> Fields<'a> {
             "channel" => &mut self.channel,
             "ack_id" => &mut self.ack_id,
             "requestId" => &mut self.request_id,
+            "token" => &mut self.token,
             _ => return None,
         })
     }

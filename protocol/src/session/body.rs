@@ -35,8 +35,8 @@ impl<'a> Body<'a> {
         }
         match self.field("channel") {
             Some(Value::String(channel)) => channel_name(channel),
-            Some(_) => Err(wrong("channel must be a string", "payload.channel")),
-            None => Err(wrong("channel is required", "channel")),
+            Some(_) => Err(wrong("must be a string", "payload.channel")),
+            None => Err(wrong("is required", "channel")),
         }
     }
 
@@ -45,7 +45,7 @@ impl<'a> Body<'a> {
         if channel.as_str().strip_prefix("presence:").is_some_and(|resource| !resource.is_empty()) {
             Ok(channel)
         } else {
-            Err(wrong("presence is announced on presence:{resource}", "channel"))
+            Err(wrong("must be presence:{resource}, where presence is announced", "channel"))
         }
     }
 
@@ -86,12 +86,12 @@ impl<'a> Body<'a> {
         let tag = match since.get("tag") {
             None | Some(Value::Null) => None,
             Some(Value::String(tag)) => Some(tag.as_str()),
-            Some(_) => return Err(wrong("tag must be a string", "payload.since.tag")),
+            Some(_) => return Err(wrong("must be a string", "payload.since.tag")),
         };
         match (offset, epoch) {
             (Some(offset), Some(epoch)) => Ok(Some(Since::new(epoch, offset, tag))),
-            (None, _) => Err(wrong("offset must be a whole number", "payload.since.offset")),
-            (_, None) => Err(wrong("epoch must be a string", "payload.since.epoch")),
+            (None, _) => Err(wrong("must be a whole number", "payload.since.offset")),
+            (_, None) => Err(wrong("must be a string", "payload.since.epoch")),
         }
     }
 }

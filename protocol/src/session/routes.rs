@@ -5,6 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::ClientPublish;
+use super::draft::Draft;
 use crate::channel::escape_segment;
 use crate::envelope::Refusal;
 use crate::{ChannelName, ClientMessage, ErrorCode, Payload};
@@ -151,12 +152,13 @@ impl Routes {
         if !says_who {
             return None;
         }
-        let Value::Object(mut fields) = payload.to_value() else { return None };
+        let Value::Object(fields) = payload.to_value() else { return None };
         let before = fields.clone();
+        let mut draft = Draft::keeping(payload, fields);
         for name in SENDER_FIELDS {
-            sign(&mut fields, name, user);
+            sign(&mut draft, name, user);
         }
-        (fields != before).then(|| Payload::of(&fields))
+        (*draft.fields() != before).then(|| draft.finish())
     }
 
     /// The row for a type.
@@ -177,24 +179,24 @@ impl Route {
         let channel = target(message, payload)?;
         let mut outgoing = if self.payload.is_empty() {
             match payload {
-                Value::Object(fields) => fields.clone(),
-                Value::Null => Map::new(),
-                _ => return Err(super::wrong("payload must be an object", "payload")),
+                Value::Object(fields) => Draft::keeping(&message.payload, fields.clone()),
+                Value::Null => Draft::default(),
+                _ => return Err(super::wrong("must be an object", "payload")),
             }
         } else {
-            Map::new()
+            Draft::empty(&message.payload)
         };
         for (field, template) in self.payload.iter().chain(&self.overwrite) {
             match fill(template, &channel, payload, sender) {
-                Some(value) => outgoing.insert(field.clone(), value),
+                Some(value) => put(&mut outgoing, field, template, value),
                 None => outgoing.remove(field),
-            };
+            }
         }
         for (field, template) in &self.fill {
-            if outgoing.get(field).is_none_or(Value::is_null)
+            if outgoing.fields().get(field).is_none_or(Value::is_null)
                 && let Some(value) = fill(template, &channel, payload, sender)
             {
-                outgoing.insert(field.clone(), value);
+                put(&mut outgoing, field, template, value);
             }
         }
         // The other spelling of the sender is as little the client's as the one the row sets (R4).
@@ -204,7 +206,7 @@ impl Route {
         Ok(ClientPublish {
             channel,
             kind: self.to.as_str().into(),
-            payload: Payload::of(&outgoing),
+            payload: outgoing.finish(),
             id: message.id.clone(),
             relay: self.relay,
             history: self.history,
@@ -213,12 +215,20 @@ impl Route {
 }
 
 /// Writes the sender over a field that names one; the anonymous have none.
-fn sign(fields: &mut Map<String, Value>, name: &str, user: Option<&str>) {
-    if fields.contains_key(name) {
+fn sign(draft: &mut Draft<'_>, name: &str, user: Option<&str>) {
+    if draft.fields().contains_key(name) {
         match user {
-            Some(user) => fields.insert(name.to_owned(), user.into()),
-            None => fields.remove(name),
-        };
+            Some(user) => draft.set(name, user.into()),
+            None => draft.remove(name),
+        }
+    }
+}
+
+/// Sets a field to what its template became.
+fn put(draft: &mut Draft<'_>, field: &str, template: &Value, value: Value) {
+    match template.as_str().and_then(|text| text.strip_prefix("$payload.")) {
+        Some(source) => draft.copy(field, source, value),
+        None => draft.set(field, value),
     }
 }
 

@@ -471,3 +471,75 @@ fn operators_routes_beat_the_shipped_ones_and_cannot_take_the_servers_types() {
         assert!(Routes::with(vec![row(from, to)]).is_err(), "{from} to {to}");
     }
 }
+
+/// What a message in MessagePack is published as, its payload as MessagePack.
+fn published_msgpack(kind: &str, payload: Vec<(&str, rmpv::Value)>) -> (Value, rmpv::Value) {
+    let payload = payload.into_iter().map(|(name, value)| (name.into(), value)).collect();
+    let message = rmpv::Value::Map(vec![
+        ("type".into(), kind.into()),
+        ("channel".into(), "room:1".into()),
+        ("payload".into(), rmpv::Value::Map(payload)),
+    ]);
+    let mut bytes = Vec::new();
+    rmpv::encode::write_value(&mut bytes, &message).expect("a Vec");
+    let message = ClientMessage::parse(Codec::MessagePack, &bytes);
+    let mut session = Bench::new().session;
+    match session.handle_message(5_000, UNIX_MS, Some("u1"), &Routes::default(), message) {
+        Step::Perform(Request::Publish(publish), _) => {
+            let msgpack = publish.payload.msgpack().expect("binary").clone();
+            (publish.payload.to_value(), rmpv::decode::read_value(&mut &*msgpack).expect("whole"))
+        }
+        other => panic!("{kind} became {other:?}"),
+    }
+}
+
+#[test]
+fn r24_binary_values_stay_binary_through_routes_relays_and_the_senders_name() {
+    use rmpv::Value as M;
+    let binary = || M::Binary(vec![1, 2]);
+    let nested = || M::Map(vec![("b".into(), binary()), ("f".into(), M::F64(1.0))]);
+    let field = |map: &M, name: &str| map[name].clone();
+
+    let (json, msgpack) = published_msgpack("chat:send", vec![("text", binary())]);
+    assert_eq!((&json["text"], &json["userId"]), (&json!("AQI="), &json!("u1")));
+    assert_eq!((field(&msgpack, "text"), field(&msgpack, "userId")), (binary(), "u1".into()));
+
+    let came = vec![("user_id", binary()), ("is_typing", binary()), ("x", nested())];
+    let (json, msgpack) = published_msgpack("typing_start", came);
+    assert_eq!(json, json!({"user_id": "u1", "is_typing": true, "x": {"b": "AQI=", "f": 1.0}}));
+    assert_eq!((field(&msgpack, "user_id"), field(&msgpack, "x")), ("u1".into(), nested()));
+    assert_eq!(field(&msgpack, "is_typing"), true.into());
+
+    let came = vec![("userId", "forged".into()), ("text", binary())];
+    let (json, msgpack) = published_msgpack("chat:message", came);
+    assert_eq!(json, json!({"userId": "u1", "text": "AQI="}));
+    assert_eq!((field(&msgpack, "userId"), field(&msgpack, "text")), ("u1".into(), binary()));
+}
+
+#[test]
+fn a_new_token_stands_in_the_payload_or_beside_the_type() {
+    let expected = Request::Authenticate("t".into());
+    assert_eq!(request(&json!({"type": "auth", "payload": {"token": "t"}})), expected);
+    assert_eq!(request(&json!({"type": "auth", "token": "t"})), expected);
+    let (code, details, _) = refused(step(&json!({"type": "auth", "token": 5})));
+    assert_eq!((code.as_str(), &details["field"]), ("INVALID_MESSAGE", &json!("token")));
+    // Elsewhere it is a field like any unknown one.
+    assert_eq!(published(&json!({"type": "t", "channel": "room:1", "token": 5})).kind, "t".into());
+}
+
+#[test]
+fn what_is_wrong_with_a_field_is_a_sentence_about_it() {
+    for (message, sentence) in [
+        (json!({"type": 1}), "type must be a string"),
+        (json!({"type": "t", "channel": ""}), "channel must not be empty"),
+        (json!({"type": "t", "id": "i".repeat(257)}), "id must be at most 256 bytes"),
+        (json!({"type": "subscribe"}), "channel is required"),
+        (
+            json!({"type": "presence", "payload": {"status": "x"}}),
+            "payload.status is one of online, away, busy",
+        ),
+    ] {
+        let Step::Reply(replies) = step(&message) else { panic!("{message} was accepted") };
+        assert_eq!(replies[0].payload.to_value()["message"], sentence);
+    }
+}

@@ -20,6 +20,14 @@ pub(crate) fn read_msgpack(bytes: &[u8]) -> Document<'_> {
     Document::new(fields, read, reader.objection)
 }
 
+/// The members of a map that hold binary values, with the bytes of each; none where it is no map. The document was
+/// read before.
+pub(crate) fn binary_members(map: &[u8]) -> Vec<(&str, &[u8])> {
+    let mut reader =
+        Reader { bytes: map, at: 0, keys: Keys::default(), binary: false, objection: None };
+    reader.binary_members().unwrap_or_default()
+}
+
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -86,6 +94,21 @@ impl<'a> Reader<'a> {
         } else {
             Payload::from_json(json)
         })
+    }
+
+    fn binary_members(&mut self) -> Result<Vec<(&'a str, &'a [u8])>, Problem> {
+        let mut members = Vec::new();
+        let Token::Map(pairs) = self.token()? else { return Ok(members) };
+        for _ in 0..pairs {
+            let Token::Text(name) = self.token()? else { return Ok(members) };
+            let from = self.at;
+            self.binary = false;
+            self.pass_over()?;
+            if self.binary {
+                members.push((name, &self.bytes[from..self.at]));
+            }
+        }
+        Ok(members)
     }
 
     /// Reads one value and appends it as JSON.
@@ -165,7 +188,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Passes over one value without recursion.
+    /// Passes over one value without recursion; notes whether it holds binary.
     fn pass_over(&mut self) -> Result<(), Problem> {
         let mut values = 1_u64;
         while values > 0 {
@@ -174,6 +197,10 @@ impl<'a> Reader<'a> {
             values += match self.token()? {
                 Token::Array(items) => items as u64,
                 Token::Map(pairs) => pairs as u64 * 2,
+                Token::Binary(_) => {
+                    self.binary = true;
+                    0
+                }
                 _ => 0,
             };
         }
