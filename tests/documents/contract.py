@@ -337,7 +337,7 @@ def facts(check, stage):
         while second not in heard:
             answer = stage.poll(b, user, last_poll_id=answer["last_poll_id"], timeout=10).json
             heard += [e["payload"]["id"] for e in answer["events"]]
-        wait_until("it is delivered", lambda: status(second) == "delivered", 10)
+        wait_until("it is delivered", lambda: status(second) == "delivered")
 
     check("lost history is told mid-connection, and on resuming (R17)", resync)
     check("a WebSocket takes a stream's cursor (R22)", cursor_of_a_stream_on_a_websocket)

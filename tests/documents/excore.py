@@ -172,7 +172,7 @@ def facts(check, stage):
         def again():
             with events(c, user) as one:
                 return one.status == 200
-        wait_until("a place is free again", again, 10)
+        wait_until("a place is free again", again)
 
     check("ten connections a user, streams and WebSockets together", stream_limit)
 
@@ -302,7 +302,7 @@ def facts(check, stage):
 
         before = metric(a, "carillon_connections")
         with stage.ws(a, stage.name(), path="/"):
-            wait_until("the count has grown", lambda: metric(a, "carillon_connections") >= before + 1, 10)
+            wait_until("the count has grown", lambda: metric(a, "carillon_connections") >= before + 1)
         stats = stage.get(b, "/stats").json
         assert len(stats["nodes"]) == len({node.name for node in stage.nodes}), stats
         for node in stats["nodes"]:

@@ -126,7 +126,7 @@ def facts(check, cluster):
 
         def delivered():
             return reader.call("GET", f"/notifications/{made['id']}").json["status"] == "delivered"
-        wait_until("the status is delivered", delivered, 15)
+        wait_until("the status is delivered", delivered)
 
     def get_user_notifications():
         path = "/notifications?user_id=user-456&status=delivered&page=1&page_size=20"

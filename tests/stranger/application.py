@@ -97,10 +97,10 @@ class Receiver(ThreadingHTTPServer):
         with self.lock:
             return list({c["id"]: c["body"] for c in self.calls["/events"] if c["status"] == 200}.values())
 
-    def wait(self, what, condition, seconds=60):
+    def wait(self, what, condition, seconds=60, hint=lambda: ""):
         with self.lock:
             if not self.lock.wait_for(condition, seconds):
-                raise AssertionError(f"{what}: not within {seconds} s; events {self.lines()[-40:]}")
+                raise AssertionError(f"{what}: not within {seconds} s; {hint()} events {self.lines()[-40:]}")
 
     def wait_line(self, line, seconds=60):
         self.wait(line, lambda: line in self.lines(), seconds)
@@ -299,7 +299,7 @@ def revocation(check, cluster):
         old = cluster.keys.token("usr", iat=int(time.time()) - 100)
         equal(cluster.post(nodes[0], "/tokens/revoke", {"user_id": "usr"}).status, 200)
         nodes[2].start()
-        wait_until("ready", nodes[2].ready, 30, nodes[2])
+        wait_until("ready", nodes[2].ready, process=nodes[2])
         fresh = cluster.keys.token("usr", iat=int(time.time()) + 5)
         for node in nodes:
             equal(call(node, "GET", "/notifications", None, {"Authorization": f"Bearer {old}"}).code, "INVALID_TOKEN")
@@ -415,7 +415,7 @@ def events(check, cluster, receiver):
         receiver.wait_line("channel_vacated room:dies")
         receiver.wait_line("user_offline tom")
         first.start()
-        wait_until("ready", first.ready, 30, first)
+        wait_until("ready", first.ready, process=first)
         lines = receiver.lines()
         for line in ("connection_opened sue", "connection_closed sue", "presence_join sue", "presence_leave sue",
                      "user_online sue", "user_offline sue", "channel_occupied room:dies", "channel_vacated room:dies"):
@@ -448,7 +448,8 @@ def events(check, cluster, receiver):
     check("kill -9 of the sending node: the survivors end what it held once each and send on", killed_while_sending)
     check("numbers follow each other without a hole", consecutive)
     check("a repetition has the id of the first attempt, and the order is kept", repeated_under_one_id)
-    check("beginnings and ends alternate for everything", lambda: wait_until("all is over", lambda: replay() == [], 30))
+    check("beginnings and ends alternate for everything",
+          lambda: receiver.wait("all is over", lambda: replay() == [], hint=replay))
     check("after the last attempt an entry is a dead letter and the next one follows", dead_letters)
 
 

@@ -129,7 +129,7 @@ def facts(check, cluster):
             assert told["code"] == 4403, told
             mixed.sockets[0].wait_closed()
             assert mixed.sockets[0].socket.protocol.close_rcvd.code == 4403
-            wait_until("it is gone", lambda: cluster.get(b, f"/connections/{mixed.ids[0]}").status == 404, 15)
+            wait_until("it is gone", lambda: cluster.get(b, f"/connections/{mixed.ids[0]}").status == 404)
             answer = call(a, "DELETE", f"/users/{user}/connections", None, key)
             assert answer.json == {"disconnected": 4}, answer
             mixed.sockets[1].wait_closed()
@@ -137,7 +137,7 @@ def facts(check, cluster):
                 data = json.loads(stream.next("disconnect")["data"])
                 assert data["code"] == 4403, data
             mixed.poll.join(30)
-            wait_until("none is left", lambda: listed(b, f"user_id={user}") == [], 15)
+            wait_until("none is left", lambda: listed(b, f"user_id={user}") == [])
             assert call(b, "DELETE", f"/users/{user}/connections", None, key).json == {"disconnected": 0}
 
     check("connections are listed, filtered and shown by any node", listed_by_any_node_with_filters)

@@ -64,7 +64,7 @@ def facts(check, cluster):
                 # A node that does not answer in time is heard of, but not counted.
                 answer = cluster.post(b, "/broadcast", {"type": "again", "payload": {}})
                 return answer.status == 200 and answer.json["recipients"] >= 3
-            wait_until("all three are counted", counted, 30)
+            wait_until("all three are counted", counted)
 
     def entity_event_once_for_both_channels():
         with cluster.ws(a, "jan", "entity:Task", "entity:Task:7") as both, \
@@ -128,7 +128,7 @@ def facts(check, cluster):
             def counted():
                 answer = cluster.get(c, "/channels/room:8")
                 return answer.status == 200 and answer.json["subscribers"] == 2
-            wait_until("two subscribers are counted on a third node", counted, 15)
+            wait_until("two subscribers are counted on a third node", counted)
 
     def every_profile_greets_as_documented():
         with cluster.ws(a, "vic", path="/ws") as one:

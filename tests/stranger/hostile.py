@@ -70,7 +70,7 @@ def exhausted(alone):
     node.kill()
     node.argv = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}", *node.argv]
     node.start()
-    wait_until("ready", node.ready, 30, node)
+    wait_until("ready", node.ready, process=node)
     query = urllib.parse.urlencode({"token": alone.keys.token("kept"), "channel": "chat"})
     with connect(f"{node.ws}/ws?{query}", open_timeout=PATIENCE_SECONDS, ping_interval=None) as kept:
         crowd, told = [], 0
@@ -101,4 +101,4 @@ def exhausted(alone):
                 return call(node, "GET", "/stats", None, {"X-API-Key": alone.keys.api_key}).status == 200
             except OSError:
                 return False
-        wait_until("new clients are served again", served, 30, node)
+        wait_until("new clients are served again", served, process=node)

@@ -53,7 +53,7 @@ def facts(check, cluster):
                 for listener in (one, two, three):
                     heard = listener.wait(its(made["id"]), "the notification")
                     assert heard["channel"] == "notifications" and heard["payload"]["read"] is False, heard
-                wait_until("delivered", lambda made=made: status(a, made["id"]) == "delivered", 15)
+                wait_until("delivered", lambda made=made: status(a, made["id"]) == "delivered")
             create_end = create(a, user)
             for listener in (one, two, three):
                 listener.wait(its(create_end["id"]), "the last one")
@@ -75,8 +75,8 @@ def facts(check, cluster):
             assert answer.status == 200, answer
             heard.extend(e["payload"]["id"] for e in answer.json["events"] if e["type"] == "notification")
             return second["id"] in heard
-        wait_until("the poll has it", polled, 15)
-        wait_until("and so it is delivered", lambda: status(b, second["id"]) == "delivered", 15)
+        wait_until("the poll has it", polled)
+        wait_until("and so it is delivered", lambda: status(b, second["id"]) == "delivered")
 
     def pending_comes_on_connect_oldest_first_once():
         user = name("ben")
@@ -86,7 +86,7 @@ def facts(check, cluster):
             for ident in made:
                 one.wait(its(ident), "a pending one")
             assert [m["payload"]["id"] for m in one.heard if m["type"] == "notification"] == made
-            wait_until("all are delivered", lambda: not listed(c, user, "&status=pending"), 15)
+            wait_until("all are delivered", lambda: not listed(c, user, "&status=pending"))
             with cluster.ws(c, user) as two:
                 live(two)
                 end = create(a, user)["id"]
@@ -136,7 +136,7 @@ def facts(check, cluster):
         past = create(b, user, expires_at="2020-01-01T00:00:00Z")
         assert past["status"] == "expired", past
         assert unread(c, user) == 1
-        wait_until("it is expired", lambda: unread(b, user) == 0, 15)
+        wait_until("it is expired", lambda: unread(b, user) == 0)
         assert not listed(a, user, "&status=pending") and not listed(c, user, "&unread=true")
         assert [one["id"] for one in listed(b, user, "&status=expired")] == [past["id"], made]
         with cluster.ws(c, user) as one:

@@ -57,7 +57,7 @@ def promised(cluster):
     shown = series(b)
     missing = [name for name in SERIES if f"carillon_{name}" not in shown]
     assert not missing, missing
-    wait_until("a round trip to Redis", lambda: series(a)["carillon_redis_round_trip_seconds_count"] > 0, 20, a)
+    wait_until("a round trip to Redis", lambda: series(a)["carillon_redis_round_trip_seconds_count"] > 0, process=a)
 
 
 def bounded(cluster):
@@ -65,7 +65,7 @@ def bounded(cluster):
     with cluster.ws(a, "ann", "room:first") as ann:
         cluster.publish(a, "room:first", 0)
         ann.wait_payload(0)
-        wait_until("it was counted", lambda: series(a)["carillon_publish_to_socket_seconds_count"] > 0, 20, a)
+        wait_until("it was counted", lambda: series(a)["carillon_publish_to_socket_seconds_count"] > 0, process=a)
         before = set(series(a))
         for n in range(20):
             ann.request(type="subscribe", channel=f"room:series-{n}")
@@ -100,10 +100,10 @@ def counted(cluster):
     assert more('refusals_total{code="FORBIDDEN"}') == 1
     assert more('refusals_total{code="CHANNEL_NOT_FOUND"}') == 1, "a batch's own answer is 200"
     assert more('publish_errors_total{code="CHANNEL_NOT_FOUND"}') == 3
-    wait_until("all refusals", lambda: more('refusals_total{code="RATE_LIMITED"}') >= 20, 20, a)
+    wait_until("all refusals", lambda: more('refusals_total{code="RATE_LIMITED"}') >= 20, process=a)
     assert more('connections_resumed_total{transport="sse"}') == 1
     assert more("received_bytes_total") > 130 * 20 and more("sent_bytes_total") > 10_000
-    wait_until("both streams are closed", lambda: more('connections_closed_total{reason="client"}') >= 3, 20, a)
+    wait_until("both streams are closed", lambda: more('connections_closed_total{reason="client"}') >= 3, process=a)
 
 
 def loaded(cluster):
@@ -114,7 +114,7 @@ def loaded(cluster):
         assert all(isinstance(load, (int, float)) and load >= 0 for load in loads), loads
         # As of the last heartbeat, which a starved machine may let wait.
         return len(loads) == 2 and any(load > 0 for load in loads)
-    wait_until("both nodes are there and one shows a load", busy, 30, b)
+    wait_until("both nodes are there and one shows a load", busy, process=b)
 
 
 def inside(cluster):

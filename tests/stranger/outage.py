@@ -7,7 +7,7 @@ def facts(check, binary):
     def starts_before_redis():
         with Cluster(binary, nodes=2, redis=False) as cluster:
             for node in cluster.nodes:
-                wait_until("live", lambda n=node: n.health("live") == 200, 30, node)
+                wait_until("live", lambda n=node: n.health("live") == 200, process=node)
                 assert node.health("ready") == 503, node.health("ready")
             a, b = cluster.nodes
             answer = cluster.post(a, "/publish", {"channel": "chat", "type": "message", "payload": 1})
@@ -15,7 +15,7 @@ def facts(check, binary):
             assert answer.headers["Retry-After"], "no Retry-After"
             cluster.begin_redis()
             for node in cluster.nodes:
-                wait_until("ready", node.ready, 30, node)
+                wait_until("ready", node.ready, process=node)
             with cluster.ws(a, "ann", "chat") as one:
                 cluster.publish(b, "chat", "now")
                 one.wait_payload("now")
@@ -27,14 +27,14 @@ def facts(check, binary):
                 cluster.publish(a, "chat", "before")
                 one.wait_payload("before"), two.wait_payload("before")
                 cluster.redis.kill()
-                wait_until("not ready", lambda: not a.ready(), 30)
+                wait_until("not ready", lambda: not a.ready())
                 answer = cluster.post(
                     a, "/publish", {"channel": "chat", "type": "message", "payload": 1})
                 assert answer.status == 503 and answer.code == "UNAVAILABLE", answer
                 assert a.alive() and b.alive() and a.health("live") == 200
                 cluster.begin_redis()
                 for node in cluster.nodes:
-                    wait_until("ready again", node.ready, 30, node)
+                    wait_until("ready again", node.ready, process=node)
                 # Its data was not kept: both are told, neither was cut.
                 one.wait_type("resync"), two.wait_type("resync")
                 cluster.publish(b, "chat", "after")

@@ -135,7 +135,7 @@ def other_transports(behind):
             return behind.remote("poll") == "203.0.113.20"
         except AssertionError:
             return False
-    wait_until("the poll is shown", shown, 15)
+    wait_until("the poll is shown", shown)
     behind_post = call(behind.node, "POST", "/users/poll/messages", {"type": "message", "payload": 1},
                        {"X-API-Key": behind.keys.api_key})
     assert behind_post.status == 200, behind_post
@@ -168,7 +168,7 @@ backend nodes
                         return call(type("At", (), {"port": port}), "GET", "/openapi.json").status == 200
                     except (OSError, http.client.HTTPException):
                         return False
-                wait_until("HAProxy passes requests", answers, 30, balancer)
+                wait_until("HAProxy passes requests", answers, process=balancer)
                 # HAProxy's client is another loopback address than the balancer's own.
                 plain = socket.socket()
                 plain.bind(("127.0.0.9", 0))
@@ -208,6 +208,6 @@ def names(named):
         assert metric('carillon_websocket_connections{name="lobby"} 2')
         assert metric('carillon_websocket_connections{name="other"} 2')
         assert not metric('carillon_websocket_connections{name="unknown1"} 1')
-    wait_until("they are counted out", lambda: metric('carillon_websocket_connections{name="lobby"} 0'), 15)
+    wait_until("they are counted out", lambda: metric('carillon_websocket_connections{name="lobby"} 0'))
     assert metric('carillon_websocket_connections_opened_total{name="lobby"} 2')
     assert metric('carillon_websocket_connections_opened_total{name="other"} 2')

@@ -99,7 +99,7 @@ def facts(check, cluster):
 
     def killed_node_comes_back():
         a.start()
-        wait_until("the node is ready again", a.ready, 30, a)
+        wait_until("the node is ready again", a.ready, process=a)
         with cluster.ws(a, "hal", "room:r8") as one:
             cluster.publish(b, "room:r8", "welcome back")
             one.wait_payload("welcome back")

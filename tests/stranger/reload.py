@@ -21,7 +21,7 @@ class Alone:
 
     def __enter__(self):
         self.node.start()
-        wait_until("ready", self.node.ready, 30, self.node)
+        wait_until("ready", self.node.ready, process=self.node)
         with open(self.node.config_path) as file:
             self.text = file.read()
         return self
@@ -41,7 +41,7 @@ class Alone:
         with open(self.node.config_path, "w") as file:
             file.write(text)
         self.node.send(signal.SIGHUP)
-        wait_until(words, lambda: self.log().count(words) > before, 30, self.node)
+        wait_until(words, lambda: self.log().count(words) > before, process=self.node)
 
     def pings(self, listener, count):
         """How many of `count` pings at once are answered, after a bucket's rest (its run of abuse is over then)."""
@@ -69,7 +69,7 @@ def facts(check, binary):
                         + 'publish = ["authenticated"]\n[[routes]]\nfrom = "shout"\nto = "loud"\n')
                 alone.reload(text, "configuration reloaded")
                 # The limits of a connection that was there before.
-                wait_until("the old bucket is refilled", lambda: alone.pings(ann, 60) == 60, 30)
+                wait_until("the old bucket is refilled", lambda: alone.pings(ann, 60) == 60)
                 ann.send(type="subscribe", channel="fresh:1", ack_id="s")
                 assert ann.wait(lambda m: m.get("ack_id") == "s", "an answer")["type"] == "ack"
                 answer = ann.request(type="message", channel="fresh:1", payload="x" * 2000)
@@ -85,7 +85,7 @@ def facts(check, binary):
                 assert call(node, "GET", poll + new.token("ben"), base="").status == 200
                 # A connection's end is worth a line of that level.
                 WsListener(node, new.token("ben")).close()
-                wait_until("the log has the new level", lambda: " DEBUG " in alone.log(), 30, node)
+                wait_until("the log has the new level", lambda: " DEBUG " in alone.log(), process=node)
 
     def a_bad_configuration_changes_nothing():
         with Alone(binary, LIMITS.format(rate=5, size=1000, level="info")) as alone:
@@ -100,7 +100,7 @@ def facts(check, binary):
                 alone.reload("no toml at all", refused)
                 assert alone.pings(ann, 20) <= 8
                 alone.reload(wrong, "configuration reloaded")
-                wait_until("the new limit", lambda: alone.pings(ann, 60) == 60, 30)
+                wait_until("the new limit", lambda: alone.pings(ann, 60) == 60)
 
     def what_is_refused_now_ends():
         mine = '[[namespaces]]\npattern = "{}"\nsubscribe = ["{}"]\n'

@@ -158,7 +158,7 @@ def facts(check, cluster):
             def again():
                 cluster.publish(c, f"topic:{topic}", "again")
                 return one.times("again") or not one.inbox.empty()
-            wait_until("it acts again", again, 15)
+            wait_until("it acts again", again)
             assert one.wait_payload("again")["subscription_ids"] == [ident]
             assert one.times("after") == 0
 

@@ -176,7 +176,7 @@ def terminal(secure, binary):
         def listens():
             _, body = secure.call("GET", "/api/realtime/channels/room:term")
             return body.get("subscribers") == 1
-        wait_until("the terminal listens", listens, 30)
+        wait_until("the terminal listens", listens)
         subprocess.run([binary, "publish", *url, "--channel", "room:term", "--payload", "over TLS", "--api-key",
                         secure.keys.api_key], env=env, check=True, capture_output=True, timeout=30)
         assert json.loads(listen.stdout.readline())["payload"] == "over TLS"
@@ -244,15 +244,15 @@ def certificates(secure):
         receive(kept, lambda m: m["type"] == "subscribed")
         assert secure.shown() == "served"
         secure.replace(*second)
-        wait_until("the second certificate is shown", lambda: secure.shown() == "second", 30, secure.node)
+        wait_until("the second certificate is shown", lambda: secure.shown() == "second", process=secure.node)
         # The third's certificate with the second's key: kept out, and said.
         secure.replace(third[0], second[1])
         said = "the certificate was not reloaded"
-        wait_until(said, lambda: said in secure.log(), 30, secure.node)
+        wait_until(said, lambda: said in secure.log(), process=secure.node)
         assert secure.shown() == "second"
         secure.replace(*third)
         secure.node.send(signal.SIGHUP)
-        wait_until("the third certificate is shown", lambda: secure.shown() == "third", 30, secure.node)
+        wait_until("the third certificate is shown", lambda: secure.shown() == "third", process=secure.node)
         # The connection of the first certificate still hears.
         secure.publish("room:kept", "still here")
         receive(kept, lambda m: m.get("payload") == "still here")
