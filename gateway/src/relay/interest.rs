@@ -385,39 +385,4 @@ impl Interest {
 }
 
 #[cfg(test)]
-mod tests {
-    use carillon_protocol::{Epoch, MessageId, Payload, Tag};
-
-    use super::*;
-
-    #[test]
-    fn publication_heard_before_the_older_top_is_known_is_repaired() {
-        let channel = ChannelName::new("room:one").expect("a channel name");
-        let at = |offset| Position {
-            epoch: Epoch::from_random(1),
-            offset,
-            tag: Tag::from_random(offset),
-        };
-        let heard = Publication {
-            channel: channel.clone(),
-            position: Some(at(2)),
-            previous_tag: Some(at(1).tag),
-            id: MessageId::new("m").expect("an id"),
-            kind: "message".into(),
-            timestamp_ms: 0,
-            user_id: None,
-            meta: None,
-            exclude: carillon_protocol::publication::Exclude::default(),
-            traceparent: None,
-            payload: Payload::of(&1),
-        };
-        let traits = ChannelTraits { history_age: Some(Duration::from_secs(60)) };
-        for (top, repaired) in [(at(1), vec![channel.clone()]), (at(2), Vec::new())] {
-            let interest = Interest::default();
-            assert!(matches!(interest.join(&channel, traits), Wanted::Request(_)));
-            assert_eq!(interest.admit(&heard), Admitted::Drop);
-            let opened = interest.opened(std::slice::from_ref(&channel), &Ok(vec![Some(top)]));
-            assert_eq!(opened, (Vec::new(), repaired), "the top was {}", top.offset);
-        }
-    }
-}
+mod tests;

@@ -356,6 +356,28 @@ mod tests {
         }
     }
 
+    /// What becomes of a body in so many pieces, one each five seconds, and when.
+    async fn trickled(pieces: usize) -> (Result<Bytes, ErrorCode>, Duration) {
+        let stream = futures_util::stream::unfold(pieces, |left| async move {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let piece = Ok::<_, std::io::Error>(Bytes::from_static(b" "));
+            (left > 0).then(|| (piece, left - 1))
+        });
+        let json = Request::builder().header(CONTENT_TYPE, "application/json");
+        let request = json.body(Body::from_stream(stream)).expect("a request");
+        let began = tokio::time::Instant::now();
+        let arrived = collect(request, 1_000).await.map_err(|refusal| refusal.code);
+        (arrived, began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_goes_on_trickling_is_refused_after_thirty_seconds() {
+        let (arrived, took) = trickled(4).await;
+        assert_eq!((arrived, took.as_secs()), (Ok(Bytes::from_static(b"    ")), 25));
+        let (refused, took) = trickled(usize::MAX).await;
+        assert_eq!((refused, took.as_secs()), (Err(ErrorCode::RequestTimeout), 30));
+    }
+
     #[test]
     fn only_json_in_utf8_is_understood() {
         let of = |value: &'static str| {
