@@ -8,6 +8,8 @@ mod node;
 #[path = "redis/process.rs"]
 #[allow(dead_code, reason = "each test binary uses its part")]
 mod process;
+#[path = "redis_faults/scripts.rs"]
+mod scripts;
 
 use std::time::Duration;
 
@@ -168,6 +170,9 @@ async fn a_stopped_redis_costs_callers_their_timeout_and_then_nothing() {
     let (mut slowest, mut at_once) = (Duration::ZERO, 0);
     // Late callers fail at once: fifty in a row that wait for nothing.
     let began = Instant::now();
+    let batch = (0..1_000).map(|_| kept(&name, "m0")).collect();
+    assert!(node.broker.publish_batch(batch).await.iter().all(Result::is_err));
+    slowest = slowest.max(began.elapsed());
     while at_once < 50 {
         let call = Instant::now();
         assert!(matches!(node.publish(&name, "m0").await, Err(BrokerError::Unavailable(_))));
@@ -317,46 +322,6 @@ async fn memory_of_what_is_too_old_is_given_back_while_publishing_goes_on() {
     let left: u64 = server.cli(&["XLEN", "t:{room:a}:h"]).parse().expect("a number");
     // On a slow machine the first of the second batch are too old as well.
     assert!((1..=28).contains(&left), "the first hundred are gone from Redis, {left} are left");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn forgotten_scripts_are_taught_again() {
-    let server = RedisProcess::start(&[]);
-    let node = Node::up(standalone(&server)).await;
-    let name = channel("room:a");
-    server.cli(&["SCRIPT", "FLUSH"]);
-    node.publish(&name, "m1").await.expect("published");
-    server.cli(&["SCRIPT", "FLUSH"]);
-    let batch = (2..=20).map(|index| kept(&name, &format!("m{index}"))).collect();
-    let receipts = node.broker.publish_batch(batch).await;
-    let offsets: Vec<u64> = receipts
-        .into_iter()
-        .map(|receipt| receipt.expect("published").position.expect("kept").offset)
-        .collect();
-    assert_eq!(offsets, (2..=20).collect::<Vec<_>>());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn one_of_a_batch_that_fails_keeps_back_nobody() {
-    let server = RedisProcess::start(&[]);
-    let node = Node::up(standalone(&server)).await;
-    let (good, bad) = (channel("room:good"), channel("room:bad"));
-    node.publish(&bad, "m0").await.expect("published");
-    server.cli(&["SET", "t:{room:bad}:h", "of somebody else"]);
-    let batch = (1..=40).map(|index| kept(if index % 4 == 0 { &bad } else { &good }, "m"));
-    let receipts = node.broker.publish_batch(batch.collect()).await;
-    let mut offset = 0;
-    for (index, receipt) in (1..=40).zip(receipts) {
-        if index % 4 == 0 {
-            assert!(
-                matches!(&receipt, Err(BrokerError::Invalid(why)) if why.contains("WRONGTYPE")),
-                "{receipt:?}"
-            );
-        } else {
-            offset += 1;
-            assert_eq!(receipt.expect("published").position.expect("kept").offset, offset);
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

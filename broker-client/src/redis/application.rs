@@ -138,7 +138,7 @@ impl Inner {
     }
 
     async fn run_in_order(&self, calls: Vec<Call>) -> Result<(), BrokerError> {
-        self.layout.run_in_order(calls).await.into_iter().try_for_each(|result| result.map(drop))
+        self.layout.run_in_order(calls, 1).await.into_iter().try_for_each(|result| result.map(drop))
     }
 
     /// Lets go what a node held, told. May be repeated.

@@ -1,8 +1,9 @@
 //! Many commands at once: pipelined for each server, answered in the order asked. Knows no meaning of any command.
 //!
 //! A pipeline is no transaction: while a slot of a cluster is on its way, a server may send one command elsewhere and
-//! take the next. Where order matters, what belongs to one slot therefore happens as a whole (MULTI) or not at
-//! all, and is then done one by one in order. Other servers send nobody elsewhere.
+//! take the next; and one that was told to forget its scripts may refuse one and know the next, since somebody else taught it
+//! meanwhile. Where order matters, what belongs to one slot, or else to one server, therefore happens as a whole (MULTI) or
+//! not at all, and is then done one by one in order.
 
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use crate::BrokerError;
 
 /// Commands in one pipeline, but for a step that is longer.
 const PIPELINE_MAX: usize = 1_000;
+/// Each step is a pipeline of its own: the next one must know what became of it.
+const IN_TURN: usize = 1;
 
 /// Places in the list of calls: of one call, or of several that happen together or not at all.
 type Step = Vec<usize>;
@@ -33,13 +36,32 @@ impl Layout {
                 None => homeless.push(index),
             }
         }
-        self.run_shares(&calls, shares, homeless).await
+        self.run_shares(&calls, shares, homeless, PIPELINE_MAX).await
     }
 
     /// As [`Layout::run_all`]; calls to one place happen in their order also while it moves. One that fails does not
-    /// keep back those behind it.
-    pub(super) async fn run_in_order(&self, calls: Vec<Call>) -> Vec<Result<Value, BrokerError>> {
-        let Self::Cluster(cluster) = self else { return self.run_all(calls).await };
+    /// keep back those behind it. `together` calls happen as one where they need not be divided by slots: a server does
+    /// nothing else meanwhile.
+    pub(super) async fn run_in_order(
+        &self,
+        calls: Vec<Call>,
+        together: usize,
+    ) -> Vec<Result<Value, BrokerError>> {
+        let (mut shares, mut homeless) = (Shares::default(), Vec::new());
+        let Self::Cluster(cluster) = self else {
+            for (index, call) in calls.iter().enumerate() {
+                let Some(link) = &call.place.link else {
+                    homeless.push(index);
+                    continue;
+                };
+                let steps = shares.of(link);
+                match steps.last_mut().filter(|step| step.len() < together) {
+                    Some(step) => step.push(index),
+                    None => steps.push(vec![index]),
+                }
+            }
+            return self.run_shares(&calls, shares, homeless, IN_TURN).await;
+        };
         let mut steps: Vec<(u16, Step)> = Vec::new();
         let mut of_slot: HashMap<u16, usize> = HashMap::default();
         for (index, call) in calls.iter().enumerate() {
@@ -50,7 +72,6 @@ impl Layout {
             });
             steps[step].1.push(index);
         }
-        let (mut shares, mut homeless) = (Shares::default(), Vec::new());
         for (slot, step) in steps {
             // One server for all of a slot, whatever the map said when each of them was made.
             match cluster.link_of(slot) {
@@ -58,7 +79,7 @@ impl Layout {
                 None => homeless.extend(step),
             }
         }
-        self.run_shares(&calls, shares, homeless).await
+        self.run_shares(&calls, shares, homeless, PIPELINE_MAX).await
     }
 
     async fn run_shares(
@@ -66,10 +87,12 @@ impl Layout {
         calls: &[Call],
         shares: Shares,
         homeless: Vec<usize>,
+        pipeline_max: usize,
     ) -> Vec<Result<Value, BrokerError>> {
         let mut results: Vec<Result<Value, BrokerError>> =
             calls.iter().map(|_| Err(BrokerError::unavailable("an answer is missing"))).collect();
-        let sent = shares.0.iter().map(|(link, steps)| self.run_share(calls, link, steps));
+        let sent =
+            shares.0.iter().map(|(link, steps)| self.run_share(calls, link, steps, pipeline_max));
         let (sent, alone) = tokio::join!(join_all(sent), self.one_by_one(calls, &homeless));
         for (index, answer) in sent.into_iter().flatten().chain(alone) {
             results[index] = answer;
@@ -78,7 +101,13 @@ impl Layout {
     }
 
     /// What is one server's.
-    async fn run_share(&self, calls: &[Call], link: &Arc<Link>, steps: &[Step]) -> Answers {
+    async fn run_share(
+        &self,
+        calls: &[Call],
+        link: &Arc<Link>,
+        steps: &[Step],
+        pipeline_max: usize,
+    ) -> Answers {
         let mut answers = Vec::with_capacity(steps.len());
         let mut rest = steps;
         while !rest.is_empty() {
@@ -86,7 +115,7 @@ impl Layout {
             let fits = |step: &&Step| {
                 let first = count == 0;
                 count += length(step);
-                first || count <= PIPELINE_MAX
+                first || count <= pipeline_max
             };
             let (some, later) = rest.split_at(rest.iter().take_while(fits).count());
             rest = later;

@@ -18,6 +18,9 @@ use crate::BrokerError;
 /// Between two attempts while a slot is on its way.
 const REDIRECT_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a server is taught its scripts for one command.
+const TEACHINGS_MAX: usize = 3;
+
 /// See the module.
 pub(super) enum Layout {
     /// One server, or the master that sentinels name; or several servers, each with a name for hashing.
@@ -130,9 +133,17 @@ impl Layout {
         let Some(link) = &place.link else { return settled(first?) };
         match (again, self) {
             (Again::Teach, _) => {
-                let (load, count) = scripts::load_all();
-                link.send_all(&load, count).await?;
-                settled(link.send(command).await?)
+                // Somebody may tell the server to forget them again between the two.
+                let mut answer = first;
+                for _ in 0..TEACHINGS_MAX {
+                    let (load, count) = scripts::load_all();
+                    link.send_all(&load, count).await?;
+                    answer = link.send(command).await;
+                    if !matches!(Again::of(&answer), Some(Again::Teach)) {
+                        break;
+                    }
+                }
+                settled(answer?)
             }
             (_, Self::Servers(_)) => settled(first?),
             (again, Self::Cluster(cluster)) => {

@@ -17,6 +17,9 @@ const TOGETHER_MAX: usize = 16;
 /// Keys of idempotency: of the message id, of the caller's key, or of both.
 type Once = SmallVec<[String; 1]>;
 
+/// Publications that happen together or not at all: some millisecond of Redis.
+const TURN_MAX: usize = 128;
+
 /// What the scripts are told of a publication that history keeps.
 struct Kept<'a> {
     meta: String,
@@ -174,24 +177,54 @@ pub(super) async fn publish_batch(
     names: &Names,
     requests: &[Publish],
 ) -> Vec<Result<Receipt, BrokerError>> {
+    // A cluster's batch is divided by slots.
+    let in_turns = !layout.is_cluster() && requests.iter().any(is_scripted);
+    let turn = if in_turns { TURN_MAX } else { requests.len().max(1) };
+    let mut receipts = Vec::with_capacity(requests.len());
+    for requests in requests.chunks(turn) {
+        receipts.extend(publish_turn(layout, names, requests).await);
+    }
+    receipts
+}
+
+/// Whether a server may refuse it for not knowing the script.
+fn is_scripted(request: &Publish) -> bool {
+    request.retention.is_some() || request.idempotency.is_some()
+}
+
+async fn publish_turn(
+    layout: &Layout,
+    names: &Names,
+    requests: &[Publish],
+) -> Vec<Result<Receipt, BrokerError>> {
     let (mut shares, mut calls) = (Vec::new(), Vec::new());
-    for (place, share) in divide(layout, requests) {
-        let command = if let [index] = share[..] {
-            alone(layout, names, &requests[index])
-        } else {
+    let groups = divide(layout, requests);
+    // By one script throughout: of two, a server may know the one and not the other.
+    let several = groups.len() > 1 && !layout.is_cluster();
+    for (place, share) in groups {
+        let first = &requests[share[0]];
+        let many = share.len() > 1 || several && may_join(first);
+        let command = if many {
             let all = share.iter().filter_map(|index| {
                 let request = &requests[*index];
                 request.retention.map(|retention| kept(names, request, retention))
             });
             together(layout, &all.collect::<Vec<_>>())
+        } else {
+            alone(layout, names, first)
         };
         calls.push(Call { place, command });
-        shares.push(share);
+        shares.push((share, many));
     }
+    let answers = if layout.is_cluster() || requests.iter().any(is_scripted) {
+        layout.run_in_order(calls, TURN_MAX).await
+    } else {
+        layout.run_all(calls).await
+    };
     let mut receipts: Vec<_> = requests.iter().map(|_| Err(missing())).collect();
-    for (share, answer) in shares.into_iter().zip(layout.run_in_order(calls).await) {
+    for ((share, many), answer) in shares.into_iter().zip(answers) {
         let answers = match answer {
-            Ok(Value::Array(answers)) if share.len() > 1 => answers.into_iter().map(Ok).collect(),
+            Ok(Value::Array(answers)) if many => answers.into_iter().map(Ok).collect(),
             answer => vec![answer; share.len()],
         };
         for (index, answer) in share.into_iter().zip(answers) {
