@@ -56,6 +56,8 @@ impl Notice {
 pub struct Hub {
     shards: Arc<[Arc<Shard>]>,
     ingress: Arc<[mpsc::Sender<Arc<[Notice]>>]>,
+    /// One at a time: a mark must not reach one shard behind a notice and another shard before it.
+    entry: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Hub {
@@ -79,7 +81,7 @@ impl Hub {
                 tasks.spawn(drive(Arc::clone(shard), receiver, stop.clone()));
             }
         }
-        Self { shards, ingress: ingress.into() }
+        Self { shards, ingress: ingress.into(), entry: Arc::default() }
     }
 
     fn shard(&self, connection: &ConnectionId) -> &Arc<Shard> {
@@ -95,6 +97,7 @@ impl Hub {
             return true;
         }
         let notices: Arc<[Notice]> = notices.into();
+        let _entry = self.entry.lock().await;
         for sender in self.ingress.iter() {
             // A closed ingress means that the node is stopping.
             let _ = sender.send(Arc::clone(&notices)).await;
@@ -108,10 +111,11 @@ impl Hub {
         // Without tasks of its own it queues as it takes.
         if !self.ingress.is_empty() {
             let notices: Arc<[Notice]> = [Notice::Mark(mark)].into();
+            let entry = self.entry.lock().await;
             for sender in self.ingress.iter() {
                 let _ = sender.send(Arc::clone(&notices)).await;
             }
-            drop(notices);
+            drop((entry, notices));
             // Ends when the last shard has dropped the mark.
             let _ = passed.recv().await;
         }

@@ -107,8 +107,10 @@ pub(super) async fn answer(
         Some(answer) => answer,
         None => {
             if fleeting {
-                // Listen here before the former poll's ear is closed: what both hear is recognised.
+                // Listen here before the former poll's ear is closed: what both hear is recognised. And close that only when
+                // its shard is where this one's was: what this ear came too late for is still on its way to the other.
                 held.listen(&channels).await?;
+                node.hub.caught_up().await;
                 let former = lingering(node, user, origin.id).await;
                 held.hear_first(former, &channels);
                 // A client that goes away in the middle asks again with the same number.
