@@ -53,6 +53,50 @@ def facts(check, cluster):
                 told = [(m["channel"], m["payload"]["recovered"]) for m in again.heard if m.get("type") == "subscribed"]
                 assert sorted(told) == [("notifications", True), ("room:r9", True)], (profile, told)
 
+    def own_stream_is_replayed_once():
+        def tell(n):
+            answer = cluster.post(b, "/users/jon/messages", {"type": "notification" if n % 2 else "hint", "payload": n})
+            assert answer.status == 200, answer
+
+        def heard_by(listener):
+            cluster.post(a, "/users/jon/messages", {"type": "end", "payload": "end"})
+            listener.wait_payload("end")
+            return [m["payload"] for m in listener.heard if m.get("type") in ("notification", "hint")]
+        with cluster.sse(a, "jon", "user:jon") as one:
+            tell(1), tell(2)
+            since, cursor = {}, None
+            for n in (1, 2):
+                heard = one.wait_payload(n)
+                since[heard["channel"]], cursor = position(heard), heard["_id"]
+        for n in range(3, 7):
+            tell(n)
+        # Named or not, it is the stream that every connection has.
+        for node, listen in ((b, cluster.sse), (c, cluster.ws)):
+            more = {"last_event_id": cursor} if listen == cluster.sse else {"since": cursor}
+            with listen(node, "jon", "notifications", "user:jon", **more) as again:
+                assert heard_by(again) == [3, 4, 5, 6], (listen, again.heard)
+        with cluster.ws(c, "jon") as again:
+            for channel in ("notifications", "user:jon"):
+                answer = again.request(type="subscribe", channel=channel, payload={"since": since[channel]})
+                assert answer["payload"]["data"]["recovered"] is True, answer
+            # Offset 2 lies behind the first label's position.
+            assert heard_by(again)[:5] == [2, 3, 4, 5, 6] and again.times(4) == again.times(5) == 1, again.heard
+            forged = again.request(type="subscribe", channel="user:jon", payload={"since": {**since["user:jon"], "tag": "AAAAAAAA"}})
+            assert forged["payload"]["data"]["reason"] == "fork", forged
+
+    def entity_event_is_replayed_once():
+        def change(n):
+            assert cluster.post(b, "/entities/Page/7/events", {"action": "updated", "data": {"n": n}}).status == 200
+        channels = ("entity:Page", "entity:Page:7")
+        with cluster.sse(a, "kim", *channels) as one:
+            change(1)
+            cursor = one.wait_type("entity:updated")["_id"]
+        change(2)
+        with cluster.sse(c, "kim", *channels, last_event_id=cursor) as again:
+            change(3)
+            again.wait_payload({"n": 3})
+            assert again.payloads("entity:updated") == [{"n": 2}, {"n": 3}], again.heard
+
     def forged_tag_is_told():
         with cluster.ws(a, "cat", "room:r4") as one:
             cluster.publish(b, "room:r4", 0), cluster.publish(b, "room:r4", 1)
@@ -109,6 +153,8 @@ def facts(check, cluster):
     check("Last-Event-ID recovers all channels of a stream on another node",
           cursor_recovers_all_channels_of_a_stream)
     check("every channel of a cursor is answered by one subscribed, in every profile", a_cursor_is_answered_once)
+    check("a user's own stream comes once, whichever of its names it is resumed under", own_stream_is_replayed_once)
+    check("an entity event comes once to who resumes both of its channels", entity_event_is_replayed_once)
     check("a position with another tag is told to be a fork", forged_tag_is_told)
     check("a position of another epoch is not recovered silently", foreign_epoch_is_told)
     check("trimmed history is told", trimmed_history_is_told)

@@ -6,6 +6,7 @@
 //! slow reader whose queue was full. Source: `protocol.md` 6, rulings R3, R7, R17, R21.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carillon_broker_client::{BrokerError, Start};
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
@@ -159,6 +160,7 @@ impl Driver {
         let Some(own) = self.subscriptions.get(&named.channel) else { return Ok(()) };
         let Some(age) = own.traits.history_age else { return Ok(()) };
         let (traits, key) = (own.traits, own.key);
+        let whole = own.labels == Labels::ALL && own.filter.is_none();
         let (start, limit) = match beginning {
             Beginning::Now => return Ok(()),
             Beginning::Last(count) => (Start::Last, count),
@@ -203,6 +205,10 @@ impl Driver {
                 }
                 let tag = since.tag.or(page.tag_at_start).unwrap_or(Position::START_TAG);
                 let from = Position { epoch: page.top.epoch, offset: since.offset, tag };
+                if named.is_of_stream() && whole {
+                    self.rare.get_or_insert_default().stream_resumed =
+                        Some((named.label.clone(), from));
+                }
                 let missed = page.top.offset - since.offset;
                 self.say_subscribed(named, traits, Some(from), Ok(()), missed, correlation);
                 from
@@ -249,6 +255,12 @@ impl Driver {
         };
         let (key, labels, traits) = (own.key, own.labels, own.traits);
         self.node.hub.relabel(&self.connection.id, &named.channel, key, labels);
+        if let (Some(_), Some(rare)) = (&filter, &mut self.rare)
+            && named.is_of_stream()
+        {
+            // From now on not everything is sent.
+            rare.stream_resumed = None;
+        }
         if replaces_filter {
             own.filter.clone_from(&filter);
             self.node.hub.refilter(&self.connection.id, &named.channel, key, filter);
@@ -262,6 +274,17 @@ impl Driver {
             });
             if !said {
                 self.say_subscribed(named, traits, None, Err("fresh"), 0, correlation);
+            }
+            return Ok(());
+        }
+        if let (Beginning::Since(since, _), Some(age)) = (beginning, traits.history_age)
+            && self.was_sent(named, &since, age).await
+        {
+            let tag = since.tag.unwrap_or(Position::START_TAG);
+            let position = since.epoch.map(|epoch| Position { epoch, offset: since.offset, tag });
+            let reply = subscribed(&named.label, traits, position, Ok(()), 0);
+            for message in Session::own_reply(reply, correlation) {
+                self.connection.push(&message);
             }
             return Ok(());
         }
@@ -283,6 +306,20 @@ impl Driver {
             _ => {}
         }
         begun
+    }
+
+    /// Whether all that followed a position of the user's stream was sent on this connection, because its other label resumed
+    /// from there or before (R7: the two are one stream).
+    async fn was_sent(&self, named: &Named, since: &Since, age: Duration) -> bool {
+        let resumed = self.rare.as_ref().and_then(|rare| rare.stream_resumed.as_ref());
+        let Some((label, from)) = resumed.filter(|_| named.is_of_stream()) else { return false };
+        if *label == named.label || since.epoch != Some(from.epoch) || since.offset < from.offset {
+            return false;
+        }
+        // A fork must show (R3).
+        let start = Start::After(since.offset);
+        let page = self.node.relay.history(&named.channel, start, 1, age).await;
+        page.is_ok_and(|page| Bridge::judge(since, &page) == Bridge::Whole)
     }
 
     /// `subscribed`, with the request's correlation.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use carillon_protocol::envelope::{Correlation, ServerMessage};
 use carillon_protocol::session::{Request, Session, SessionLimits};
 use carillon_protocol::websocket::Assembler;
-use carillon_protocol::{CloseCode, Cursor};
+use carillon_protocol::{CloseCode, Cursor, Position};
 pub use goodbye::disconnect;
 use tokio::time::Sleep;
 
@@ -66,6 +66,9 @@ pub(super) struct Rare {
     pub(super) subscriptions_owed: Vec<(Box<str>, Resume)>,
     /// Where the channels of persistent subscriptions go on, while some are owed.
     pub(super) interests_resume: Option<Result<Cursor, ()>>,
+    /// The name under which the user's own stream was resumed, and from where: everything after it was sent, under both its
+    /// labels.
+    pub(super) stream_resumed: Option<(Box<str>, Position)>,
     /// Bytes that came with the handshake, until they are heard.
     early: Vec<u8>,
 }

@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use carillon_protocol::codec::gzip::Sum;
-use carillon_protocol::{CloseCode, Position};
+use carillon_protocol::{CloseCode, Position, Publication};
 use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
 use queue::Queue;
@@ -157,7 +157,7 @@ impl Outbox {
         if state.close.is_some() || state.failed {
             return Pushed::Closed;
         }
-        if state.is_twin(dispatch) || state.was_told(dispatch) {
+        if state.is_twin(&dispatch.publication) || state.was_told(dispatch) {
             state.advance(dispatch);
             return Pushed::Queued;
         }
@@ -269,6 +269,11 @@ impl Outbox {
         if told.sent.is_empty() {
             state.forget_told();
         }
+    }
+
+    /// Remembers an entity event that the client has from an earlier connection.
+    pub fn remember_twin(&self, publication: &Publication) {
+        self.state.lock().is_twin(publication);
     }
 
     /// Begins to remember entity events so that a twin on the other channel is dropped (R14).

@@ -25,6 +25,13 @@ pub(crate) struct Named {
     pub(super) labels: Labels,
 }
 
+impl Named {
+    /// Whether it is one of the two labels of the user's own stream.
+    pub(super) fn is_of_stream(&self) -> bool {
+        self.labels != Labels::ALL || &*self.label == NOTIFICATIONS
+    }
+}
+
 /// Performs one request and answers it; the answer is queued, not yet flushed.
 pub(super) async fn perform(driver: &mut Driver, request: Request, correlation: Correlation) {
     let outcome = match request {
@@ -140,6 +147,11 @@ impl Driver {
         if let Ok(named) = self.resolve(name)
             && let Some(own) = self.subscriptions.get(&named.channel).cloned()
         {
+            if let Some(rare) = &mut self.rare
+                && named.is_of_stream()
+            {
+                rare.stream_resumed = None;
+            }
             let labels = Labels {
                 notifications: own.labels.notifications && !named.labels.notifications,
                 others: own.labels.others && !named.labels.others,

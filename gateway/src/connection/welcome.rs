@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
+use carillon_broker_client::Start;
 use carillon_protocol::envelope::{Correlation, Refusal, ServerMessage};
 use carillon_protocol::session::Subscribe;
-use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile};
+use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile, Publication};
 
 use super::Connection;
 use super::catch_up::{Beginning, NOWHERE, subscribed};
@@ -19,10 +20,50 @@ use crate::dispatch::{Medium, NOTIFICATIONS};
 use crate::hub::{Behind, Labels, Subscription};
 use crate::relay::ChannelTraits;
 
+/// Entity events whose twins may still be on their way when a cursor is written.
+const TWINS_LATE_MAX: u32 = 16;
+/// Channels of a query that are looked at for them.
+const CHANNELS_WITH_TWINS_MAX: usize = 50;
+
 /// `since` of a query: a cursor, or something that is none.
 pub type Resume = Option<Result<Cursor, ()>>;
 
 impl Driver {
+    /// An entity event comes on the narrower channel first: where a cursor is from between the two, its twin on the wider
+    /// channel must not bring it once more (R14).
+    async fn remember_twins(&self, channels: &[ChannelName], resume: &Resume) {
+        let Some(Ok(cursor)) = resume else { return };
+        let policy = self.node.policy.load_full();
+        for channel in channels.iter().take(CHANNELS_WITH_TWINS_MAX) {
+            let wider =
+                channel.as_str().strip_prefix("entity:").and_then(|rest| rest.split_once(':'));
+            let Some((entity, _)) = wider else { continue };
+            let is_wider =
+                |other: &ChannelName| other.as_str().strip_prefix("entity:") == Some(entity);
+            let age = policy
+                .find(channel)
+                .and_then(|found| found.namespace.retention)
+                .map(|kept| kept.age);
+            let (Some(position), Some(age)) = (cursor.get(channel.as_str()), age) else { continue };
+            if !channels.iter().any(is_wider) {
+                continue;
+            }
+            let start = Start::After(position.offset.saturating_sub(TWINS_LATE_MAX.into()));
+            let page = self.node.relay.history(channel, start, TWINS_LATE_MAX, age).await;
+            let Ok(page) = page else { continue };
+            self.connection.outbox.watch_twins();
+            let known = |publication: &&Publication| {
+                publication.position.is_some_and(|here| {
+                    here.epoch == position.epoch && here.offset <= position.offset
+                })
+            };
+            page.publications
+                .iter()
+                .filter(known)
+                .for_each(|publication| self.connection.outbox.remember_twin(publication));
+        }
+    }
+
     /// Sends the welcome, subscribes to the user's own stream and to the query's channels.
     pub async fn welcome(&mut self, channels: &[String], resume: Resume) {
         self.hold_positions(channels, &resume);
@@ -39,6 +80,7 @@ impl Driver {
         let named: Vec<ChannelName> =
             channels.iter().filter_map(|name| ChannelName::new(name).ok()).collect();
         self.ask_ahead(&named).await;
+        self.remember_twins(&named, &resume).await;
         // Asked now that the user's stream is heard: what is stored after this is told there. Both in one round trip.
         let waiting = self.look_for_waiting().await;
         for name in channels {
@@ -169,6 +211,11 @@ impl Driver {
     /// Subscribes to a channel of the query, or says why not. While the broker is away the subscription is owed, and
     /// answered when it is back (R42): an event stream has no way to ask again.
     async fn subscribe_from_query(&mut self, name: &str, resume: &Resume) {
+        let resumed = || self.rare.as_ref().is_some_and(|rare| rare.stream_resumed.is_some());
+        if name == NOTIFICATIONS && matches!(resume, Some(Ok(_))) && resumed() {
+            // The welcome resumed it, and said so.
+            return;
+        }
         let refusal = match self.try_subscribe_from_query(name, resume).await {
             Ok(()) => return,
             Err(refusal) => refusal,

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use carillon_protocol::Publication;
+
 use super::State;
 use crate::dispatch::Dispatch;
 
@@ -52,15 +54,15 @@ impl State {
     }
 
     /// Whether this entity event was heard on its other channel. Remembers it if not.
-    pub(super) fn is_twin(&mut self, dispatch: &Dispatch) -> bool {
+    pub(super) fn is_twin(&mut self, publication: &Publication) -> bool {
         let Some(twins) = self.rare.as_mut().and_then(|rare| rare.twins.as_mut()) else {
             return false;
         };
-        if !dispatch.publication.kind.starts_with("entity:") {
+        if !publication.kind.starts_with("entity:") {
             return false;
         }
         use std::hash::BuildHasher;
-        let id = foldhash::fast::FixedState::default().hash_one(&dispatch.publication.id);
+        let id = foldhash::fast::FixedState::default().hash_one(&publication.id);
         if twins.contains(&id) {
             return true;
         }
