@@ -282,9 +282,13 @@ impl Inner {
             self.restore_application(swept == 1, connects).await?;
         }
         let written_at = self.held.written_at.load(Ordering::Relaxed);
-        // A node that tends for the first time has lost nothing: restoring in silence would swallow the arrival of who
-        // came a moment ago.
-        if written_at != 0 && (known == 0 || written_at != connects) {
+        // A node that tends for the first time has lost nothing unless its data was seen to go: restoring in silence
+        // would swallow the arrival of who came a moment ago.
+        let is_lost = match written_at {
+            0 => self.shared.counters.losses.load(Ordering::Acquire) > 0,
+            _ => known == 0 || written_at != connects,
+        };
+        if is_lost {
             self.restore_presence(swept == 1).await?;
         }
         self.held.written_at.store(connects, Ordering::Relaxed);

@@ -34,6 +34,26 @@ async fn master_that_is_flushed_is_noticed_and_gets_everything_again() {
     flushed_and_restored(&with, other.expect("a master without leases")).await;
 }
 
+/// Who joined before the node first looked after presence is written again as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_before_a_node_first_tends_is_written_again() {
+    let server = RedisProcess::start(&[]);
+    let with = settings(RedisMode::Standalone, urls(std::slice::from_ref(&server)));
+    let node = Node::up(with).await;
+    node.beat().await.expect("beaten");
+    let (room, user) = (channel("presence:room"), UserId::new("ada").expect("a user"));
+    let id = ConnectionId::new("c1").expect("an id");
+    let member = Member { id: user.clone(), name: None, last_seen_ms: 1, metadata: None };
+    node.broker.join_resource(&room, &id, &member).await.expect("joined");
+    assert!(server.cli(&["FLUSHALL"]).starts_with("OK"));
+    assert!(node.broker.members(&room).await.expect("listed").is_empty());
+    node.beat().await.expect("beaten");
+    node.broker.tend().await.expect("tended");
+    assert_eq!(node.broker.members(&room).await.expect("listed").len(), 1);
+    node.broker.retire().await.expect("retired");
+    node.broker.close().await;
+}
+
 async fn flushed_and_restored(with: &RedisSettings, server: &RedisProcess) {
     let mut node = Node::up(with.clone()).await;
     node.beat().await.expect("beaten");
