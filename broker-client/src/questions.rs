@@ -58,6 +58,12 @@ pub struct ConnectionFilter {
     pub user: Option<String>,
     /// Of this transport.
     pub transport: Option<String>,
+    /// Dressed in this profile.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// On the node of this name.
+    #[serde(default)]
+    pub node: Option<String>,
     /// Subscribed to this channel.
     pub channel: Option<String>,
     /// Ids greater than this.

@@ -41,6 +41,18 @@ impl Caller {
             .with("scope", scope.name()))
     }
 
+    /// Refuses a backend's key without this scope before anything else is looked at. What a user may depends on what they
+    /// ask for.
+    ///
+    /// # Errors
+    /// As [`Self::require`].
+    pub fn require_of_keys(&self, scope: Scope) -> Result<(), Refusal> {
+        match self {
+            Caller::Key { .. } => self.require(scope),
+            Caller::User(_) => Ok(()),
+        }
+    }
+
     /// The user of a token.
     #[must_use]
     pub fn user(&self) -> Option<&UserId> {

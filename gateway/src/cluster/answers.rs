@@ -147,6 +147,9 @@ fn disconnect(node: &Node, connection: Option<&ConnectionId>, user: Option<&User
 }
 
 fn connections(node: &Node, filter: &ConnectionFilter) -> Vec<ConnectionView> {
+    if filter.node.as_deref().is_some_and(|name| name != node.name) {
+        return Vec::new();
+    }
     let mut found = match &filter.channel {
         Some(channel) => node.hub.listeners(channel),
         None => node.hub.connections(),
@@ -160,6 +163,10 @@ fn connections(node: &Node, filter: &ConnectionFilter) -> Vec<ConnectionView> {
                 .transport
                 .as_deref()
                 .is_none_or(|transport| connection.transport.name() == transport)
+            && filter
+                .profile
+                .as_deref()
+                .is_none_or(|profile| connection.dress.profile.name() == profile)
             && filter.after.as_deref().is_none_or(|after| connection.id.as_str() > after)
     });
     found.sort_by(|one, other| one.id.cmp(&other.id));

@@ -12,6 +12,7 @@ use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, Payload};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -41,6 +42,10 @@ const NAME_BYTES_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct JsonBody(Bytes);
 
+/// A [`JsonBody`], or nothing at all, which reads as an empty object.
+#[derive(Clone, Debug)]
+pub(super) struct OptionalBody(pub JsonBody);
+
 /// A JSON body of many messages, unread; at most [`BATCH_BYTES_MAX`].
 #[derive(Clone, Debug)]
 pub(crate) struct BatchBody(Bytes);
@@ -54,6 +59,17 @@ impl FromRequest<Arc<Node>> for JsonBody {
             size => size.saturating_add(ENVELOPE_BYTES),
         };
         Ok(Self(collect(request, limit).await?))
+    }
+}
+
+impl FromRequest<Arc<Node>> for OptionalBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, node: &Arc<Node>) -> Result<Self, ApiError> {
+        if request.body().is_end_stream() && !request.headers().contains_key(CONTENT_TYPE) {
+            return Ok(Self(JsonBody(Bytes::from_static(b"{}"))));
+        }
+        JsonBody::from_request(request, node).await.map(Self)
     }
 }
 

@@ -215,6 +215,7 @@ impl StatedSince {
 
 fn parse_since(text: &str) -> Result<StatedSince, Refusal> {
     let (epoch, offset) = match text.rsplit_once(':') {
+        Some(("", _)) => return Err(wrong("since", "must be EPOCH:OFFSET or an offset")),
         Some((epoch, offset)) => (Stated::Epoch(carillon_protocol::Epoch::parse(epoch)), offset),
         None => (Stated::None, text),
     };
@@ -288,6 +289,7 @@ mod tests {
         assert!(matches!(stated, StatedSince { epoch: Stated::Epoch(Some(_)), offset: 7 }));
         assert!(matches!(parse_since("foreign:7").expect("read").epoch, Stated::Epoch(None)));
         assert!(parse_since("abcdEFGH:").is_err());
+        assert!(parse_since(":7").is_err());
         assert!(parse_since("-1").is_err());
     }
 }

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use carillon_broker_client::Target;
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::{ConnectionId, UserId};
+use carillon_protocol::{ConnectionId, Profile, UserId};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -143,6 +143,8 @@ pub(super) async fn announce(
     params(
         ("user_id" = Option<String>, Query, description = "Of this user"),
         ("transport" = Option<String>, Query, description = "websocket, sse or poll"),
+        ("profile" = Option<String>, Query, description = "social, uno, dnr or excore"),
+        ("node" = Option<String>, Query, description = "On the node of this name"),
         ("channel" = Option<String>, Query, description = "Subscribed to this channel"),
         ("limit" = Option<u64>, Query, description = "At most so many: 1 to 1,000, 100 where not given"),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"),
@@ -163,9 +165,15 @@ pub(super) async fn list(
     {
         return Err(wrong("transport", "is one of websocket, sse, poll").into());
     }
+    let profile = search.text("profile");
+    if profile.as_ref().is_some_and(|name| Profile::parse(name).is_none()) {
+        return Err(wrong("profile", "is one of social, uno, dnr, excore").into());
+    }
     let filter = ConnectionFilter {
         user: search.text("user_id"),
         transport,
+        profile,
+        node: search.text("node"),
         channel: search.text("channel"),
         after: search.cursor()?,
         // One more tells whether there is another page.

@@ -43,7 +43,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Search {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        Ok(Self(Query::parse(parts.uri.query())))
+        let query = parts.uri.query();
+        if !Query::is_text(query.unwrap_or_default()) {
+            let what = "A query parameter is not percent-encoded UTF-8";
+            return Err(ApiError(
+                Refusal::new(ErrorCode::InvalidMessage, what).with("field", "query"),
+            ));
+        }
+        Ok(Self(Query::parse(query)))
     }
 }
 
@@ -145,6 +152,12 @@ pub(super) fn channel(text: &str) -> Result<ChannelName, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_text_is_noticed() {
+        assert!(Query::is_text("a=%C3%A9&b=100%&c=+"));
+        assert!(!Query::is_text("a=b&user_id=%ff"));
+    }
 
     #[test]
     fn numbers_of_any_length_are_whole_and_words_are_not() {

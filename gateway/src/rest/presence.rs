@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::body::{JsonBody, wrong};
+use super::body::{JsonBody, OptionalBody, wrong};
 use super::error::{ApiError, ErrorBody};
 use super::parameter::{self, Parameters};
 use crate::auth::{Action, Caller, Scope};
@@ -157,7 +157,7 @@ pub(super) async fn list(
 
 /// Puts a user at a resource, until `DELETE` or for `ttl` seconds.
 #[utoipa::path(
-    put, path = "/presence/{resource}/{user_id}", tag = "Presence", request_body = MemberBody,
+    put, path = "/presence/{resource}/{user_id}", tag = "Presence", request_body = Option<MemberBody>,
     params(
         ("resource" = String, Path, description = "The resource; slashes are %2F"),
         ("user_id" = String, Path, description = "The user"),
@@ -168,7 +168,7 @@ pub(super) async fn put(
     State(node): State<Arc<Node>>,
     caller: Caller,
     Parameters((resource, user)): Parameters<(String, String)>,
-    body: JsonBody,
+    OptionalBody(body): OptionalBody,
 ) -> Result<Json<Member>, ApiError> {
     caller.require(Scope::Manage)?;
     let channel = channel_of(&node, &resource)?;
@@ -235,6 +235,7 @@ pub(super) async fn users(
     caller: Caller,
     body: JsonBody,
 ) -> Result<Json<UserViews>, ApiError> {
+    caller.require_of_keys(Scope::Read)?;
     let body: UsersBody = body.read()?;
     if body.user_ids.len() > USERS_MAX {
         return Err(wrong("user_ids", "must be at most 1,000").into());

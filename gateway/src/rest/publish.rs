@@ -97,6 +97,7 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    caller.require_of_keys(Scope::Publish)?;
     let (channel, message) = body.read::<PublishBody<'_>>()?.split();
     match judge(&node, &caller, &headers, &channel, message).await {
         Ok(outgoing) => Ok(answer(&node, outgoing).await),
@@ -121,6 +122,7 @@ pub(super) async fn batch(
     headers: HeaderMap,
     body: BatchBody,
 ) -> Result<Response, ApiError> {
+    caller.require_of_keys(Scope::Publish)?;
     let batch: BatchMessages<'_> = body.read()?;
     if batch.messages.len() > BATCH_MESSAGES_MAX {
         return Err(wrong("messages", "must be at most 1,000")

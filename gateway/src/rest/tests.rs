@@ -149,7 +149,24 @@ async fn connections_are_listed_reached_and_closed() {
     assert_ne!(second.body["connections"][0]["id"], id.as_str());
     assert_eq!(second.body["next"], Value::Null);
     assert_eq!(rest.get("/connections?cursor=%21").await.status, StatusCode::BAD_REQUEST);
-    assert_eq!(rest.get("/connections?limit=0").await.status, StatusCode::BAD_REQUEST);
+    for wrong in ["limit=0", "profile=nope", "user_id=%ff"] {
+        let answer = rest.get(&format!("/connections?{wrong}")).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (StatusCode::BAD_REQUEST, "INVALID_MESSAGE"),
+            "{wrong}"
+        );
+    }
+    let name = rest.node.name.clone();
+    for (filter, count) in [
+        ("profile=uno", 2),
+        ("profile=social", 0),
+        ("node=elsewhere", 0),
+        (&*format!("node={name}"), 2),
+    ] {
+        let found = rest.get(&format!("/connections?{filter}")).await.body;
+        assert_eq!(found["connections"].as_array().map(Vec::len), Some(count), "{filter}");
+    }
     assert_eq!(rest.get(&format!("/connections/{id}")).await.body["transport"], "sse");
     let channel = rest.get("/channels/chat").await;
     assert_eq!(channel.body["subscribers"], 2);
@@ -216,6 +233,35 @@ async fn read_until(stream: &mut Body, wanted: &str) {
             .expect("no error");
         text.push_str(&String::from_utf8_lossy(frame.data_ref().expect("data")));
     }
+}
+
+#[tokio::test]
+async fn a_key_without_the_scope_is_refused_whatever_it_sends() {
+    let rest = Rest::start(&[]).await;
+    for (path, body) in
+        [("/publish", "{}"), ("/publish/batch", r#"{"messages":[]}"#), ("/broadcast", "{")]
+    {
+        let answer = rest.call(Method::POST, path, READER, Some(body)).await;
+        assert_eq!((answer.status, answer.code()), (StatusCode::FORBIDDEN, "FORBIDDEN"), "{path}");
+    }
+    rest.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_is_put_without_a_body_too() {
+    let rest = Rest::start(&[]).await;
+    let bare = |path: &str| {
+        let request = Request::put(format!("/api/realtime{path}")).header("x-api-key", ADMIN);
+        request.body(Body::empty()).expect("a request")
+    };
+    let put = rest.send(bare("/presence/room/ada")).await;
+    assert_eq!((put.status, &put.body["id"]), (StatusCode::OK, &json!("ada")));
+    assert_eq!(rest.get("/presence/room").await.body["count"], 1);
+    // What is sent is read as strictly as anywhere.
+    let untyped = Request::put("/api/realtime/presence/room/ada").header("x-api-key", ADMIN);
+    let untyped = rest.send(untyped.body(Body::from("{}")).expect("a request")).await;
+    assert_eq!(untyped.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    rest.stop().await;
 }
 
 #[tokio::test]

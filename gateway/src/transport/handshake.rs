@@ -48,6 +48,12 @@ impl Query {
         Self { pairs }
     }
 
+    /// Whether a query is text, percent-decoded: what is not is read as well as it can be.
+    #[must_use]
+    pub fn is_text(query: &str) -> bool {
+        std::str::from_utf8(&decoded(query)).is_ok()
+    }
+
     /// The same query with one value more, which counts first.
     #[must_use]
     pub fn with(&self, name: &str, value: &str) -> Self {
@@ -82,6 +88,10 @@ impl Query {
 }
 
 fn decode(text: &str) -> String {
+    String::from_utf8_lossy(&decoded(text)).into_owned()
+}
+
+fn decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -104,7 +114,7 @@ fn decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 impl Handshake {

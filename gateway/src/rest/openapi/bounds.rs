@@ -95,6 +95,7 @@ fn of_parameter(path: &str, name: &str) -> Option<Value> {
             json!({"type": "string", "pattern": "^([A-Za-z0-9]+:)?[0-9]{1,18}$", "example": "1204"})
         }
         "transport" => json!({"type": "string", "enum": ["websocket", "sse", "poll"]}),
+        "profile" => json!({"type": "string", "enum": ["social", "uno", "dnr", "excore"]}),
         "status" if path == "/notifications" => {
             json!({"type": "string", "enum": ["pending", "delivered", "read", "expired"]})
         }
