@@ -32,6 +32,16 @@ pub struct RedisTls {
     pub insecure: bool,
 }
 
+impl RedisSettings {
+    /// Judges one of [`Self::urls`] without connecting.
+    ///
+    /// # Errors
+    /// What is wrong with it, without the URL: it may hold a password.
+    pub fn check_url(url: &str) -> Result<(), String> {
+        super::endpoint::Endpoint::parse(url).map(|_| ())
+    }
+}
+
 /// Where Redis is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisSettings {

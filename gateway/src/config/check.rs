@@ -20,6 +20,8 @@ pub const API_KEY_BYTES_MIN: usize = 16;
 /// The shortest key of a webhook's signatures in production, in bytes.
 pub(super) const WEBHOOK_KEY_BYTES_MIN: usize = 16;
 
+const PLACEHOLDER: &str = "is the placeholder of an example, which production mode refuses";
+
 const LEEWAY_MAX: Duration = Duration::from_secs(5);
 
 /// Notes every contradiction.
@@ -127,6 +129,9 @@ fn check_keys(config: &Config, reader: &Reader<'_>) {
         );
     }
     for (name, key) in &config.auth.api_keys {
+        if !config.dev && key.key.as_ref().is_some_and(|key| is_placeholder(key.expose())) {
+            reader.mistake(format!("auth.api_keys.{name}.key"), PLACEHOLDER);
+        }
         if !config.dev && key.key.as_ref().is_some_and(|key| key.expose().len() < API_KEY_BYTES_MIN)
         {
             reader.mistake(
@@ -151,6 +156,9 @@ fn check_key(
             format!("is shorter than {SECRET_BYTES_MIN} bytes, which production mode refuses"),
         );
     }
+    if !dev && secret.is_some_and(|secret| is_placeholder(secret.expose())) {
+        reader.mistake(format!("{path}.secret"), PLACEHOLDER);
+    }
     if let Some(pem) = public_key
         && let Err(reason) = crate::auth::check_public_key(pem.expose(), algorithms)
     {
@@ -165,6 +173,23 @@ fn check_key(
             "allows no HS algorithm, which the secret needs",
         );
     }
+}
+
+/// Whether a secret was never made, only copied from an example.
+fn is_placeholder(secret: &str) -> bool {
+    let letters: String =
+        secret.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    [
+        "changeme",
+        "changethis",
+        "replaceme",
+        "replacethis",
+        "yoursecret",
+        "your256bitsecret",
+        "yourapikey",
+    ]
+    .iter()
+    .any(|word| letters.contains(word))
 }
 
 fn check_application(config: &Config, reader: &Reader<'_>) {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use carillon_broker_client::RedisSettings;
 use carillon_protocol::session::{Route, Routes};
 use jsonwebtoken::Algorithm;
 use serde_json::Value;
@@ -102,9 +103,11 @@ fn redis(section: &Section<'_>) -> Redis {
     for (name, url) in
         url.iter().map(|url| ("url", url)).chain(urls.iter().map(|url| ("urls", url)))
     {
-        let schemes = ["redis://", "rediss://", "unix://", "redis+unix://"];
+        let schemes = ["redis://", "rediss://"];
         if !schemes.iter().any(|scheme| url.expose().starts_with(scheme)) {
             section.mistake(name, "must begin with redis:// or rediss://");
+        } else if let Err(reason) = RedisSettings::check_url(url.expose()) {
+            section.mistake(name, reason);
         }
     }
     let mode = section.read("mode", |text| match text {
@@ -124,7 +127,7 @@ fn redis(section: &Section<'_>) -> Redis {
         url,
         urls,
         master_name: section.filled("master_name"),
-        prefix: section.filled("prefix").unwrap_or_else(|| "carillon".to_owned()),
+        prefix: section.read("prefix", prefix).unwrap_or_else(|| "carillon".to_owned()),
         tls: RedisFiles {
             ca: tls.filled("ca"),
             cert: tls.filled("cert"),
@@ -132,6 +135,26 @@ fn redis(section: &Section<'_>) -> Redis {
             insecure: tls.flag("insecure").unwrap_or(false),
         },
         command_timeout: section.duration("command_timeout").unwrap_or(seconds(1)),
+    }
+}
+
+/// Braces would decide over a key's slot.
+fn prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("must not be empty".to_owned());
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control() || "{}*?[]".contains(c)) {
+        return Err(format!("{text:?} holds a space, a control character or one of {{ }} * ? [ ]"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A name as RFC 6265 has it.
+fn cookie(text: &str) -> Result<String, String> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    match text.bytes().all(is_token) && !text.is_empty() {
+        true => Ok(text.to_owned()),
+        false => Err(format!("{text:?} is no name of a cookie")),
     }
 }
 
@@ -149,7 +172,7 @@ fn auth(section: &Section<'_>) -> Auth {
             leeway: jwt.duration("leeway").unwrap_or_default(),
         },
         allow_anonymous: section.flag("allow_anonymous").unwrap_or(false),
-        cookie: section.filled("cookie"),
+        cookie: section.read("cookie", cookie),
         api_keys: section
             .entries("api_keys")
             .iter()

@@ -328,7 +328,7 @@ impl<'r> Section<'r> {
     fn json<T: serde::de::DeserializeOwned>(&self, name: &str, text: &str) -> Option<T> {
         serde_json::from_str(text)
             .map_err(|error| {
-                self.mistake(name, format!("is not the JSON that is expected here: {error}"));
+                self.mistake(name, format!("must be a table or a list, or JSON of one: {error}"));
             })
             .ok()
     }

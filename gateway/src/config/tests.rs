@@ -168,6 +168,10 @@ fn wrong_values_are_refused_with_their_key() {
             "auth.api_keys.a.key_hash",
             "sha256",
         ),
+        ("[redis]\nurl = \"redis://x:99999\"", "redis.url", "invalid"),
+        ("[redis]\nprefix = \"a{b}\"", "redis.prefix", "holds"),
+        ("[auth]\ncookie = \"a b\"", "auth.cookie", "no name"),
+        ("limits = \"many\"", "limits", "a table"),
         ("[cors]\norigins = [\"example.com\"]", "cors.origins", "no origin"),
         ("[auth]\ncookie = \"t\"\n[cors]\norigins = [\"*\"]", "cors.origins", "cookie"),
         ("[[namespaces]]\nsubscribe = [\"no\"]", "namespaces[0].pattern", "required"),
@@ -249,6 +253,9 @@ fn production_needs_a_key_of_length() {
     assert!(words("").contains("auth.jwt: needs"));
     assert!(words("[auth.jwt]\nsecret = \"changeme\"").contains("shorter than 32 bytes"));
     assert!(load("dev = true\n[auth.jwt]\nsecret = \"changeme\"", &[], &[]).is_ok());
+    let example = "[auth.jwt]\nsecret = \"change-me_change-me_change-me_change-me\"";
+    assert!(words(example).contains("auth.jwt.secret: is the placeholder"));
+    assert!(load(&format!("dev = true\n{example}"), &[], &[]).is_ok());
     assert!(words("this is not toml").contains("is not TOML"));
 }
 
