@@ -20,8 +20,8 @@ test: ## install what the tests need (only what is missing) and run them all
 	@deploy/dev/prepare
 	@TARGET=$(TARGET) tests/run
 
-cluster: build ## redis-server, three nodes and HAProxy on loopback until Ctrl-C (PORT, NODES, NODE_PORT, OPERATOR_PORT, REDIS_PORT)
-	@deploy/dev/prepare redis-server haproxy
+cluster: build ## redis-server, three nodes, HAProxy and Prometheus on loopback until Ctrl-C (PORT, NODES, NODE_PORT, OPERATOR_PORT, REDIS_PORT, PROMETHEUS_PORT)
+	@deploy/dev/prepare redis-server haproxy prometheus
 	@exec $(PYTHON) deploy/dev/cluster --binary $(CARILLON)
 
 bench: build ## measure against the floor and the naive server (BENCH="--quick --with-peers", docs/benchmarks.md)

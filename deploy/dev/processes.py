@@ -238,6 +238,36 @@ class Balancer(Process):
             return False
 
 
+class Prometheus(Process):
+    """Scrapes the nodes' operator ports."""
+
+    def __init__(self, directory, nodes, port=None):
+        self.port = port or free_port()
+        binary = shutil.which("prometheus")
+        if binary is None:
+            raise SystemExit("prometheus is missing: apt-get install prometheus")
+        targets = [{"targets": [f"127.0.0.1:{node.operator_port}"], "labels": {"node": node.name}}
+                   for node in nodes]
+        config = os.path.join(directory, "prometheus.yml")
+        with open(config, "w") as f:  # JSON is YAML.
+            json.dump({"global": {"scrape_interval": "5s"},
+                       "scrape_configs": [{"job_name": "carillon", "static_configs": targets}]}, f)
+        super().__init__("prometheus", [
+            binary, f"--config.file={config}", f"--storage.tsdb.path={directory}/prometheus",
+            f"--web.listen-address=127.0.0.1:{self.port}", "--log.level=warn"], directory)
+
+    @property
+    def http(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def ready(self):
+        try:
+            with urllib.request.urlopen(f"{self.http}/-/ready", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+
 def wait_until(what, condition, seconds=60, process=None):
     """Polls `condition` until it holds; raises with the process's log when it does not."""
     end = time.monotonic() + seconds
