@@ -5,6 +5,7 @@
 
 mod common;
 mod drain;
+mod journal;
 mod reload;
 mod router;
 mod signals;

@@ -32,6 +32,7 @@ use crate::node::Node;
 pub(crate) use body::BatchBody;
 pub(crate) use error::ErrorBody;
 pub use error::{ApiError, REQUEST_ID, REQUEST_ID_HEADER, request_id};
+pub(crate) use message::traceparent;
 pub(crate) use owned::refusal as store_refusal;
 
 /// Where all calls live.

@@ -24,6 +24,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::journal::Entry;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::rest::{ApiError, REQUEST_ID, REQUEST_ID_HEADER, request_id};
@@ -88,6 +89,7 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let id = request_id(request.headers());
         let header = HeaderValue::from_str(&id);
+        let entry = Entry::begin(&request, &id);
         let counted = Arc::clone(&self.browsers);
         let answering = if is_plain(&request) {
             let answering = REQUEST_ID.scope(id, guarded(self.routes.call(request)));
@@ -95,13 +97,13 @@ where
                 let mut answer = answering.await?;
                 // It would be another answer for a browser.
                 answer.headers_mut().append(VARY, HeaderValue::from_static("origin"));
-                Ok(with_id(counted.count(answer), header))
+                Ok(noted(with_id(counted.count(answer), header), entry))
             });
         } else {
             self.browsers.answer(self.routes.clone(), request)
         };
         let answering = REQUEST_ID.scope(id, answering);
-        Box::pin(async move { Ok(with_id(counted.count(answering.await?), header)) })
+        Box::pin(async move { Ok(noted(with_id(counted.count(answering.await?), header), entry)) })
     }
 }
 
@@ -144,6 +146,13 @@ fn with_id(
 ) -> Response {
     if let Ok(id) = id {
         answer.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
+    answer
+}
+
+fn noted(answer: Response, entry: Option<Entry>) -> Response {
+    if let Some(entry) = entry {
+        entry.answered(&answer);
     }
     answer
 }

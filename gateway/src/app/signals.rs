@@ -1,5 +1,7 @@
 //! A node under an operating system: SIGTERM and SIGINT drain, a second one ends at once, SIGHUP reloads.
 
+use std::net::SocketAddr;
+
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -16,8 +18,11 @@ use crate::logging::Log;
 pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
     let app = App::bind(config).await?;
     let node = app.node();
-    let (client, operator) = (app.client_address(), app.operator_address());
-    tracing::info!(node = %node.name, ?client, ?operator, version = env!("CARGO_PKG_VERSION"), "listening");
+    let shown = |address: Option<SocketAddr>| {
+        address.map_or_else(String::new, |address| address.to_string())
+    };
+    let (client, operator) = (shown(app.client_address()), shown(app.operator_address()));
+    tracing::info!(node = %node.name, client, operator, version = env!("CARGO_PKG_VERSION"), "listening");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;

@@ -97,7 +97,7 @@ pub(super) async fn run(args: PublishArgs) -> anyhow::Result<ExitCode> {
     let took = started.elapsed().as_secs_f64();
     let rate = tally.published as f64 / took.max(0.001);
     eprintln!(
-        "published {} ({} of them before), {} failed, {took:.2} s, {rate:.0}/s",
+        "published {} ({} already there), {} failed, {took:.2} s, {rate:.0}/s",
         tally.published, tally.duplicates, tally.failed
     );
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

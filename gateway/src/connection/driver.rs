@@ -149,7 +149,7 @@ impl Driver {
         claims.iter_mut().for_each(|claims| claims.token_id = None);
         node.application.lifecycle.opened(&node.name, &connection);
         node.metrics.opened(connection.transport);
-        tracing::debug!(connection = %connection.id, remote = ?connection.remote, transport = connection.transport.name(), "connection opened");
+        tracing::debug!(connection = %connection.id, remote = connection.remote.map(tracing::field::display), transport = connection.transport.name(), "connection opened");
         Self {
             session: Session::new(limits, clock::monotonic_ms()),
             node,

@@ -174,7 +174,7 @@ fn server_type(kind: &str) -> Refusal {
 
 /// The caller's W3C trace context, if it is one.
 #[must_use]
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     let mut parts = text.split('-');
     let sane = [2, 32, 16, 2].into_iter().all(|length| {

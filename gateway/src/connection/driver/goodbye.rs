@@ -62,7 +62,7 @@ impl Driver {
         if let Some(socket) = socket {
             socket.shut();
         }
-        tracing::debug!(connection = %connection.id, remote = ?connection.remote, reason, "connection ended");
+        tracing::debug!(connection = %connection.id, remote = connection.remote.map(tracing::field::display), reason, "connection ended");
     }
 }
 
