@@ -42,7 +42,7 @@ const NAME_BYTES_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct JsonBody(Bytes);
 
-/// A [`JsonBody`], or nothing at all, which reads as an empty object.
+/// A [`JsonBody`], or nothing at all or `null`, which read as an empty object.
 #[derive(Clone, Debug)]
 pub(super) struct OptionalBody(pub JsonBody);
 
@@ -66,10 +66,12 @@ impl FromRequest<Arc<Node>> for OptionalBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, node: &Arc<Node>) -> Result<Self, ApiError> {
+        let empty = || Self(JsonBody(Bytes::from_static(b"{}")));
         if request.body().is_end_stream() && !request.headers().contains_key(CONTENT_TYPE) {
-            return Ok(Self(JsonBody(Bytes::from_static(b"{}"))));
+            return Ok(empty());
         }
-        JsonBody::from_request(request, node).await.map(Self)
+        let body = JsonBody::from_request(request, node).await?;
+        Ok(if body.0.trim_ascii() == b"null" { empty() } else { Self(body) })
     }
 }
 

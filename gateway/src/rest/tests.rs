@@ -257,6 +257,8 @@ async fn a_member_is_put_without_a_body_too() {
     let put = rest.send(bare("/presence/room/ada")).await;
     assert_eq!((put.status, &put.body["id"]), (StatusCode::OK, &json!("ada")));
     assert_eq!(rest.get("/presence/room").await.body["count"], 1);
+    let null = rest.call(Method::PUT, "/presence/room/ada", ADMIN, Some("null")).await;
+    assert_eq!(null.status, StatusCode::OK);
     // What is sent is read as strictly as anywhere.
     let untyped = Request::put("/api/realtime/presence/room/ada").header("x-api-key", ADMIN);
     let untyped = rest.send(untyped.body(Body::from("{}")).expect("a request")).await;
