@@ -40,7 +40,7 @@ use self::ear::{Ear, Kept};
 use self::line::{Line, Lines};
 use self::polls::Polls;
 use self::registry::Registry;
-use crate::polls::{NewPollPage, PollPage, PollState, PollStore};
+use crate::polls::{CountedPoll, NewPollPage, PollPage, PollState, PollStore};
 use crate::{
     Admission, Broker, BrokerError, ConnectionRecord, Event, Events, Health, HistoryPage,
     HistoryQuery, InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
@@ -395,6 +395,19 @@ impl Broker for MemoryBroker {
 
 #[async_trait]
 impl PollStore for MemoryBroker {
+    async fn count_poll(
+        &self,
+        user: &UserId,
+        window: Option<Duration>,
+        asked: Option<(u64, &str)>,
+    ) -> Result<CountedPoll, BrokerError> {
+        let (shared, now) = (self.0.available()?, Instant::now());
+        let count = |window| shared.windows.lock().count(&format!("poll {user}"), window, now);
+        let answered =
+            |(after, question)| shared.polls.lock().answered(user.as_str(), after, question, now);
+        Ok(CountedPoll { rate: window.map(count), answered: asked.and_then(answered) })
+    }
+
     async fn find_poll_pages(
         &self,
         user: &UserId,

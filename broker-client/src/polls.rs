@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 
-use crate::BrokerError;
+use crate::{BrokerError, RateCount};
 
 /// Pages kept for each user: the last 1,000 ids or more, when pages are full.
 pub const POLL_PAGES_MAX: usize = 64;
@@ -58,10 +58,28 @@ pub struct PollState {
     pub answered: Option<PollPage>,
 }
 
+/// A poll that was counted, and whether its question was answered before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CountedPoll {
+    /// `None` where nothing was to be counted.
+    pub rate: Option<RateCount>,
+    /// The page that answered the same question before.
+    pub answered: Option<PollPage>,
+}
+
 /// See the module. Part of [`crate::Broker`].
 #[async_trait]
 pub trait PollStore: Send + Sync + 'static {
-    /// Finds the page of an id, and the page that answered a question.
+    /// Counts a poll of a user in a window that begins with the first one, where there is a window, and finds the page
+    /// that answered a question, where there is a question, which was asked with an id.
+    async fn count_poll(
+        &self,
+        user: &UserId,
+        window: Option<Duration>,
+        asked: Option<(u64, &str)>,
+    ) -> Result<CountedPoll, BrokerError>;
+
+    /// Finds the page of an id, and the page that answered a question that was asked with it.
     async fn find_poll_pages(
         &self,
         user: &UserId,

@@ -242,6 +242,18 @@ impl Hub {
         self.shard(connection).next(channel, key, from, from_is_top)
     }
 
+    /// Publications after `from` on a channel that a connection listens to, as far as this node has heard them: none where
+    /// `from` is the last one, `None` where only history can tell.
+    #[must_use]
+    pub fn since(
+        &self,
+        connection: &ConnectionId,
+        channel: &ChannelName,
+        from: Position,
+    ) -> Option<Vec<Arc<Dispatch>>> {
+        self.shard(connection).since(channel, from)
+    }
+
     /// Where a subscription stands that fell behind; `None` when it is live.
     #[must_use]
     pub fn behind_at(

@@ -11,6 +11,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use carillon_broker_client::Subscription;
@@ -36,6 +37,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const EXPECTED_MAX: usize = 50_000;
 /// Users whose change could not be told yet. Beyond it, every connection looks again.
 const UNTOLD_MAX: usize = 10_000;
+/// Counters of changes that users share.
+const LOOKS: usize = 1_024;
 /// Connections that look at their subscriptions at the same time after something was missed, and the
 /// pause before the next: 5,000 questions a second to the store at most.
 const AUDIT_CONNECTIONS: usize = 250;
@@ -130,6 +133,18 @@ pub struct News {
     told_again: Notify,
     /// Users whose subscriptions were about to change then, oldest first.
     expected: Mutex<VecDeque<(Instant, UserId)>>,
+    /// How often those of some users had to be looked at again: what was read before is outdated.
+    looks: Looks,
+}
+
+/// Counters that users share by hash.
+#[derive(Debug)]
+struct Looks([AtomicU32; LOOKS]);
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU32::new(0)))
+    }
 }
 
 impl News {
@@ -139,6 +154,18 @@ impl News {
         if expected.len() < EXPECTED_MAX {
             expected.push_back((Instant::now() + TOLD_BY, user));
         }
+    }
+
+    /// A number that is another one once this user's subscriptions may have changed.
+    #[must_use]
+    pub fn edition(&self, user: &UserId) -> u32 {
+        self.look(user).load(Ordering::Acquire)
+    }
+
+    fn look(&self, user: &UserId) -> &AtomicU32 {
+        use std::hash::BuildHasher;
+        let hash = foldhash::fast::FixedState::default().hash_one(user);
+        &self.looks.0[hash as usize % LOOKS]
     }
 
     fn due(&self) -> HashSet<UserId> {
@@ -177,6 +204,7 @@ pub async fn announce(node: &Node, user: &UserId) {
 
 /// Has this node's connections of a user look at their subscriptions again. Never waits.
 pub fn refresh(node: &Node, user: &UserId) {
+    node.interest_news.look(user).fetch_add(1, Ordering::AcqRel);
     let Some(stream) = ChannelName::user_stream(user.as_str()) else { return };
     for connection in node.hub.listeners(stream.as_str()) {
         connection.refresh_interests();
@@ -221,6 +249,9 @@ async fn audit(node: &Node) {
     let missed = node.relay.missed();
     loop {
         missed.notified().await;
+        for look in &node.interest_news.looks.0 {
+            look.fetch_add(1, Ordering::AcqRel);
+        }
         let mut connections = node.hub.connections();
         connections.retain(|connection| connection.user.is_some());
         for some in connections.chunks(AUDIT_CONNECTIONS) {

@@ -1,5 +1,5 @@
 //! Users who poll on this node, and what is theirs between two polls: they are online, they are present where they joined,
-//! and what is said on channels without history is heard for them until they ask again. `protocol.md` 6, ruling R31.
+//! and what is said on channels without history is heard for them until they ask again, here at the seats that their polls left. `protocol.md` 6, ruling R31.
 //!
 //! In the registry a user who polls stands once a node, so that the node's death tells of it and two polls at a time are
 //! one presence. It must not know what a poll answers.
@@ -19,9 +19,9 @@ use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::Node;
-use crate::transport::poll::{Held, Stretch};
+use crate::transport::poll::{Seat, Stretch};
 
-/// How long channels without history are heard for a poll that ended.
+/// How long the seat of a poll that ended is kept for the next one.
 const LINGER: Duration = Duration::from_secs(10);
 /// Lingering polls of one user; the oldest goes first.
 const LINGERING_MAX: usize = 8;
@@ -55,7 +55,7 @@ struct Lingering {
     /// The poll number that goes on from here.
     id: u64,
     until_ms: u64,
-    held: Held,
+    seat: Seat,
 }
 
 /// A poll is being answered; until this is dropped.
@@ -126,13 +126,13 @@ impl Pollers {
         Polling { node: Arc::clone(node), user: user.clone(), connection }
     }
 
-    /// A poll ended that listened to channels without history; `id` goes on from here.
-    pub(crate) fn linger(&self, user: &UserId, id: u64, held: Held) {
+    /// A poll ended that listened; `id` goes on from here.
+    pub(crate) fn linger(&self, user: &UserId, id: u64, seat: Seat) {
         let until_ms = clock::monotonic_ms() + LINGER.as_millis() as u64;
         let dropped = {
             let mut users = self.users.lock();
             let Some(poller) = users.get_mut(user) else { return };
-            poller.lingering.push(Lingering { id, until_ms, held });
+            poller.lingering.push(Lingering { id, until_ms, seat });
             (poller.lingering.len() > LINGERING_MAX).then(|| poller.lingering.remove(0))
         };
         drop(dropped);
@@ -142,11 +142,42 @@ impl Pollers {
     pub(crate) fn take_linger(&self, user: &UserId, id: u64) -> Vec<Stretch> {
         let taken: Vec<Lingering> = match self.users.lock().get_mut(user) {
             Some(poller) => {
-                poller.lingering.extract_if(.., |lingering| lingering.id == id).collect()
+                let meant = |left: &mut Lingering| left.id == id && left.seat.is_fleeting();
+                poller.lingering.extract_if(.., meant).collect()
             }
             None => Vec::new(),
         };
-        taken.into_iter().map(|mut lingering| lingering.held.documents()).collect()
+        taken.into_iter().map(|lingering| lingering.seat.into_heard()).collect()
+    }
+
+    /// The seat under a number, if it fits the next poll; whose it is.
+    pub(crate) fn take_seat(
+        &self,
+        user: &str,
+        id: u64,
+        fits: impl Fn(&Seat) -> bool,
+    ) -> Option<(UserId, Seat)> {
+        let mut users = self.users.lock();
+        let (known, _) = users.get_key_value(user)?;
+        let known = known.clone();
+        let lingering = &mut users.get_mut(user)?.lingering;
+        let at = lingering.iter().position(|left| left.id == id && fits(&left.seat))?;
+        Some((known, lingering.swap_remove(at).seat))
+    }
+
+    /// Polls that are being answered.
+    #[cfg(test)]
+    pub(crate) fn answering(&self) -> usize {
+        self.users.lock().values().map(|poller| poller.polls).sum()
+    }
+
+    /// Nobody is expected to go on here.
+    pub(crate) fn clear_seats(&self) {
+        let left: Vec<Lingering> = {
+            let mut users = self.users.lock();
+            users.values_mut().flat_map(|poller| std::mem::take(&mut poller.lingering)).collect()
+        };
+        drop(left);
     }
 
     /// The user left a resource: on every node that held them there for their polls.
@@ -223,7 +254,8 @@ fn look(node: &Node) -> Vec<UserId> {
                 // Waiting for an answer is no silence.
                 poller.connection.spoke(now_ms);
             }
-            over.extend(poller.lingering.extract_if(.., |lingering| lingering.until_ms <= now_ms));
+            let is_over = |left: &mut Lingering| left.until_ms <= now_ms || left.seat.is_deaf();
+            over.extend(poller.lingering.extract_if(.., is_over));
             match poller.is_settled(node, now_ms) {
                 Some(false) => unsettled.push(user.clone()),
                 Some(true)

@@ -21,31 +21,49 @@ pub(super) struct Polls {
 
 struct Pages {
     last_id: u64,
+    /// In order of their ids.
     pages: VecDeque<(String, PollPage)>,
+    bytes: usize,
     expires_at: Instant,
 }
 
 impl Pages {
-    fn answered(&self, question: &str) -> Option<PollPage> {
+    /// The page that answered a question: its ids are greater than the one that was asked with.
+    fn answered(&self, after: u64, question: &str) -> Option<PollPage> {
+        let later = self.pages.iter().rev().take_while(|(_, page)| page.first_id > after);
         let same = |(asked, _): &&(String, PollPage)| !question.is_empty() && asked == question;
-        self.pages.iter().rev().find(same).map(|(_, page)| page.clone())
+        later.into_iter().find(same).map(|(_, page)| page.clone())
     }
 
-    fn bytes(&self) -> usize {
-        self.pages.iter().map(|(_, page)| page.body.len()).sum()
+    fn origin(&self, id: u64) -> Option<PollPage> {
+        let behind = self.pages.partition_point(|(_, page)| page.first_id <= id);
+        let (_, page) = self.pages.get(behind.checked_sub(1)?)?;
+        (id - page.first_id < page.count).then(|| page.clone())
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.pages.pop_front() {
+            self.bytes -= oldest.body.len();
+        }
     }
 }
 
 impl Polls {
+    pub(super) fn answered(
+        &self,
+        user: &str,
+        after: u64,
+        question: &str,
+        now: Instant,
+    ) -> Option<PollPage> {
+        self.users.get(user).filter(|pages| pages.expires_at > now)?.answered(after, question)
+    }
+
     pub(super) fn find(&self, user: &str, id: u64, question: &str, now: Instant) -> PollState {
         let Some(pages) = self.users.get(user).filter(|pages| pages.expires_at > now) else {
             return PollState::default();
         };
-        let holds = |(_, page): &&(String, PollPage)| {
-            page.first_id <= id && id - page.first_id < page.count
-        };
-        let origin = pages.pages.iter().find(holds).map(|(_, page)| page.clone());
-        PollState { origin, answered: pages.answered(question) }
+        PollState { origin: pages.origin(id), answered: pages.answered(id, question) }
     }
 
     pub(super) fn keep(
@@ -59,24 +77,27 @@ impl Polls {
         let pages = self.users.entry(user.to_owned()).or_insert_with(|| Pages {
             last_id: 0,
             pages: VecDeque::new(),
+            bytes: 0,
             expires_at: now,
         });
         if pages.expires_at <= now {
             pages.pages.clear();
+            pages.bytes = 0;
         }
         pages.expires_at = now + POLL_LIFETIME;
-        if let Some(page) = pages.answered(&new.question) {
+        if let Some(page) = pages.answered(new.after, &new.question) {
             return page;
         }
         let count = new.count.max(1);
         let first_id = pages.last_id.max(new.after).saturating_add(1).max(unix_ms);
         pages.last_id = first_id + count - 1;
         let page = PollPage { first_id, count, body: new.body };
+        pages.bytes += page.body.len();
         pages.pages.push_back((new.question, page.clone()));
         while pages.pages.len() > POLL_PAGES_MAX
-            || (pages.pages.len() > 1 && pages.bytes() > POLL_PAGES_BYTES_MAX)
+            || (pages.pages.len() > 1 && pages.bytes > POLL_PAGES_BYTES_MAX)
         {
-            pages.pages.pop_front();
+            pages.forget_oldest();
         }
         page
     }

@@ -1,10 +1,14 @@
--- Find the page of an id, and the page that answered a question.
--- KEYS 1 pages, 2 state; ARGV 1 id, 2 question or ''
--- Answers {page or '', page or ''}; the caller looks whether the first one holds the id
-local origin = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf', 'LIMIT', 0, 1)[1]
-local answered = false
-if ARGV[2] ~= '' then
-  local last = redis.call('HGET', KEYS[2], 'q' .. ARGV[2])
-  answered = last and redis.call('ZRANGEBYSCORE', KEYS[1], last, last)[1]
+-- Find the page of an id, and the page that answered a question that was asked with it.
+-- KEYS 1 pages; ARGV 1 id, 2 question or ''
+-- Answers {page or '', page or ''}
+local id, origin = tonumber(ARGV[1]), ''
+for at = -1, -1000000, -1 do
+  local page = redis.call('LINDEX', KEYS[1], at)
+  if not page then break end
+  local first, count = string.match(page, '^(%d+) (%d+) ')
+  if tonumber(first) <= id then
+    if id < first + count then origin = page end
+    break
+  end
 end
-return {origin or '', answered or ''}
+return {origin, answered(KEYS[1], id, ARGV[2]) or ''}

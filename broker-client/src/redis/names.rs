@@ -109,11 +109,11 @@ impl Names {
         format!("{}:{{{NODES}}}:revoked:{key}", self.prefix)
     }
 
-    /// A user's poll answers: pages, and the state beside them.
+    /// A user's poll answers, and the count of their polls.
     pub(super) fn polls(&self, user: &UserId) -> (String, String) {
-        let key = format!("{}:p:{{{}}}", self.prefix, Self::user_tag(user));
-        let state = format!("{key}:s");
-        (key, state)
+        let key = format!("{}:polls:{{{}}}", self.prefix, Self::user_tag(user));
+        let count = format!("{key}:c");
+        (key, count)
     }
 
     /// A key of presence; `redis/presence.rs` knows which.

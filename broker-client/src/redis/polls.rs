@@ -1,42 +1,68 @@
-//! Pages of long polls' answers: one sorted set and one hash a user, both in one slot.
+//! Pages of long polls' answers: one list a user, and beside it in the same slot the count of a minute's polls.
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 
 use super::names::Names;
 use super::{RedisBroker, answer, scripts};
-use crate::BrokerError;
 use crate::polls::{
-    NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState,
-    PollStore,
+    CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage,
+    PollState, PollStore,
 };
+use crate::store::Clock;
+use crate::{BrokerError, RateCount};
 
-/// Reads `first count question body`; the body may hold anything.
+/// The lifetime is given anew once in so long.
+const RENEWED: Duration = Duration::from_secs(3_600);
+
+/// Reads `first count before question body`; the body may hold anything.
 fn parse(page: &str) -> Option<PollPage> {
-    let mut parts = page.splitn(4, ' ');
+    let mut parts = page.splitn(5, ' ');
     let first_id = parts.next()?.parse().ok()?;
     let count = parts.next()?.parse().ok()?;
-    let _question = parts.next()?;
+    let (_before, _question) = (parts.next()?, parts.next()?);
     Some(PollPage { first_id, count, body: parts.next()?.to_owned() })
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]
 impl PollStore for RedisBroker {
+    async fn count_poll(
+        &self,
+        user: &UserId,
+        window: Option<Duration>,
+        asked: Option<(u64, &str)>,
+    ) -> Result<CountedPoll, BrokerError> {
+        let (pages, counter) = self.inner.shared.names.polls(user);
+        let (id, question) = asked.unwrap_or_default();
+        let mut command = scripts::COUNT_POLL.call(&[&counter, &pages]);
+        command.arg(window.map_or(0, |window| ms(window).max(1))).arg(id).arg(question);
+        let place = self.inner.layout.place(&Names::user_tag(user));
+        let (count, left, page): (u64, i64, String) =
+            answer::read(self.inner.layout.run(&place, &command).await?)?;
+        let reset_in = Duration::from_millis(u64::try_from(left).unwrap_or(0));
+        let rate = window.map(|_| RateCount { count, reset_in });
+        Ok(CountedPoll { rate, answered: parse(&page) })
+    }
+
     async fn find_poll_pages(
         &self,
         user: &UserId,
         id: u64,
         question: &str,
     ) -> Result<PollState, BrokerError> {
-        let (pages, state) = self.inner.shared.names.polls(user);
-        let mut command = scripts::FIND_POLL_PAGES.call(&[&pages, &state]);
+        let (pages, _counter) = self.inner.shared.names.polls(user);
+        let mut command = scripts::FIND_POLL_PAGES.call(&[&pages]);
         command.arg(id).arg(question);
         let place = self.inner.layout.place(&Names::user_tag(user));
         let (origin, answered): (String, String) =
             answer::read(self.inner.layout.run(&place, &command).await?)?;
-        let origin =
-            parse(&origin).filter(|page| page.first_id <= id && id - page.first_id < page.count);
-        Ok(PollState { origin, answered: parse(&answered) })
+        Ok(PollState { origin: parse(&origin), answered: parse(&answered) })
     }
 
     async fn keep_poll_page(
@@ -44,11 +70,11 @@ impl PollStore for RedisBroker {
         user: &UserId,
         page: NewPollPage,
     ) -> Result<PollPage, BrokerError> {
-        let (pages, state) = self.inner.shared.names.polls(user);
-        let lifetime_ms = POLL_LIFETIME.as_millis() as u64;
-        let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages, &state]);
-        command.arg(&page.question).arg(page.count.max(1)).arg(&page.body);
-        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(lifetime_ms).arg(page.after);
+        let (pages, _counter) = self.inner.shared.names.polls(user);
+        let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages]);
+        command.arg(&page.question).arg(page.after).arg(page.count.max(1)).arg(&page.body);
+        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(ms(POLL_LIFETIME + RENEWED));
+        command.arg(Clock::system().now().unix_ms());
         let place = self.inner.layout.place(&Names::user_tag(user));
         let kept: String = answer::read(self.inner.layout.run(&place, &command).await?)?;
         parse(&kept).ok_or_else(|| BrokerError::Invalid("a poll page cannot be read".to_owned()))
@@ -61,9 +87,9 @@ mod tests {
 
     #[test]
     fn a_page_is_read_as_the_script_writes_it() {
-        let page = parse("17 3 16:ab {\"a\": \"b c\"}").expect("a page");
+        let page = parse("17 3 400 16:ab {\"a\": \"b c\"}").expect("a page");
         assert_eq!(page, PollPage { first_id: 17, count: 3, body: "{\"a\": \"b c\"}".to_owned() });
-        assert_eq!(parse("17 1  x").expect("no question").body, "x");
+        assert_eq!(parse("17 1 0  x").expect("no question").body, "x");
         assert_eq!(parse(""), None);
     }
 }

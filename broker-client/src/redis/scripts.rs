@@ -24,8 +24,9 @@ scripts! {
     BEAT "beat.lua";
     CLAIM "claim.lua";
     COUNT "count.lua";
-    FIND_POLL_PAGES "find_poll_pages.lua";
-    KEEP_POLL_PAGE "keep_poll_page.lua";
+    COUNT_POLL "polls.lua" "count_poll.lua";
+    FIND_POLL_PAGES "polls.lua" "find_poll_pages.lua";
+    KEEP_POLL_PAGE "polls.lua" "keep_poll_page.lua";
     PRESENCE_JOIN "tell.lua" "presence_join.lua";
     PRESENCE_LEAVE "tell.lua" "presence_leave.lua";
     PRESENCE_SETTLE "tell.lua" "status.lua" "presence_settle.lua";

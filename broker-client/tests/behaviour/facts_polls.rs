@@ -1,6 +1,10 @@
 //! Facts about the pages that long polls leave.
 
-use carillon_broker_client::{NewPollPage, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollState};
+use std::time::Duration;
+
+use carillon_broker_client::{
+    CountedPoll, NewPollPage, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollState,
+};
 use carillon_protocol::UserId;
 
 use crate::fixture::Fixture;
@@ -44,6 +48,28 @@ pub(crate) async fn a_page_comes_after_the_id_that_was_asked_with(fixture: &impl
     assert_eq!(kept.first_id, after + 1);
     let next = node.broker.keep_poll_page(&ann, page("", 1, "x")).await.expect("kept");
     assert_eq!(next.first_id, after + 3);
+}
+
+pub(crate) async fn a_poll_is_counted_and_finds_what_answered_its_question(fixture: &impl Fixture) {
+    let (one, two) = (fixture.join().await, fixture.join().await);
+    let (ann, bob, minute) = (user("ann"), user("bob"), Some(Duration::from_secs(60)));
+    let asked = one.broker.keep_poll_page(&ann, page("", 1, "x")).await.expect("kept").first_id;
+    let question = format!("{asked}:x");
+    let counted = one.broker.count_poll(&ann, minute, Some((asked, &question))).await;
+    let counted = counted.expect("counted");
+    let rate = counted.rate.expect("a window");
+    assert_eq!((rate.count, counted.answered), (1, None));
+    assert!(rate.reset_in <= Duration::from_secs(60) && rate.reset_in > Duration::from_secs(30));
+    let answer = NewPollPage { after: asked, ..page(&question, 2, "answer") };
+    let answer = one.broker.keep_poll_page(&ann, answer).await.expect("kept");
+    one.broker.keep_poll_page(&ann, page("", 1, "y")).await.expect("kept");
+    let again = two.broker.count_poll(&ann, minute, Some((asked, &question))).await;
+    let again = again.expect("counted");
+    assert_eq!((again.rate.expect("a window").count, again.answered), (2, Some(answer)));
+    let other = two.broker.count_poll(&ann, None, Some((asked, "other"))).await;
+    assert_eq!(other.expect("read"), CountedPoll::default());
+    let bobs = two.broker.count_poll(&bob, minute, None).await.expect("counted");
+    assert_eq!((bobs.rate.expect("a window").count, bobs.answered), (1, None));
 }
 
 pub(crate) async fn a_question_is_answered_once(fixture: &impl Fixture) {

@@ -43,6 +43,7 @@ pub(super) async fn drain(node: &Arc<Node>, accepting: &CancellationToken) {
     for connection in node.hub.connections() {
         connection.outbox.close(CloseCode::Draining);
     }
+    node.pollers.clear_seats();
 }
 
 /// Gives the lease back and ends every task of the node.

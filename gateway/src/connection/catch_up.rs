@@ -131,6 +131,7 @@ impl Driver {
             conflate,
             asked: true,
             interests: None,
+            wakes: false,
         };
         let labels = subscription.labels;
         let reason = match beginning {

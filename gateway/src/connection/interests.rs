@@ -104,6 +104,7 @@ impl Driver {
             conflate,
             asked: false,
             interests: Some(Arc::clone(&interests)),
+            wakes: false,
         };
         let outbox = &self.connection.outbox;
         let key = self.node.hub.subscribe(

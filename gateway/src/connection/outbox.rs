@@ -176,6 +176,23 @@ impl Outbox {
         if std::mem::replace(&mut state.dirty, true) { Pushed::Queued } else { Pushed::First }
     }
 
+    /// Wakes who pulls although nothing is queued; whether the pusher must flush.
+    pub fn nudge(&self) -> bool {
+        let mut state = self.state.lock();
+        let rare = state.rare.get_or_insert_default();
+        if std::mem::replace(&mut rare.nudged, true) || state.close.is_some() || state.failed {
+            return false;
+        }
+        !std::mem::replace(&mut state.dirty, true)
+    }
+
+    /// Who pulls is about to look: only what comes from now on is worth waking for.
+    pub fn looks(&self) {
+        if let Some(rare) = &mut self.state.lock().rare {
+            rare.nudged = false;
+        }
+    }
+
     /// Marks that a subscription fell behind: the task is woken when there is room.
     pub fn mark_behind(&self) {
         let mut state = self.state.lock();
@@ -290,7 +307,7 @@ impl Outbox {
         }
         match &self.wire {
             Wire::Pulled => {
-                if !state.queue.is_empty()
+                if (!state.queue.is_empty() || state.is_nudged())
                     && let Some(reader) = state.take_reader()
                 {
                     reader.wake();
@@ -316,7 +333,7 @@ impl Outbox {
     pub fn poll_pulled(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut state = self.state.lock();
         state.held = false;
-        if state.queue.is_empty() {
+        if state.queue.is_empty() && !state.is_nudged() {
             if state.failed || state.ended {
                 return Poll::Ready(None);
             }
@@ -324,6 +341,9 @@ impl Outbox {
             return Poll::Pending;
         }
         state.dirty = false;
+        if let Some(rare) = &mut state.rare {
+            rare.nudged = false;
+        }
         let bytes = state.drain().concat();
         if state.behind {
             signal(state);

@@ -127,6 +127,7 @@ impl Driver {
             conflate: false,
             asked: true,
             interests: None,
+            wakes: false,
         };
         let key = self.node.hub.subscribe(
             &stream,

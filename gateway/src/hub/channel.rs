@@ -58,6 +58,8 @@ pub struct Subscription {
     pub conflate: bool,
     /// The client itself listens, not only the user's persistent subscriptions.
     pub asked: bool,
+    /// Its owner reads what is new by [`crate::hub::Hub::since`]: it is only woken.
+    pub wakes: bool,
     /// The user's persistent subscriptions on this channel.
     pub interests: Option<Interests>,
 }
@@ -184,6 +186,11 @@ impl Channel {
                 tail.bytes -= oldest.publication.weight_bytes();
             }
         }
+    }
+
+    /// The publications after `from`, none where it is the last one; `None` where only history can tell.
+    pub(super) fn since(&self, from: Position) -> Option<Vec<Arc<Dispatch>>> {
+        if self.position == Some(from) { Some(Vec::new()) } else { self.after(from) }
     }
 
     /// The publications after `from`, if the tail reaches back to it on the same history.

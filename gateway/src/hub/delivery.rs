@@ -62,6 +62,12 @@ pub(super) fn deliver(
             continue;
         }
         let connection = &subscription.connection;
+        if subscription.wakes {
+            if connection.outbox.nudge() {
+                dirty.push(Arc::clone(connection));
+            }
+            continue;
+        }
         let conflate = if subscription.conflate {
             *conflate_hash.get_or_insert_with(|| conflation(dispatch))
         } else {
@@ -112,6 +118,12 @@ pub(super) fn resync(
             continue;
         }
         let connection = &subscription.connection;
+        if subscription.wakes {
+            if connection.outbox.nudge() {
+                dirty.push(Arc::clone(connection));
+            }
+            continue;
+        }
         if let Some(position) = position {
             connection.outbox.set_position(name, position);
         }

@@ -207,6 +207,10 @@ impl Shard {
         before.map_or(top, |behind| Some(behind.from))
     }
 
+    pub(super) fn since(&self, name: &ChannelName, from: Position) -> Option<Vec<Arc<Dispatch>>> {
+        self.state.lock().channels.get(name)?.since(from)
+    }
+
     pub(super) fn behind_at(&self, name: &ChannelName, key: SubscriptionKey) -> Option<Position> {
         self.state
             .lock()

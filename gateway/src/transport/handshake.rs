@@ -88,6 +88,9 @@ impl Query {
 }
 
 fn decode(text: &str) -> String {
+    if !text.contains(['%', '+']) {
+        return text.to_owned();
+    }
     String::from_utf8_lossy(&decoded(text)).into_owned()
 }
 

@@ -1,9 +1,9 @@
 //! Long polls: `GET` and `POST /api/v1/realtime/poll`, `GET …/poll/missed`. Routes, credentials, the
 //! rate and the shape of answers; what is answered is in the submodules. `protocol.md` 6, rulings R31, R32.
 //!
-//! A poll number stands for a cursor kept in the store (`page`); every answer is read from history
+//! A poll number stands for a cursor kept in the store (`page`); every answer is read from what follows that cursor
 //! (`gather`) and a waiting poll is only woken by the hub (`held`), so that nothing is lost or heard
-//! twice whatever node serves it.
+//! twice whatever node serves it. The node that gave an answer remembers for a while what it knew (`seat`).
 
 mod answer;
 mod document;
@@ -15,10 +15,12 @@ mod origin;
 mod page;
 mod question;
 mod rate;
+mod seat;
 mod sent;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request, State};
@@ -26,20 +28,20 @@ use axum::response::{IntoResponse, Response};
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
 use http::HeaderMap;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue};
 
 use super::client_io::Peer;
-use super::handshake::{Query, authenticate};
-use crate::auth::Claims;
+use super::handshake::{Query, authenticate, bearer};
 use crate::node::Node;
 use crate::rest::{ApiError, BatchBody, ErrorBody};
 pub(crate) use document::document;
 pub(crate) use gather::own_polls;
-pub(crate) use held::Held;
 pub(crate) use merge::Stretch;
 use question::Question;
 use rate::Rate;
+pub(crate) use seat::Seat;
+use seat::{Credentials, Sitting};
 
 /// Where polls are asked.
 pub const PATH: &str = "/api/v1/realtime/poll";
@@ -48,28 +50,56 @@ pub const MISSED_PATH: &str = "/api/v1/realtime/poll/missed";
 
 /// Who asks, and how often they did.
 struct Asker {
-    claims: Claims,
+    credentials: Credentials,
     rate: Option<Rate>,
 }
 
 impl Asker {
-    /// Authenticates and counts; the answer to give where that fails.
-    async fn admit(
-        node: &Node,
-        headers: &HeaderMap,
-        query: &Query,
-        counter: &str,
-    ) -> Result<Self, Response> {
+    /// Authenticates; the answer to give where that fails.
+    async fn of(node: &Node, headers: &HeaderMap, query: &Query) -> Result<Self, Response> {
         let refuse = |refusal: Refusal| ApiError(refusal).into_response();
         let claims = authenticate(node, headers, query).await.map_err(refuse)?;
         let claims =
             claims.ok_or_else(|| refuse(Refusal::new(ErrorCode::MissingToken, "missing token")))?;
-        let rate = Rate::count(node, counter, &claims.user).await.map_err(refuse)?;
-        let asker = Self { claims, rate };
-        match asker.rate.as_ref().and_then(Rate::refusal) {
-            Some(refusal) => Err(asker.respond(Err(refusal))),
-            None => Ok(asker),
+        let token = given_token(headers).unwrap_or_default();
+        Ok(Self { credentials: Credentials::new(node, claims, token), rate: None })
+    }
+
+    /// Counts and answers. `sitting` was found by the token alone.
+    async fn answer(
+        mut self,
+        node: &Arc<Node>,
+        sitting: Option<Sitting>,
+        question: Result<Question, Refusal>,
+        remote: Option<IpAddr>,
+    ) -> Response {
+        let answer = self.try_answer(node, sitting, question, remote).await;
+        self.respond(answer)
+    }
+
+    async fn try_answer(
+        &mut self,
+        node: &Arc<Node>,
+        sitting: Option<Sitting>,
+        question: Result<Question, Refusal>,
+        remote: Option<IpAddr>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let user = &self.credentials.claims.user;
+        let mut sitting = match (sitting, &question) {
+            (Some(mut sitting), Ok(question)) => sitting.fits(question).then_some(sitting),
+            (None, Ok(question)) => Sitting::of_question(node, &self.credentials, question),
+            (_, Err(_)) => None,
+        };
+        let asked = sitting.as_mut().map(Sitting::question);
+        let asked = asked.as_ref().map(|(id, question)| (*id, question.as_str()));
+        let (rate, answered) = Rate::count_poll(node, user, asked).await?;
+        self.rate = rate;
+        if let Some(refusal) = self.rate.as_ref().and_then(Rate::refusal) {
+            return Err(refusal);
         }
+        // Answered on another node meanwhile: whoever asks all again finds it.
+        let sitting = sitting.filter(|_| answered.is_none());
+        Box::pin(answer::answer(node, &self.credentials, sitting, question?, remote)).await
     }
 
     /// The answer with the headers that every one has (R27).
@@ -106,15 +136,22 @@ pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let remote = parts.extensions.get::<Peer>().map(|peer| peer.remote);
     let query = Query::parse(parts.uri.query());
-    let asker = match Asker::admit(&node, &parts.headers, &query, "poll").await {
-        Ok(asker) => asker,
-        Err(response) => return response,
+    // Who goes on with the same token is known.
+    let token = given_token(&parts.headers).unwrap_or_default();
+    let sitting =
+        question::of_chain(&query).and_then(|(user, id)| Sitting::of_token(&node, user, id, token));
+    let (asker, sitting) = match sitting {
+        Some(mut sitting) => {
+            let credentials = sitting.seat().credentials.clone();
+            (Asker { credentials, rate: None }, Some(sitting))
+        }
+        None => match Box::pin(Asker::of(&node, &parts.headers, &query)).await {
+            Ok(asker) => (asker, None),
+            Err(response) => return response,
+        },
     };
-    let answer = match Question::of_query(&query, &asker.claims) {
-        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question, remote)).await,
-        Err(refusal) => Err(refusal),
-    };
-    asker.respond(answer)
+    let question = Question::of_query(&query, &asker.credentials.claims);
+    asker.answer(&node, sitting, question, remote).await
 }
 
 /// The same with a body; sends messages, too.
@@ -125,19 +162,15 @@ pub async fn get(State(node): State<Arc<Node>>, request: Request) -> Response {
 pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
     let remote = request.extensions().get::<Peer>().map(|peer| peer.remote);
     let query = Query::parse(request.uri().query());
-    let asker = match Asker::admit(&node, request.headers(), &query, "poll").await {
+    let asker = match Asker::of(&node, request.headers(), &query).await {
         Ok(asker) => asker,
         Err(response) => return response,
     };
     let question = match BatchBody::from_request(request, &node).await {
-        Ok(body) => Question::of_body(&query, &body, &asker.claims),
+        Ok(body) => Question::of_body(&query, &body, &asker.credentials.claims),
         Err(ApiError(refusal)) => Err(refusal),
     };
-    let answer = match question {
-        Ok(question) => Box::pin(answer::answer(&node, &asker.claims, question, remote)).await,
-        Err(refusal) => Err(refusal),
-    };
-    asker.respond(answer)
+    asker.answer(&node, None, question, remote).await
 }
 
 /// Reads the user's own stream after a sequence.
@@ -153,10 +186,23 @@ pub async fn post(State(node): State<Arc<Node>>, request: Request) -> Response {
 pub async fn missed(State(node): State<Arc<Node>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let query = Query::parse(parts.uri.query());
-    let asker = match Asker::admit(&node, &parts.headers, &query, "missed").await {
+    let mut asker = match Asker::of(&node, &parts.headers, &query).await {
         Ok(asker) => asker,
         Err(response) => return response,
     };
-    let answer = missed::read(&node, &asker.claims, &query).await;
+    let claims = Arc::clone(&asker.credentials.claims);
+    match Rate::count_missed(&node, &claims.user).await {
+        Ok(rate) => asker.rate = rate,
+        Err(refusal) => return ApiError(refusal).into_response(),
+    }
+    let answer = match asker.rate.as_ref().and_then(Rate::refusal) {
+        Some(refusal) => Err(refusal),
+        None => missed::read(&node, &claims, &query).await,
+    };
     asker.respond(answer)
+}
+
+/// The token of the header that scripts send; cookies and tokens in the query are looked at each time.
+fn given_token(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION)?.to_str().ok().and_then(bearer)
 }

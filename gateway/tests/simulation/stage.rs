@@ -1,6 +1,7 @@
 //! The nodes of a run: real ones but for their sockets, over one embedded cluster. They start, die, pause and
 //! leave; clients reach them through pipes in memory. It must not know: what clients do, what is right.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,6 +33,8 @@ use crate::records::Record;
 use crate::scene::config;
 use crate::storage::{Line, runs};
 
+/// Polls that one token is good for.
+const TOKEN_POLLS: u32 = 20;
 /// Bytes that a kernel would hold for one connection in each direction.
 const KERNEL_BYTES: usize = 2 * 1024;
 
@@ -64,6 +67,8 @@ struct Inner {
     hosts: Vec<Host>,
     lives: Mutex<usize>,
     stalled: watch::Sender<bool>,
+    /// Each user who polls has one, which is another one now and then.
+    tokens: Mutex<HashMap<String, (u32, String)>>,
 }
 
 /// A client's end of a connection.
@@ -103,6 +108,7 @@ impl Stage {
             hosts: (0..hosts).map(|_| Host { life: Mutex::new(None) }).collect(),
             lives: Mutex::new(0),
             stalled: watch::Sender::new(false),
+            tokens: Mutex::default(),
         };
         let stage = Self(Arc::new(inner));
         (0..hosts).for_each(|host| stage.boot(host));
@@ -236,18 +242,26 @@ impl Stage {
         }
     }
 
+    fn token(&self, user: &str) -> String {
+        let mut tokens = self.0.tokens.lock();
+        let (polls, token) = tokens.entry(user.to_owned()).or_default();
+        if polls.is_multiple_of(TOKEN_POLLS) {
+            let ttl = Duration::from_secs(3_600);
+            let new = NewToken { user: user.to_owned(), ttl, ..NewToken::default() };
+            let minted = mint(&self.0.config.auth.jwt, None, &new, clock::unix_ms() / 1_000);
+            *token = minted.expect("a secret");
+        }
+        *polls += 1;
+        token.clone()
+    }
+
     /// Asks a host; `None` when nobody listens there. Who drops the answer hangs up.
     pub(crate) fn poll(&self, host: usize, user: &str, body: &Value) -> Option<Polled> {
         let life = self.0.hosts[host].life.lock();
         let life = life.as_ref()?;
-        let token = NewToken {
-            user: user.to_owned(),
-            ttl: Duration::from_secs(3_600),
-            ..NewToken::default()
-        };
-        let token = mint(&self.0.config.auth.jwt, None, &token, clock::unix_ms() / 1_000);
+        let token = self.token(user);
         let request = http::Request::post(poll::PATH)
-            .header("authorization", format!("Bearer {}", token.expect("a secret")))
+            .header("authorization", format!("Bearer {token}"))
             .header("content-type", "application/json")
             .body(Body::from(body.to_string()))
             .expect("a request");

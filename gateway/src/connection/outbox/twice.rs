@@ -21,6 +21,8 @@ const TWINS_MAX: usize = 1024;
 pub(super) struct Rare {
     /// Who pulls, waiting for something to be queued.
     pub(super) reader: Option<Waker>,
+    /// There is something to look at that is not queued here.
+    pub(super) nudged: bool,
     /// Entity events, newest last, once a connection listens to both of their channels.
     pub(super) twins: Option<VecDeque<u64>>,
     pub(super) told: Option<Told>,
@@ -44,10 +46,14 @@ impl State {
         self.rare.as_mut()?.reader.take()
     }
 
+    pub(super) fn is_nudged(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.nudged)
+    }
+
     pub(super) fn forget_told(&mut self) {
         if let Some(rare) = &mut self.rare {
             rare.told = None;
-            if rare.twins.is_none() && rare.reader.is_none() {
+            if rare.twins.is_none() && rare.reader.is_none() && !rare.nudged {
                 self.rare = None;
             }
         }

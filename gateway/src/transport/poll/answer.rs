@@ -12,12 +12,13 @@ use carillon_protocol::envelope::Refusal;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::gather::{self, EVENTS_MAX, Event, Gathered, Listened};
-use super::held::{Held, Woken};
+use super::gather::{self, EVENTS_MAX, Event, Gathered, Look};
+use super::held::Woken;
 use super::merge::Stretch;
-use super::origin::{self, Channels, Origin, begin, key};
-use super::page::Page;
+use super::origin::begin;
+use super::page::{self, Page, Step};
 use super::question::Question;
+use super::seat::{Credentials, Seat, Sitting};
 use super::sent::{Sender, be_present};
 use crate::auth::Claims;
 use crate::clock;
@@ -26,6 +27,10 @@ use crate::node::Node;
 
 /// How long a woken poll waits for what comes in the same breath: fewer answers, fewer polls.
 const BREATH: Duration = Duration::from_millis(20);
+/// How soon after an answer a client that goes on is given the next one that it had to wait for. Each answer costs a
+/// request, and as many of them as there are messages would be too many (30 a minute are allowed): where they come often,
+/// they come together.
+const PACE: Duration = Duration::from_millis(150);
 
 /// The parts of an answer.
 struct Answer {
@@ -36,95 +41,87 @@ struct Answer {
     recovered: bool,
 }
 
-/// A poll's connection; where it is to linger under a number, that is what its end does, also in the middle of a wait.
-struct Sitting {
-    node: Arc<Node>,
-    user: UserId,
-    held: Option<Held>,
-    linger_as: Option<u64>,
-    channels: Vec<Listened>,
-}
-
-impl Drop for Sitting {
-    fn drop(&mut self) {
-        if let (Some(mut held), Some(id)) = (self.held.take(), self.linger_as) {
-            held.keep_fleeting(&self.channels);
-            self.node.pollers.linger(&self.user, id, held);
-        }
-    }
-}
-
-/// Answers one poll.
+/// Answers one poll; `sitting` is the seat that the former one of its chain left here.
 ///
 /// # Errors
 /// `UNAVAILABLE`.
 pub(super) async fn answer(
     node: &Arc<Node>,
-    claims: &Claims,
+    credentials: &Credentials,
+    sitting: Option<Sitting>,
     question: Question,
     remote: Option<IpAddr>,
 ) -> Result<Vec<u8>, Refusal> {
-    let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
+    let claims = &*credentials.claims;
     let user = &claims.user;
-    let mut held = Held::open(node, claims, question.profile, remote)?;
+    let deadline = Instant::now() + question.timeout.min(until_expiry(claims));
     let polling = node.pollers.enter(node, user);
-    let mut channels = Channels::asked(&held, node, claims, &question.channels).await;
-    let named = channels.heard.clone();
-    let mut origin = origin::find(node, claims, &question, &named).await?;
-    channels.restore(&held, node, &mut origin.wishes).await;
-    channels.add_interests(&held, node, claims).await?;
-    be_present(node, user, &polling, &origin.wishes).await;
-    if origin.answered.is_none() {
-        begin(node, &mut origin, &channels.heard).await?;
+    let is_new = sitting.is_none();
+    let mut sitting = match sitting {
+        Some(sitting) => sitting,
+        // Boxed, like all that a poll which goes on here does not come to: what is moved and held stays small.
+        None => Box::pin(Sitting::new(node, credentials, &question, remote)).await?,
+    };
+    let seat = sitting.seat();
+    seat.held.go_on();
+    if !seat.origin.wishes.present.is_empty() {
+        Box::pin(be_present(node, user, &polling, &seat.origin.wishes)).await;
     }
-    let before = origin.wishes.clone();
-    let replies = match question.messages {
-        Some(messages) => {
+    let (mut before, mut replies) = (None, None);
+    if is_new {
+        if seat.origin.answered.is_none() {
+            Box::pin(begin(node, &mut seat.origin, &seat.channels.heard)).await?;
+        }
+        before = Some(seat.origin.wishes.clone());
+        if let Some(messages) = question.messages {
             let mut sender = Sender {
                 node,
                 user,
-                held: &mut held,
+                held: &mut seat.held,
                 polling: &polling,
-                channels: &mut channels,
-                origin: &mut origin,
+                channels: &mut seat.channels,
+                origin: &mut seat.origin,
             };
-            Some(sender.send(messages).await)
+            replies = Some(Box::pin(sender.send(messages)).await);
         }
+    }
+    let again = match before {
+        Some(before) => Box::pin(repeat(node, claims, seat, before)).await?,
         None => None,
     };
-    let fleeting = channels.is_fleeting();
-    let Channels { heard: channels, errors, .. } = channels;
-    let mut sitting = Sitting {
-        node: Arc::clone(node),
-        user: user.clone(),
-        held: Some(held),
-        linger_as: None,
-        channels: channels.clone(),
-    };
-    let Some(held) = sitting.held.as_mut() else { return Ok(Vec::new()) };
-    let again = repeat(node, claims, held, &channels, &named, &mut origin, before).await?;
+    let fleeting = seat.channels.is_fleeting();
     let answer = match again {
         Some(answer) => answer,
         None => {
-            if fleeting {
-                // Listen here before the former poll's ear is closed: what both hear is recognised. And close that only when
-                // its shard is where this one's was: what this ear came too late for is still on its way to the other.
-                held.listen(&channels).await?;
-                node.hub.caught_up().await;
-                let former = lingering(node, user, origin.id).await;
-                held.hear_first(former, &channels);
-                // A client that goes away in the middle asks again with the same number.
-                sitting.linger_as = (origin.id > 0).then_some(origin.id);
+            let waits = seat.origin.recovered && Instant::now() < deadline;
+            if (waits || fleeting) && seat.held.is_deaf() {
+                // Listen before the look: what is published between the two is found by it, and what comes after it
+                // wakes us. The other order would lose it.
+                Box::pin(seat.held.listen(&seat.channels.heard)).await?;
             }
-            read(node, claims, held, &channels, &named, &origin, deadline).await?
+            let id = seat.origin.id;
+            // A client that goes away in the middle asks again with the same number.
+            sitting.leaves_as = Some(id).filter(|id| fleeting && *id > 0);
+            let seat = sitting.seat();
+            if fleeting && is_new {
+                // Only now the former poll's ear is closed: what both hear is recognised. And only when its shard is where
+                // this one's was: what this ear came too late for is still on its way to the other.
+                node.hub.caught_up().await;
+                let former = Box::pin(lingering(node, user, id)).await;
+                seat.held.hear_first(former, &seat.channels.heard);
+            }
+            let paced = replies.is_none();
+            read(node, claims, seat, deadline, (waits, paced)).await?
         }
     };
-    if fleeting && !held.is_deaf() {
-        sitting.linger_as = Some(answer.last_poll_id);
-    }
+    let seat = sitting.seat();
+    let body = write(&answer, replies.as_deref(), &seat.channels.errors);
+    seat.channels.go_on();
+    seat.answered_at = Some(Instant::now());
+    sitting.leaves_as = Some(answer.last_poll_id);
     drop(sitting);
     drop(polling);
-    Ok(write(&answer, replies.as_deref(), &errors))
+    Ok(body)
 }
 
 fn until_expiry(claims: &Claims) -> Duration {
@@ -153,19 +150,18 @@ async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Stretch> {
 async fn repeat(
     node: &Node,
     claims: &Claims,
-    held: &Held,
-    channels: &[Listened],
-    named: &[Listened],
-    origin: &mut Origin,
+    seat: &mut Seat,
     before: super::page::Wishes,
 ) -> Result<Option<Answer>, Refusal> {
-    let Some((kept, page)) = origin.answered.take() else { return Ok(None) };
-    let events = gather::again(node, held.connection(), channels, &page).await;
+    let Some((kept, page)) = seat.origin.answered.take() else { return Ok(None) };
+    let (channels, origin) = (&seat.channels.heard, &mut seat.origin);
+    let events = gather::again(node, seat.held.connection(), channels, &page).await;
     let Some(events) = events.map_err(|error| node.broker_refusal(&error))? else {
         // Its place is taken by the answer that is gone; this one cannot be asked for again.
         begin(node, origin, channels).await?;
         return Ok(None);
     };
+    seat.goes_on = false;
     let mut answer = Answer::of(&kept, &page, events);
     if origin.wishes != before && origin.wishes != page.wishes {
         // The messages that came with the question now were not there when it was answered: they hold from its end on.
@@ -178,7 +174,7 @@ async fn repeat(
             }
             let mut next = Page::new(&cursor, &cursor, Vec::new(), page.more, true, twins);
             next.wishes = origin.wishes.clone();
-            let question = key(last, named);
+            let question = page::question(last, &seat.named);
             let new = NewPollPage { question, after: last, count: 1, body: next.to_text() };
             let kept = node.broker.keep_poll_page(&claims.user, new).await;
             answer.last_poll_id = kept.map_err(|error| node.broker_refusal(&error))?.first_id;
@@ -187,58 +183,66 @@ async fn repeat(
     Ok(Some(answer))
 }
 
-/// Reads what is new; waits when there is nothing.
+/// Reads what is new; where it `waits`, waits when there is nothing, and with one that is `paced` also for what comes soon.
 async fn read(
     node: &Node,
     claims: &Claims,
-    held: &mut Held,
-    channels: &[Listened],
-    named: &[Listened],
-    origin: &Origin,
+    seat: &mut Seat,
     deadline: Instant,
+    (waits, paced): (bool, bool),
 ) -> Result<Answer, Refusal> {
-    let connection = Arc::clone(held.connection());
-    let gather = async |events_max| {
-        let gathered =
-            gather::gather(node, &connection, channels, &origin.cursor, &origin.twins, events_max)
-                .await;
-        gathered.map_err(|error| node.broker_refusal(&error))
-    };
-    let mut gathered = gather(EVENTS_MAX).await?;
-    let is_empty =
-        |gathered: &Gathered, held: &mut Held| gathered.events.is_empty() && held.waiting() == 0;
-    if is_empty(&gathered, held) && origin.recovered && Instant::now() < deadline {
-        // Listen before the last look: what is published between the two is found by it, and what comes
-        // after it wakes us. The other order would lose it.
-        held.listen(channels).await?;
-        gathered = gather(EVENTS_MAX).await?;
-        while is_empty(&gathered, held) {
-            let woken = held.wait(deadline).await;
-            if woken == Woken::Arrived {
-                tokio::time::sleep(BREATH).await;
+    let next = seat.answered_at.filter(|_| paced).map(|last| last + PACE);
+    let mut look = if waits { Look::Here } else { Look::Storage };
+    let mut gathered;
+    loop {
+        seat.held.looks();
+        gathered = gather(node, seat, look).await?;
+        if !waits || look == Look::Storage {
+            break;
+        }
+        let now = Instant::now();
+        if gathered.is_empty() && seat.held.waiting() == 0 {
+            match seat.held.wait(deadline).await {
+                Woken::Arrived => {
+                    let soon = Instant::now() + BREATH;
+                    let until = next.map_or(soon, |next| next.max(soon)).min(deadline);
+                    tokio::time::sleep_until(until).await;
+                }
+                // Nobody wakes it any more.
+                Woken::Late | Woken::Ended => look = Look::Storage,
             }
-            gathered = gather(EVENTS_MAX).await?;
-            if woken != Woken::Arrived {
+        } else if let Some(next) = next.filter(|next| !gathered.more && *next > now) {
+            let next = next.min(deadline);
+            if next <= now {
                 break;
             }
+            tokio::time::sleep_until(next).await;
+        } else {
+            break;
         }
     }
-    gathered.events.extend(held.heard(EVENTS_MAX - gathered.events.len()));
-    gathered.more |= held.waiting() > 0;
-    keep(node, claims, held, channels, named, origin, gathered).await
+    gathered.events.extend(seat.held.heard(EVENTS_MAX - gathered.events.len()));
+    gathered.more |= seat.held.waiting() > 0;
+    keep(node, claims, seat, gathered).await
+}
+
+async fn gather(node: &Node, seat: &Seat, look: Look) -> Result<Gathered, Refusal> {
+    let (connection, origin) = (seat.held.connection(), &seat.origin);
+    let (channels, from) = (&seat.channels.heard, &origin.cursor);
+    let most = (look, EVENTS_MAX);
+    let gathered = gather::gather(node, connection, channels, from, &origin.twins, most).await;
+    gathered.map_err(|error| node.broker_refusal(&error))
 }
 
 /// Keeps what the answer's numbers stand for.
 async fn keep(
     node: &Node,
     claims: &Claims,
-    held: &Held,
-    channels: &[Listened],
-    named: &[Listened],
-    origin: &Origin,
+    seat: &mut Seat,
     gathered: Gathered,
 ) -> Result<Answer, Refusal> {
     let Gathered { events, end, more, recovered, twins, notifications } = gathered;
+    let origin = &mut seat.origin;
     let recovered = recovered && origin.recovered;
     if events.is_empty() && origin.kept && end == origin.cursor {
         let last_poll_id = origin.id;
@@ -254,7 +258,7 @@ async fn keep(
     let mut page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
     page.wishes = origin.wishes.clone();
     let new = NewPollPage {
-        question: key(origin.id, named),
+        question: page::question(origin.id, &seat.named),
         after: origin.after,
         count: events.len().max(1) as u64,
         body: page.to_text(),
@@ -263,15 +267,22 @@ async fn keep(
     let kept = kept.map_err(|error| node.broker_refusal(&error))?;
     // The other answer to the same question, where there is one, holds them as well.
     notifications.iter().for_each(|notification| node.courier.delivered(notification));
+    // The others were counted when they were heard.
+    let read = events.iter().filter(|event| matches!(event.step, Step::Kept(..))).count();
+    node.metrics.delivered(read as u64);
     if kept.body == new.body {
-        return Ok(Answer::of(&kept, &page, events));
+        let answer = Answer::of(&kept, &page, events);
+        origin.goes_on(answer.last_poll_id, end, page.twins);
+        return Ok(answer);
     }
+    seat.goes_on = false;
     // The same question was answered elsewhere meanwhile: both get that answer.
     let other = Page::read(&kept);
     if let Some(other) = other
-        && let Some(events) = gather::again(node, held.connection(), channels, &other)
-            .await
-            .map_err(|error| node.broker_refusal(&error))?
+        && let Some(events) =
+            gather::again(node, seat.held.connection(), &seat.channels.heard, &other)
+                .await
+                .map_err(|error| node.broker_refusal(&error))?
     {
         return Ok(Answer::of(&kept, &other, events));
     }

@@ -1,4 +1,5 @@
-//! Reading what is new since a cursor: every channel in offset order, the channels merged by time.
+//! Reading what is new since a cursor: every channel in offset order, the channels merged by time. Where the listener is
+//! live, from what the hub still holds, whose bytes all listeners share; else, and where that does not reach back, from history.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -78,8 +79,15 @@ pub(super) struct Gathered {
     pub(super) notifications: Vec<Arc<Dispatch>>,
 }
 
+impl Gathered {
+    /// Nothing was found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
 /// A publication, and which of the user's persistent subscriptions match it.
-type Heard = (Publication, Vec<Box<str>>);
+type Heard = (Arc<Dispatch>, Vec<Box<str>>);
 
 /// What one channel has, in order.
 struct Lane {
@@ -92,6 +100,15 @@ struct Lane {
     exhausted: bool,
 }
 
+/// Where a gathering looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// What this node has heard will do: the listener is woken by what comes.
+    Here,
+    /// Nobody will wake the listener: what storage holds.
+    Storage,
+}
+
 /// Reads what is new for this listener, at most `events_max` events.
 pub(super) async fn gather(
     node: &Node,
@@ -99,9 +116,9 @@ pub(super) async fn gather(
     channels: &[Listened],
     from: &Cursor,
     known_twins: &[u64],
-    events_max: usize,
+    (look, events_max): (Look, usize),
 ) -> Result<Gathered, BrokerError> {
-    let lanes = read_lanes(node, listener, channels, from).await?;
+    let lanes = read_lanes(node, listener, channels, from, look).await?;
     Ok(merge(listener, lanes, from, known_twins, events_max))
 }
 
@@ -110,14 +127,52 @@ async fn read_lanes(
     listener: &Connection,
     channels: &[Listened],
     from: &Cursor,
+    look: Look,
 ) -> Result<Vec<Lane>, BrokerError> {
-    let kept: Vec<(usize, &Listened, Position, Duration)> = channels
-        .iter()
-        .filter_map(|listened| {
-            let index = from.positions().iter().position(|(name, _)| *name == listened.channel)?;
-            Some((index, listened, from.positions()[index].1, listened.age?))
-        })
-        .collect();
+    let kept = channels.iter().filter_map(|listened| {
+        let index = from.positions().iter().position(|(name, _)| *name == listened.channel)?;
+        Some((index, listened, from.positions()[index].1, listened.age?))
+    });
+    let mut lanes = Vec::new();
+    let mut unknown: Vec<(usize, &Listened, Position, Duration)> = Vec::new();
+    for (index, listened, at, age) in kept {
+        let here = (look == Look::Here)
+            .then(|| node.hub.since(&listener.id, &listened.channel, at))
+            .flatten();
+        match here {
+            Some(news) if news.is_empty() => {}
+            Some(news) => lanes.push(heard_lane(listener, index, listened, at, news)),
+            None => unknown.push((index, listened, at, age)),
+        }
+    }
+    if !unknown.is_empty() {
+        lanes.extend(Box::pin(read_from_storage(node, listener, unknown)).await?);
+    }
+    Ok(lanes)
+}
+
+/// What the node has heard on a channel since the listener's position.
+fn heard_lane(
+    listener: &Connection,
+    index: usize,
+    listened: &Listened,
+    at: Position,
+    news: Vec<Arc<Dispatch>>,
+) -> Lane {
+    let end = news.last().and_then(|last| last.publication.position).unwrap_or(at);
+    let heard = |dispatch: Arc<Dispatch>| {
+        let ids = listened.hears(listener, &dispatch.publication)?;
+        Some((dispatch, ids))
+    };
+    let publications = news.into_iter().filter_map(heard).collect();
+    Lane { index, publications, moved: None, end, exhausted: true }
+}
+
+async fn read_from_storage(
+    node: &Node,
+    listener: &Connection,
+    kept: Vec<(usize, &Listened, Position, Duration)>,
+) -> Result<Vec<Lane>, BrokerError> {
     // One look at all tops is cheaper than a read of each history, and mostly the end of it.
     let names: Vec<ChannelName> =
         kept.iter().map(|(_, listened, ..)| listened.channel.clone()).collect();
@@ -156,7 +211,8 @@ async fn read_lane(
         for publication in &page.publications {
             lane.end = publication.position.unwrap_or(lane.end);
             if let Some(ids) = listened.hears(listener, publication) {
-                lane.publications.push_back((publication.clone(), ids));
+                let dispatch = Arc::new(Dispatch::new(publication.clone()));
+                lane.publications.push_back((dispatch, ids));
             }
         }
         if lane.end.offset >= page.top.offset {
@@ -202,11 +258,12 @@ fn merge(
             .iter_mut()
             .filter(|lane| !lane.publications.is_empty() || lane.moved.is_some())
             .min_by_key(|lane| {
-                lane.publications.front().map_or(i64::MAX, |(first, _)| first.timestamp_ms)
+                let first = lane.publications.front();
+                first.map_or(i64::MAX, |(first, _)| first.publication.timestamp_ms)
             });
         let Some(lane) = next else { break };
         let (channel, _) = &channels[lane.index];
-        let Some((publication, ids)) = lane.publications.pop_front() else {
+        let Some((dispatch, ids)) = lane.publications.pop_front() else {
             if let Some((position, reason)) = lane.moved.take() {
                 recovered = false;
                 lane.end = position;
@@ -216,13 +273,13 @@ fn merge(
             }
             continue;
         };
+        let publication = &dispatch.publication;
         let Some(position) = publication.position else { continue };
         let index = lane.index;
         end.set(channel, position);
-        let is_notification = is_notification(&publication);
         if publication.kind.starts_with("entity:") {
             let id = hash(publication.id.as_str());
-            if twins.contains(&id) || heard_elsewhere(&lanes, channels, index, &publication) {
+            if twins.contains(&id) || heard_elsewhere(&lanes, channels, index, publication) {
                 continue;
             }
             twins.push_back(id);
@@ -230,10 +287,9 @@ fn merge(
                 twins.pop_front();
             }
         }
-        let dispatch = Arc::new(Dispatch::new(publication));
         let document = document_of(&dispatch, listener, &ids);
-        if is_notification {
-            notifications.push(dispatch);
+        if is_notification(publication) {
+            notifications.push(Arc::clone(&dispatch));
         }
         bytes += document.len();
         events.push(Event { step: Step::Kept(index, position.offset, position.tag), document });
@@ -269,7 +325,7 @@ fn heard_elsewhere(
     lanes.iter().any(|lane| {
         lane.index != index
             && channels[lane.index].0.as_str().len() > own
-            && lane.publications.iter().any(|(other, _)| other.id == event.id)
+            && lane.publications.iter().any(|(other, _)| other.publication.id == event.id)
     })
 }
 

@@ -1,10 +1,11 @@
-//! The short-lived connection behind one poll: it sends the poll's messages, and while the poll is
-//! held it listens. What has a history only wakes it; what has none is taken from the outbox. Where a channel has none, the
-//! connection lives on for a while (`pollers`), so that what is said between two polls is heard.
+//! The connection behind a chain of polls on this node: it sends a poll's messages, and while the poll is
+//! held it listens. What has a history only wakes it; what has none is taken from the outbox. It lives on for a while
+//! (`seat`, `pollers`), so that what is said between two polls is heard, and the next one need not ask what this one knew.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
@@ -17,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{Event, Listened};
-use super::merge::{Stretch, merged};
+use super::merge::{Stretch, laid_over, merged};
 use super::page::Step;
 use crate::auth::Claims;
 use crate::connection::driver::Driver;
@@ -28,12 +29,16 @@ use crate::hub::{Labels, Subscription, SubscriptionKey};
 use crate::node::Node;
 use crate::relay::ChannelTraits;
 
+/// From when on the former ear is asked to the moment it answers takes no longer where all goes well.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
 /// See the module. Everything it took is given back when it is dropped, also in the middle of a wait.
 pub(crate) struct Held {
     pub(super) driver: Driver,
     node: Arc<Node>,
     joined: Mutex<Vec<ChannelName>>,
     keys: Vec<(ChannelName, SubscriptionKey)>,
+    listens_since: Option<Instant>,
     /// Where a message of this poll joined: who joins gets the list, the others hear of it.
     pub(super) own_joins: Vec<ChannelName>,
     /// Documents heard on channels without history.
@@ -90,6 +95,7 @@ impl Held {
             node: Arc::clone(node),
             joined: Mutex::default(),
             keys: Vec::new(),
+            listens_since: None,
             own_joins: Vec::new(),
             heard: Vec::new(),
         })
@@ -108,6 +114,7 @@ impl Held {
         if !self.keys.is_empty() {
             return Ok(());
         }
+        self.listens_since = Some(Instant::now());
         let (node, noted) = (&self.node, &self.joined);
         let joins = channels.iter().map(|listened| async move {
             let traits = ChannelTraits { history_age: listened.age };
@@ -126,6 +133,7 @@ impl Held {
                 filter: listened.filter.clone(),
                 conflate: listened.conflate,
                 asked: listened.asked,
+                wakes: listened.age.is_some(),
                 interests: listened.interests.clone(),
             };
             let position = || self.node.relay.position(&listened.channel);
@@ -170,6 +178,11 @@ impl Held {
         self.keys.is_empty() || self.connection().outbox.is_closing()
     }
 
+    /// Only what comes from now on is worth waking for.
+    pub(super) fn looks(&self) {
+        self.connection().outbox.looks();
+    }
+
     /// Takes in what arrived so far.
     pub(super) fn absorb(&mut self) {
         for documents in self.connection().outbox.take() {
@@ -192,20 +205,18 @@ impl Held {
             channel.is_none_or(|name| channels.iter().any(|heard| heard.channel.as_str() == name))
         };
         let former = merged(former).into_iter().filter(|document| wanted(document)).collect();
-        self.heard = merged(vec![former, std::mem::take(&mut self.heard)]);
+        let heard = std::mem::take(&mut self.heard);
+        // What only the former ear heard came before this one was open, whatever the times say; unless this node stood
+        // still between, and hears now what others heard long ago.
+        let stood_still = self.listens_since.is_some_and(|since| since.elapsed() > STOOD_STILL);
+        self.heard =
+            if stood_still { merged(vec![former, heard]) } else { laid_over(former, heard) };
     }
 
-    /// From here on only what no history keeps is of interest.
-    pub(super) fn keep_fleeting(&mut self, channels: &[Listened]) {
-        let kept = |name: &ChannelName| {
-            channels.iter().any(|heard| heard.age.is_none() && heard.channel == *name)
-        };
-        for (channel, key) in self.keys.extract_if(.., |(channel, _)| !kept(channel)) {
-            self.node.hub.unsubscribe(&self.driver.connection.id, &channel, key);
-        }
-        for channel in self.joined.lock().extract_if(.., |channel| !kept(channel)) {
-            self.node.relay.leave(&channel);
-        }
+    /// Another poll goes on with it.
+    pub(super) fn go_on(&mut self) {
+        self.absorb();
+        self.own_joins.clear();
     }
 
     /// Everything that was heard on channels without history and not answered.

@@ -59,6 +59,14 @@ impl Origin {
     }
 }
 
+impl Origin {
+    /// The answer that was given leads here.
+    pub(super) fn goes_on(&mut self, id: u64, cursor: Cursor, twins: Vec<u64>) {
+        (self.id, self.after, self.cursor, self.twins) = (id, id, cursor, twins);
+        (self.kept, self.recovered) = (true, true);
+    }
+}
+
 /// The channels that a poll hears; those that are refused, for the answer.
 #[derive(Default)]
 pub(super) struct Channels {
@@ -66,6 +74,8 @@ pub(super) struct Channels {
     pub(super) errors: Vec<Value>,
     /// How many are the server's doing.
     automatic: usize,
+    /// How many of the errors are about channels that the question names: each answer says them again.
+    lasting: usize,
 }
 
 impl Channels {
@@ -94,7 +104,13 @@ impl Channels {
                 channels.errors.push(error(name, &refusal));
             }
         }
+        channels.lasting = channels.errors.len();
         channels
+    }
+
+    /// What was said once is not said by the next answer.
+    pub(super) fn go_on(&mut self) {
+        self.errors.truncate(self.lasting);
     }
 
     /// Adds one, unless it is there.
@@ -198,11 +214,6 @@ fn error(channel: &str, refusal: &Refusal) -> Value {
     serde_json::json!({"channel": channel, "code": refusal.code.name(), "message": refusal.message})
 }
 
-/// The store's key of a question: the number and the channels named with it.
-pub(super) fn key(id: u64, channels: &[Listened]) -> String {
-    page::question(id, channels.iter().map(|listened| &listened.channel))
-}
-
 /// Looks the number up.
 ///
 /// # Errors
@@ -211,7 +222,7 @@ pub(super) async fn find(
     node: &Node,
     claims: &Claims,
     question: &Question,
-    channels: &[Listened],
+    named: &str,
 ) -> Result<Origin, Refusal> {
     let mut id = question.last_poll_id;
     if id == 0 {
@@ -222,7 +233,7 @@ pub(super) async fn find(
         });
     }
     for _ in 0..FOLLOWED_MAX {
-        let state = node.broker.find_poll_pages(&claims.user, id, &key(id, channels)).await;
+        let state = node.broker.find_poll_pages(&claims.user, id, &page::question(id, named)).await;
         let state = state.map_err(|error| node.broker_refusal(&error))?;
         let read = |kept: PollPage| Page::read(&kept).map(|page| (kept, page));
         let answered = state.answered.and_then(read);

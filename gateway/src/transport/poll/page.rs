@@ -105,12 +105,16 @@ impl Page {
         recovered: bool,
         twins: Vec<u64>,
     ) -> Self {
-        let (from, wishes) = (from.to_text(), Wishes::default());
-        let mut page = Self { from, end: None, steps, more, recovered, twins, wishes };
-        if page.after(page.steps.len()).as_ref() != Some(end) {
-            page.end = Some(end.to_text());
+        let lead_there = led(from.clone(), &steps).as_ref() == Some(end);
+        Self {
+            from: from.to_text(),
+            end: (!lead_there).then(|| end.to_text()),
+            steps,
+            more,
+            recovered,
+            twins,
+            wishes: Wishes::default(),
         }
-        page
     }
 
     /// The text that the store keeps.
@@ -142,30 +146,36 @@ impl Page {
     }
 
     fn after(&self, events: usize) -> Option<Cursor> {
-        let mut cursor = self.from()?;
-        let channels: Vec<ChannelName> =
-            cursor.positions().iter().map(|(channel, _)| channel.clone()).collect();
-        for step in self.steps.iter().take(events) {
-            match step {
-                Step::Kept(index, offset, tag) => {
-                    let channel = channels.get(*index)?;
-                    let epoch =
-                        cursor.get(channel.as_str()).map_or(Epoch::NONE, |position| position.epoch);
-                    cursor.set(channel, Position { epoch, offset: *offset, tag: *tag });
-                }
-                Step::Moved(index, position, _) => cursor.set(channels.get(*index)?, *position),
-                Step::Heard(_) => {}
-            }
-        }
-        Some(cursor)
+        led(self.from()?, self.steps.get(..events).unwrap_or(&self.steps))
     }
 }
 
-/// The store's key of a question: the id and the channels asked. Empty for what cannot be repeated.
-pub(super) fn question<'a>(id: u64, channels: impl Iterator<Item = &'a ChannelName>) -> String {
-    if id == 0 {
-        return String::new();
+/// Where steps lead from a cursor.
+fn led(from: Cursor, steps: &[Step]) -> Option<Cursor> {
+    let mut cursor = from.clone();
+    let channel = |index: usize| from.positions().get(index).map(|(channel, _)| channel);
+    for step in steps {
+        match step {
+            Step::Kept(index, offset, tag) => {
+                let channel = channel(*index)?;
+                let epoch =
+                    cursor.get(channel.as_str()).map_or(Epoch::NONE, |position| position.epoch);
+                cursor.set(channel, Position { epoch, offset: *offset, tag: *tag });
+            }
+            Step::Moved(index, position, _) => cursor.set(channel(*index)?, *position),
+            Step::Heard(_) => {}
+        }
     }
+    Some(cursor)
+}
+
+/// The store's key of a question: the id and the channels asked. Empty for what cannot be repeated.
+pub(super) fn question(id: u64, channels: &str) -> String {
+    if id == 0 { String::new() } else { format!("{id}:{channels}") }
+}
+
+/// The channels of a question, in few letters.
+pub(super) fn digest<'a>(channels: impl Iterator<Item = &'a ChannelName>) -> Box<str> {
     let mut names: Vec<&str> = channels.map(ChannelName::as_str).collect();
     names.sort_unstable();
     let mut digest = Sha1::new();
@@ -174,8 +184,7 @@ pub(super) fn question<'a>(id: u64, channels: impl Iterator<Item = &'a ChannelNa
         digest.update(b" ");
     }
     let digest = digest.finalize();
-    let short: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{id}:{short}")
+    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
 /// Drops positions that nobody asks for, when there are too many.

@@ -132,6 +132,12 @@ impl Question {
     }
 }
 
+/// Who asks and from which number on, as a query says before anything is checked; `None` for who begins.
+pub(super) fn of_chain(query: &Query) -> Option<(&str, u64)> {
+    let last = query.get("last_poll_id")?.trim().parse().ok()?;
+    Some((query.get("user_id")?, last)).filter(|(_, last)| *last > 0)
+}
+
 /// `user_id` must be there and be the token's user.
 ///
 /// # Errors

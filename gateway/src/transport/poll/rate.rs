@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carillon_broker_client::RateCount;
+use carillon_broker_client::{PollPage, RateCount};
 use carillon_protocol::channel::escape_segment;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, UserId};
@@ -20,23 +20,35 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    /// Counts one call; `None` where the limit is switched off.
+    /// Counts one look at what was missed; `None` where the limit is switched off.
     ///
     /// # Errors
     /// `UNAVAILABLE`.
-    pub(super) async fn count(
-        node: &Node,
-        counter: &str,
-        user: &UserId,
-    ) -> Result<Option<Self>, Refusal> {
-        let limit = u64::from(node.config.load().limits.polls_per_minute);
-        if limit == 0 {
-            return Ok(None);
-        }
-        let key = format!("{counter}:{}", escape_segment(user.as_str()));
+    pub(super) async fn count_missed(node: &Node, user: &UserId) -> Result<Option<Self>, Refusal> {
+        let Some(limit) = limit(node) else { return Ok(None) };
+        let key = format!("missed:{}", escape_segment(user.as_str()));
         let counted =
             node.broker.count(&key, WINDOW).await.map_err(|error| node.broker_refusal(&error))?;
         Ok(Some(Self { limit, counted }))
+    }
+
+    /// Counts one poll, as [`Rate::count_missed`]; with it comes what answered the same question before.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`.
+    pub(super) async fn count_poll(
+        node: &Node,
+        user: &UserId,
+        asked: Option<(u64, &str)>,
+    ) -> Result<(Option<Self>, Option<PollPage>), Refusal> {
+        let limit = limit(node);
+        if limit.is_none() && asked.is_none() {
+            return Ok((None, None));
+        }
+        let counted = node.broker.count_poll(user, limit.map(|_| WINDOW), asked).await;
+        let counted = counted.map_err(|error| node.broker_refusal(&error))?;
+        let rate = limit.zip(counted.rate).map(|(limit, counted)| Self { limit, counted });
+        Ok((rate, counted.answered))
     }
 
     /// `RATE_LIMITED` when it was one too many.
@@ -57,4 +69,8 @@ impl Rate {
             ("x-ratelimit-reset", reset_ms.div_ceil(1_000)),
         ]
     }
+}
+
+fn limit(node: &Node) -> Option<u64> {
+    Some(u64::from(node.config.load().limits.polls_per_minute)).filter(|limit| *limit > 0)
 }

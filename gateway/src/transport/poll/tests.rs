@@ -2,6 +2,7 @@
 
 mod answers;
 mod between;
+mod seats;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,8 @@ struct Nodes {
     cluster: MemoryCluster,
     running: Vec<Running>,
     client: Client<HttpConnector, Full<Bytes>>,
+    /// Each user's token.
+    tokens: Mutex<BTreeMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl Nodes {
             running.push(Running { node, address, shutdown, task });
         }
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { cluster, running, client }
+        Self { cluster, running, client, tokens: Mutex::default() }
     }
 
     async fn stop(self) {
@@ -107,11 +111,15 @@ impl Nodes {
     }
 
     fn token(&self, user: &str) -> String {
-        let ttl = Duration::from_secs(600);
-        let token =
-            auth::NewToken { user: user.to_owned(), name: None, scope: None, channels: None, ttl };
-        auth::mint(&self.node(0).config.load().auth.jwt, None, &token, clock::unix_ms() / 1_000)
-            .expect("minted")
+        let mut tokens = self.tokens.lock();
+        let token = tokens.entry(user.to_owned()).or_insert_with(|| {
+            let ttl = Duration::from_secs(600);
+            let user = user.to_owned();
+            let token = auth::NewToken { user, name: None, scope: None, channels: None, ttl };
+            let jwt = &self.node(0).config.load().auth.jwt;
+            auth::mint(jwt, None, &token, clock::unix_ms() / 1_000).expect("minted")
+        });
+        token.clone()
     }
 
     fn call(

@@ -16,6 +16,7 @@ const HELD_SECONDS_MAX: f64 = 2.0;
 
 impl Client {
     pub(super) async fn poll_on(&mut self) {
+        let mut host = 0;
         loop {
             let longest_ms = match self.mood() {
                 Mood::Storm if self.rng.random_bool(0.1) => 6_000,
@@ -24,7 +25,10 @@ impl Client {
             };
             let pause = self.rng.random_range(0..=longest_ms);
             tokio::time::sleep(Duration::from_millis(pause)).await;
-            let host = self.rng.random_range(0..self.stage.hosts());
+            // As often as not at the node that answered last, where its seat is.
+            if self.rng.random() {
+                host = self.rng.random_range(0..self.stage.hosts());
+            }
             let body = self.question();
             let Some(poll) = self.stage.poll(host, &self.character.user, &body) else {
                 self.is_unsure();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_broker_client::{
-    ApplicationStore, BrokerError, EventKinds, Happening, InboundMessage, InboundRead, Joined,
-    Member, NewPollPage, PollPage, PollState, PollStore, PresenceStore, Revocation,
+    ApplicationStore, BrokerError, CountedPoll, EventKinds, Happening, InboundMessage, InboundRead,
+    Joined, Member, NewPollPage, PollPage, PollState, PollStore, PresenceStore, Revocation,
     RevocationStore, RevocationVersions, Revocations, UserPresence, UserStatus,
 };
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
@@ -14,6 +14,21 @@ use super::Line;
 
 #[async_trait]
 impl PollStore for Line {
+    async fn count_poll(
+        &self,
+        user: &UserId,
+        window: Option<Duration>,
+        asked: Option<(u64, &str)>,
+    ) -> Result<CountedPoll, BrokerError> {
+        let user = user.clone();
+        let asked = asked.map(|(id, question)| (id, question.to_owned()));
+        self.call(move |storage| async move {
+            let asked = asked.as_ref().map(|(id, question)| (*id, question.as_str()));
+            storage.broker.count_poll(&user, window, asked).await
+        })
+        .await
+    }
+
     async fn find_poll_pages(
         &self,
         user: &UserId,

@@ -83,8 +83,8 @@ async fn a_held_poll_wakes_and_gives_back_what_it_took() {
     nodes.publish(1, "chat", "message", &json!("hi")).await;
     let answer = held.await.expect("answered").good();
     assert_eq!(payloads(&answer), [&json!("hi")]);
-    // What has no history is heard on for a while.
-    nodes.holding(0, 1).await;
+    // The seat is kept for the next one for a while.
+    nodes.holding(0, 3).await;
     assert_eq!(nodes.node(0).metrics.connections_live(), 1);
 
     let query = format!("?user_id=ann&channels=presence:doc&last_poll_id={}", last_id(&answer));
@@ -101,7 +101,7 @@ async fn a_held_poll_wakes_and_gives_back_what_it_took() {
 
     let query = format!("?user_id=ann&last_poll_id={}", last_id(&fleeting));
     let gone = tokio::spawn(nodes.call(0, Method::GET, &query, "ann", None));
-    nodes.holding(0, 2).await;
+    nodes.holding(0, 3).await;
     gone.abort();
     nodes.holding(0, 0).await;
     assert_eq!(nodes.node(0).metrics.connections_live(), 0);
@@ -117,7 +117,7 @@ async fn a_held_poll_ends_with_its_timeout_and_when_the_node_drains() {
     assert_eq!((events(&late).len(), last_id(&late)), (0, last_id(&first)));
     let held =
         tokio::spawn(nodes.call(0, Method::GET, &format!("?user_id=ann&{query}"), "ann", None));
-    nodes.holding(0, 1).await;
+    nodes.until(|| nodes.node(0).pollers.answering() == 1).await;
     nodes.stop().await;
     let answer = held.await.expect("answered").good();
     assert_eq!((events(&answer).len(), last_id(&answer)), (0, last_id(&first)));
