@@ -18,6 +18,7 @@ use super::Notice;
 use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
 use super::delivery::{deliver, resync};
 use crate::connection::Connection;
+use crate::dispatch::Dispatch;
 use crate::metrics::Metrics;
 use crate::notifications::{Courier, is_notification};
 

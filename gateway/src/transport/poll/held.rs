@@ -5,7 +5,6 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
@@ -18,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{Event, Listened};
-use super::merge::{Stretch, laid_over, merged};
+use super::merge::{Stretch, merged};
 use super::page::Step;
 use crate::auth::Claims;
 use crate::connection::driver::Driver;
@@ -29,16 +28,12 @@ use crate::hub::{Labels, Subscription, SubscriptionKey};
 use crate::node::Node;
 use crate::relay::ChannelTraits;
 
-/// From when on the former ear is asked to the moment it answers takes no longer where all goes well.
-const STOOD_STILL: Duration = Duration::from_secs(1);
-
 /// See the module. Everything it took is given back when it is dropped, also in the middle of a wait.
 pub(crate) struct Held {
     pub(super) driver: Driver,
     node: Arc<Node>,
     joined: Mutex<Vec<ChannelName>>,
     keys: Vec<(ChannelName, SubscriptionKey)>,
-    listens_since: Option<Instant>,
     /// Where a message of this poll joined: who joins gets the list, the others hear of it.
     pub(super) own_joins: Vec<ChannelName>,
     /// Documents heard on channels without history.
@@ -95,7 +90,6 @@ impl Held {
             node: Arc::clone(node),
             joined: Mutex::default(),
             keys: Vec::new(),
-            listens_since: None,
             own_joins: Vec::new(),
             heard: Vec::new(),
         })
@@ -114,7 +108,6 @@ impl Held {
         if !self.keys.is_empty() {
             return Ok(());
         }
-        self.listens_since = Some(Instant::now());
         let (node, noted) = (&self.node, &self.joined);
         let joins = channels.iter().map(|listened| async move {
             let traits = ChannelTraits { history_age: listened.age };
@@ -205,12 +198,7 @@ impl Held {
             channel.is_none_or(|name| channels.iter().any(|heard| heard.channel.as_str() == name))
         };
         let former = merged(former).into_iter().filter(|document| wanted(document)).collect();
-        let heard = std::mem::take(&mut self.heard);
-        // What only the former ear heard came before this one was open, whatever the times say; unless this node stood
-        // still between, and hears now what others heard long ago.
-        let stood_still = self.listens_since.is_some_and(|since| since.elapsed() > STOOD_STILL);
-        self.heard =
-            if stood_still { merged(vec![former, heard]) } else { laid_over(former, heard) };
+        self.heard = merged(vec![former, std::mem::take(&mut self.heard)]);
     }
 
     /// Another poll goes on with it.

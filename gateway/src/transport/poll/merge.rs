@@ -38,8 +38,7 @@ pub(crate) fn merged(mut stretches: Vec<Stretch>) -> Stretch {
     stretches.into_iter().reduce(laid_over).unwrap_or_default()
 }
 
-/// Two stretches, of which the first one began earlier.
-pub(super) fn laid_over(one: Stretch, other: Stretch) -> Stretch {
+fn laid_over(one: Stretch, other: Stretch) -> Stretch {
     let place: HashMap<String, usize> =
         other.iter().enumerate().filter_map(|(at, document)| Some((id(document)?, at))).collect();
     let count = one.len() + other.len();

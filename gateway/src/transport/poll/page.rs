@@ -105,7 +105,7 @@ impl Page {
         recovered: bool,
         twins: Vec<u64>,
     ) -> Self {
-        let lead_there = led(from.clone(), &steps).as_ref() == Some(end);
+        let lead_there = led(from, &steps).as_ref() == Some(end);
         Self {
             from: from.to_text(),
             end: (!lead_there).then(|| end.to_text()),
@@ -146,12 +146,12 @@ impl Page {
     }
 
     fn after(&self, events: usize) -> Option<Cursor> {
-        led(self.from()?, self.steps.get(..events).unwrap_or(&self.steps))
+        led(&self.from()?, self.steps.get(..events).unwrap_or(&self.steps))
     }
 }
 
 /// Where steps lead from a cursor.
-fn led(from: Cursor, steps: &[Step]) -> Option<Cursor> {
+fn led(from: &Cursor, steps: &[Step]) -> Option<Cursor> {
     let mut cursor = from.clone();
     let channel = |index: usize| from.positions().get(index).map(|(channel, _)| channel);
     for step in steps {
