@@ -94,7 +94,8 @@ impl Registry {
             self.retire(node);
         }
         let living = self.nodes.values().filter_map(|lease| lease.record.clone()).collect();
-        (living, known.is_none())
+        // A lease without a beat was begun by a registration since the data was lost.
+        (living, known.is_none_or(|lease| lease.record.is_none()))
     }
 
     /// Forgets a node and everything registered under it.

@@ -70,6 +70,8 @@ impl RedisProcess {
 
     /// Starts the server at its port and waits until it answers.
     pub(crate) fn start_again(&mut self) {
+        // What it said in its former life is no word of this one.
+        let _ = std::fs::remove_file(self.log());
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "sh"]).arg(self.log());
         match &self.other {

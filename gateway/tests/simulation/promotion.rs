@@ -265,7 +265,8 @@ async fn a_promotion_without_the_tail_is_told_to_everybody_and_nobody_else() {
     let nodes = [start_node(switch.port), start_node(switch.port)];
     let mut rng = StdRng::seed_from_u64(6);
     for round in 0..ROUNDS {
-        replica.cli(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        let following = replica.cli(&["REPLICAOF", "127.0.0.1", &master.port.to_string()]);
+        assert_eq!(following, "OK");
         until("the replica", || offset(&replica).is_some()).await;
         for node in &nodes {
             until("the node", || *node.broker.health().borrow() == Health::Up).await;
