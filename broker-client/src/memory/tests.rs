@@ -211,7 +211,8 @@ async fn lost_data_begins_new_epochs_keeps_interest_and_a_beat_restores_registra
     assert_eq!(drain(&mut events).len(), 2);
 
     // Who registers before the node has looked is not taken for all that was there.
-    let late = ConnectionRecord { id: ConnectionId::new("late").expect("an id"), user: user.clone() };
+    let late =
+        ConnectionRecord { id: ConnectionId::new("late").expect("an id"), user: user.clone() };
     broker.register(&late, 0).await.expect("registered");
     broker.beat(&record(broker.node())).await.expect("beaten");
     let mut known = broker.connections_of(&user).await.expect("known");
