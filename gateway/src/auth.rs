@@ -1,6 +1,7 @@
 //! Who is calling: tokens, API keys, scopes. Must not know what a channel permits; that is `policy`'s.
 //! Source: contract, `protocol.md` 1, `http-api.md` 1; rulings R28, R36.
 
+mod algorithm;
 mod api_keys;
 mod caller;
 mod claims;
@@ -10,6 +11,7 @@ mod mint;
 mod scope;
 mod token;
 
+pub use algorithm::{TokenAlgorithm, UnknownAlgorithm};
 pub use api_keys::{ApiKeys, hash_key};
 pub use caller::Caller;
 pub use claims::{Action, Claims, Grants};

@@ -30,6 +30,7 @@ import side_by_side
 import slow
 import subscriptions
 import tls
+import tokens
 
 
 def browser(facts, cluster):
@@ -71,6 +72,7 @@ OWN = {
     "operator": operator_view.facts,
     "reload": reload.facts,
     "tls": tls.facts,
+    "tokens": tokens.facts,
     "hostile": hostile.facts,
     "proxies": proxies.facts,
     "compression": compression.facts,

@@ -6,11 +6,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
-use jsonwebtoken::Algorithm;
-use jsonwebtoken::jwk::JwkSet;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::algorithm::TokenAlgorithm;
 use super::keys::Key;
 use crate::outbound::Outbound;
 
@@ -24,14 +23,17 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Jwks {
     url: http::Uri,
-    allowed: Vec<Algorithm>,
+    allowed: Vec<TokenAlgorithm>,
     keys: ArcSwap<Vec<Key>>,
     last_attempt: Mutex<Option<Instant>>,
     outbound: Outbound,
 }
 
 impl Jwks {
-    pub(super) fn new(url: &str, allowed: Vec<Algorithm>) -> Result<Self, http::uri::InvalidUri> {
+    pub(super) fn new(
+        url: &str,
+        allowed: Vec<TokenAlgorithm>,
+    ) -> Result<Self, http::uri::InvalidUri> {
         Ok(Self {
             url: url.parse()?,
             allowed,
@@ -87,9 +89,6 @@ impl Jwks {
         }
         let set: Loose =
             serde_json::from_slice(answer.body()).map_err(|error| error.to_string())?;
-        let known =
-            set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect();
-        let set = JwkSet { keys: known };
         let keys: Vec<Key> =
             set.keys.iter().filter_map(|jwk| Key::from_jwk(jwk, &self.allowed)).collect();
         if keys.is_empty() { Err("it holds no usable key".to_owned()) } else { Ok(keys) }

@@ -50,20 +50,16 @@ pub fn mint(
     now: i64,
 ) -> Result<String, MintError> {
     let (secret, kid, allowed) = match secret.or(jwt.secret.as_ref()) {
-        Some(secret) => (secret, None, &jwt.algorithms),
+        Some(secret) => (secret, None, jwt.algorithms.as_slice()),
         None => jwt
             .keys
             .iter()
-            .find_map(|key| {
-                let allowed =
-                    if key.algorithms.is_empty() { &jwt.algorithms } else { &key.algorithms };
-                Some((key.secret.as_ref()?, key.kid.clone(), allowed))
-            })
+            .find_map(|key| Some((key.secret.as_ref()?, key.kid.clone(), key.allowed(jwt))))
             .ok_or(MintError::NoSecret)?,
     };
     let algorithm = [Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]
         .into_iter()
-        .find(|algorithm| allowed.is_empty() || allowed.contains(algorithm))
+        .find(|algorithm| allowed.is_empty() || allowed.contains(&(*algorithm).into()))
         .ok_or(MintError::NoAlgorithm)?;
     let mut claims = Map::new();
     claims.insert("user_id".to_owned(), token.user.as_str().into());

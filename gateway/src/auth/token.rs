@@ -1,10 +1,14 @@
 //! From a token to its claims, or a refusal. Source: contract, `protocol.md` 1, `http-api.md` 1; ruling R28.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use carillon_protocol::ErrorCode;
 use carillon_protocol::envelope::Refusal;
-use jsonwebtoken::{Algorithm, Validation};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::algorithm::TokenAlgorithm;
 use super::claims::{Claims, seconds};
 use super::jwks::Jwks;
 use super::keys::Key;
@@ -62,7 +66,7 @@ impl TokenVerifier {
             keys.push(Key::from_secret(None, secret.expose().as_bytes(), &jwt.algorithms));
         }
         if let Some(pem) = &jwt.public_key {
-            let key = Key::from_pem(None, pem.expose(), &jwt.algorithms);
+            let key = Key::from_public(None, pem.expose(), &jwt.algorithms);
             keys.push(
                 key.map_err(|reason| UnusableKey {
                     key: "auth.jwt.public_key".to_owned(),
@@ -71,12 +75,12 @@ impl TokenVerifier {
             );
         }
         for (index, key) in jwt.keys.iter().enumerate() {
-            let allowed = if key.algorithms.is_empty() { &jwt.algorithms } else { &key.algorithms };
+            let allowed = key.allowed(jwt);
             if let Some(secret) = &key.secret {
                 keys.push(Key::from_secret(key.kid.clone(), secret.expose().as_bytes(), allowed));
             }
             if let Some(pem) = &key.public_key {
-                let read = Key::from_pem(key.kid.clone(), pem.expose(), allowed);
+                let read = Key::from_public(key.kid.clone(), pem.expose(), allowed);
                 let name = || format!("auth.jwt.keys[{index}].public_key");
                 keys.push(read.map_err(|reason| UnusableKey { key: name(), reason })?);
             }
@@ -123,21 +127,15 @@ impl TokenVerifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(invalid());
         }
-        // `none` is no algorithm here, so such a header cannot be read.
-        let header = jsonwebtoken::decode_header(token).map_err(|_| invalid())?;
-        // Extensions that must be understood are understood by nobody here (RFC 7515, 4.1.11).
-        if header.crit.is_some() {
-            return Err(invalid());
-        }
-        let kid = header.kid.as_deref();
-        if let Some(all) = verified_by(&self.keys, kid, header.alg, token) {
+        let token = Parts::read(token).ok_or_else(invalid)?;
+        if let Some(all) = verified_by(&self.keys, &token) {
             return self.judge(all, now);
         }
         let jwks = self.jwks.as_ref().ok_or_else(invalid)?;
-        if candidates(&jwks.keys(), kid, header.alg).is_empty() {
+        if candidates(&jwks.keys(), &token.header).next().is_none() {
             jwks.refetch().await;
         }
-        let all = verified_by(&jwks.keys(), kid, header.alg, token).ok_or_else(invalid)?;
+        let all = verified_by(&jwks.keys(), &token).ok_or_else(invalid)?;
         self.judge(all, now)
     }
 
@@ -174,34 +172,57 @@ impl TokenVerifier {
     }
 }
 
+/// What of a token's header means something to us. `none` is no algorithm, so such a header cannot be read.
+#[derive(Deserialize)]
+struct Header {
+    alg: TokenAlgorithm,
+    #[serde(default)]
+    kid: Option<String>,
+    #[serde(default)]
+    crit: Option<IgnoredAny>,
+}
+
+/// A token taken apart, nothing of it verified but its form.
+struct Parts<'t> {
+    header: Header,
+    /// Header and claims as they stand in the token: what is signed.
+    message: &'t str,
+    claims: &'t str,
+    signature: &'t str,
+}
+
+impl<'t> Parts<'t> {
+    fn read(token: &'t str) -> Option<Self> {
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        if claims.contains('.') {
+            return None;
+        }
+        let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+        // Extensions that must be understood are understood by nobody here (RFC 7515, 4.1.11).
+        header.crit.is_none().then_some(Self { header, message, claims, signature })
+    }
+}
+
 /// The keys that may verify such a token. A key of that `kid` shuts out those without one.
-fn candidates<'k>(keys: &'k [Key], kid: Option<&str>, algorithm: Algorithm) -> Vec<&'k Key> {
+fn candidates<'k>(keys: &'k [Key], header: &'k Header) -> impl Iterator<Item = &'k Key> {
+    let kid = header.kid.as_deref();
     let claimed = kid.is_some() && keys.iter().any(|key| key.kid.as_deref() == kid);
-    let fits = |key: &&Key| {
+    keys.iter().filter(move |key| {
         let named = match (kid, &key.kid) {
             (None, _) => true,
             (Some(_), None) => !claimed,
             (Some(kid), Some(own)) => own == kid,
         };
-        named && key.algorithms.contains(&algorithm)
-    };
-    keys.iter().filter(fits).collect()
+        named && key.algorithms.contains(&header.alg)
+    })
 }
 
-fn verified_by(
-    keys: &[Key],
-    kid: Option<&str>,
-    algorithm: Algorithm,
-    token: &str,
-) -> Option<Map<String, Value>> {
-    // Times, issuer and audience are judged by us, with our clock and codes.
-    let mut validation = Validation::new(algorithm);
-    validation.required_spec_claims.clear();
-    validation.validate_exp = false;
-    validation.validate_aud = false;
-    candidates(keys, kid, algorithm).into_iter().find_map(|key| {
-        jsonwebtoken::decode::<Map<String, Value>>(token, &key.decoding, &validation)
-            .ok()
-            .map(|data| data.claims)
-    })
+/// The claims, if one of the keys signed them. Times, issuer and audience are judged by us, with
+/// our clock and codes.
+fn verified_by(keys: &[Key], token: &Parts<'_>) -> Option<Map<String, Value>> {
+    candidates(keys, &token.header)
+        .any(|key| key.verifies(token.header.alg, token.message.as_bytes(), token.signature))
+        .then_some(())?;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(token.claims).ok()?).ok()
 }

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use jsonwebtoken::Algorithm;
-
 use super::namespaces::Rule;
 use super::reader::Reader;
 use super::secret::Secret;
 use super::settings::{Config, Mode};
 use crate::application::SigningKeys;
+use crate::auth::TokenAlgorithm;
 
 /// The shortest HMAC secret in production, in bytes.
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -113,7 +112,7 @@ fn check_keys(config: &Config, reader: &Reader<'_>) {
             &path,
             key.secret.as_ref(),
             key.public_key.as_ref(),
-            &key.algorithms,
+            key.allowed(jwt),
             config.dev,
             reader,
         );
@@ -146,7 +145,7 @@ fn check_key(
     path: &str,
     secret: Option<&Secret>,
     public_key: Option<&Secret>,
-    algorithms: &[Algorithm],
+    algorithms: &[TokenAlgorithm],
     dev: bool,
     reader: &Reader<'_>,
 ) {
@@ -164,10 +163,10 @@ fn check_key(
     {
         reader.mistake(format!("{path}.public_key"), reason);
     }
-    let hmac = |algorithm: &Algorithm| {
-        matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
-    };
-    if secret.is_some() && !algorithms.is_empty() && !algorithms.iter().any(hmac) {
+    if secret.is_some()
+        && !algorithms.is_empty()
+        && !algorithms.iter().any(|algorithm| algorithm.needs_secret())
+    {
         reader.mistake(
             format!("{path}.algorithms"),
             "allows no HS algorithm, which the secret needs",

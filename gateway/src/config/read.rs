@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use carillon_broker_client::RedisSettings;
 use carillon_protocol::session::{Route, Routes};
-use jsonwebtoken::Algorithm;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -17,7 +16,7 @@ use super::reader::Section;
 use super::secret::Secret;
 use super::settings::*;
 use super::units::Network;
-use crate::auth::Scope;
+use crate::auth::{Scope, TokenAlgorithm};
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -191,10 +190,8 @@ fn jwt_key(section: &Section<'_>) -> JwtKey {
     }
 }
 
-fn algorithm(text: &str) -> Result<Algorithm, String> {
-    text.parse().map_err(|_| {
-        format!("{text:?} is no algorithm; they are HS256/384/512, RS256/384/512, PS256/384/512, ES256/384, EdDSA")
-    })
+fn algorithm(text: &str) -> Result<TokenAlgorithm, String> {
+    text.parse().map_err(|unknown| format!("{text:?} {unknown}"))
 }
 
 fn api_key(section: &Section<'_>) -> ApiKey {

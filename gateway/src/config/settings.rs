@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use carillon_broker_client::{RedisMode, RedisSettings, RedisTls};
 use carillon_protocol::session::Route;
-use jsonwebtoken::Algorithm;
 use serde::Serialize;
 
 use super::namespaces::NamespaceSettings;
 use super::secret::Secret;
 use super::units::{Network, as_text};
-use crate::auth::Scope;
+use crate::auth::{Scope, TokenAlgorithm, check_public_key};
 
 /// `server.*`: the port of clients and REST.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -146,8 +145,8 @@ pub struct Auth {
 pub struct Jwt {
     /// HMAC secret.
     pub secret: Option<Secret>,
-    /// PEM of an RSA, EC or Ed25519 public key.
-    #[serde(serialize_with = "pem_if_public")]
+    /// PEM or JWK of an RSA, EC or Ed25519 public key.
+    #[serde(serialize_with = "key_if_public")]
     pub public_key: Option<Secret>,
     /// Further keys, chosen by `kid`.
     pub keys: Vec<JwtKey>,
@@ -155,7 +154,7 @@ pub struct Jwt {
     #[serde(serialize_with = "link_without_password")]
     pub jwks_url: Option<String>,
     /// Algorithms that are accepted; empty: what each key can do.
-    pub algorithms: Vec<Algorithm>,
+    pub algorithms: Vec<TokenAlgorithm>,
     /// Accepted `iss`; empty: not checked.
     pub issuer: Vec<String>,
     /// Accepted `aud`; empty: not checked.
@@ -172,11 +171,19 @@ pub struct JwtKey {
     pub kid: Option<String>,
     /// HMAC secret.
     pub secret: Option<Secret>,
-    /// PEM.
-    #[serde(serialize_with = "pem_if_public")]
+    /// PEM or JWK.
+    #[serde(serialize_with = "key_if_public")]
     pub public_key: Option<Secret>,
     /// Algorithms of this key; empty: `auth.jwt.algorithms`, else what it can do.
-    pub algorithms: Vec<Algorithm>,
+    pub algorithms: Vec<TokenAlgorithm>,
+}
+
+impl JwtKey {
+    /// The algorithms that this key may verify; empty: all that it can.
+    #[must_use]
+    pub fn allowed<'k>(&'k self, jwt: &'k Jwt) -> &'k [TokenAlgorithm] {
+        if self.algorithms.is_empty() { &jwt.algorithms } else { &self.algorithms }
+    }
 }
 
 /// `auth.api_keys.NAME.*`. Either the key or its hash.
@@ -433,9 +440,9 @@ fn urls_without_password<S: serde::Serializer>(urls: &[Secret], s: S) -> Result<
     s.collect_seq(urls.iter().map(|url| without_password(url.expose())))
 }
 
-/// A public key is no secret, but a private key put there by accident is.
-fn pem_if_public<S: serde::Serializer>(pem: &Option<Secret>, s: S) -> Result<S::Ok, S::Error> {
-    pem.as_ref()
-        .map(|pem| if pem.expose().contains("PRIVATE") { "***" } else { pem.expose() })
+/// A public key is no secret, but what stands there by accident (a private key, a password) may be one.
+fn key_if_public<S: serde::Serializer>(key: &Option<Secret>, s: S) -> Result<S::Ok, S::Error> {
+    key.as_ref()
+        .map(|key| check_public_key(key.expose(), &[]).map_or("***", |()| key.expose()))
         .serialize(s)
 }

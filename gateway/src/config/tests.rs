@@ -159,6 +159,17 @@ fn wrong_values_are_refused_with_their_key() {
         ("[auth.jwt]\nalgorithms = [\"none\"]", "auth.jwt.algorithms", "no algorithm"),
         ("[auth.jwt]\nalgorithms = [\"RS256\"]", "auth.jwt.algorithms", "no HS"),
         ("[[auth.jwt.keys]]\npublic_key = \"text\"", "auth.jwt.keys[0].public_key", "no PEM"),
+        (
+            "[[auth.jwt.keys]]\npublic_key = '{\"kty\":\"EC\",\"crv\":\"P-521\",\"x\":\"AA\",\"y\":\"AA\"}'",
+            "auth.jwt.keys[0].public_key",
+            "no point",
+        ),
+        (
+            "[auth.jwt]\nalgorithms = [\"HS256\"]\n[[auth.jwt.keys]]\npublic_key = '{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}'",
+            "auth.jwt.keys[0].public_key",
+            "none of the allowed",
+        ),
+        ("[auth.jwt]\nalgorithms = [\"ES521\"]", "auth.jwt.algorithms", "ES256/384/512"),
         ("[[auth.jwt.keys]]\nkid = \"a\"", "auth.jwt.keys[0]", "either"),
         ("[[auth.jwt.keys]]\nsecret = \"short\"", "auth.jwt.keys[0].secret", "32 bytes"),
         ("[auth.api_keys.a]\nscopes = [\"realtime:read\"]", "auth.api_keys.a", "either"),
