@@ -1,6 +1,6 @@
 """What is told to any node is heard on every node: all kinds of delivery, all kinds of listener."""
 
-from harness import wait_until
+from harness import SseListener, WsListener, wait_until
 
 
 def facts(check, cluster):
@@ -106,6 +106,15 @@ def facts(check, cluster):
             one.wait_payload("all"), two.wait_payload("all")
             assert one.times("not oda") == 0 and two.times("not oda") == 1
 
+    def an_open_connection_hears_from_then_on():
+        # Not waiting for a welcome: the head of the answer says that the query's channels are heard.
+        for n in range(20):
+            for kind in (SseListener, WsListener):
+                channel = f"chat.at-once-{n}-{kind.__name__}"
+                with kind(b, cluster.token("ann"), ["room:1", channel, "news"]) as ann:
+                    cluster.publish(a, channel, "early")
+                    ann.wait_payload("early")
+
     def typing_is_relayed_but_not_back():
         with cluster.ws(a, "quy", "room:5") as one, cluster.ws(b, "ray", "room:5") as two:
             two.wait_type("connect")
@@ -151,6 +160,8 @@ def facts(check, cluster):
     check("a repeated idempotency key publishes once, whatever the node", repeated_key_publishes_once)
     check("a batch of 500 keeps its order on other nodes", order_is_kept)
     check("excluded users do not hear a publish", excluded_do_not_hear)
+    check("who is told that a connection is open hears what is published then on the query's channels",
+          an_open_connection_hears_from_then_on)
     check("typing reaches the others and not the sender", typing_is_relayed_but_not_back)
     check("who unsubscribed hears no more", unsubscribed_hears_no_more)
     check("subscribers are counted over the cluster", live_channels_are_counted)

@@ -89,8 +89,13 @@ async fn open(node: Arc<Node>, request: Parts, default: Profile) -> Result<Respo
     };
     let driver =
         Box::new(Driver::new(Arc::clone(&node), connection, handshake.claims, admitted, socket));
+    let (greeted, welcomed) = oneshot::channel();
     let tasks = node.tasks.clone();
-    tasks.spawn(start(node, driver, doorway, handshake.channels, handshake.resume, gone));
+    let Handshake { channels, resume, .. } = handshake;
+    tasks.spawn(start(node, driver, doorway, channels, resume, greeted, gone));
+    // The head says that the stream is open: what is published after it must be heard. Waited for here and done there,
+    // so that a client that goes away meanwhile is deregistered like any other.
+    let _ = welcomed.await;
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -133,11 +138,13 @@ async fn start(
     doorway: Doorway,
     channels: Vec<String>,
     resume: crate::connection::welcome::Resume,
+    greeted: oneshot::Sender<()>,
     gone: oneshot::Receiver<()>,
 ) {
     // The welcome is queued; the gate lets it out behind the response's head.
     Box::pin(driver.welcome(&channels, resume)).await;
     drop(doorway);
+    let _ = greeted.send(());
     node.tasks.spawn(driver.run_listener(async move {
         // Dropped with the body when hyper sees the peer go.
         let _ = gone.await;
