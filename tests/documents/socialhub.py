@@ -552,6 +552,9 @@ def facts(check, stage):
         # Every answer of a limited endpoint, refusals included (protocol.md 5).
         assert numbers(stage.poll(a, user, last_poll_id="x"))[0] == 30
         assert numbers(stage.poll(a, user, user_id="other"))[0] == 30
+        for path, headers in (("/poll", {}), ("/poll/missed", {"Authorization": "Bearer x"})):
+            nobody = call(a, "GET", path, None, headers, base="/api/v1/realtime")
+            assert nobody.status == 401 and numbers(nobody)[:2] == [30, 30], nobody.headers
         message = {"channel": "chat", "type": "message", "payload": 1}
         limit, remaining, reset = numbers(stage.post(a, "/publish", message))
         assert limit == 1000 and 990 <= remaining <= 1000 and 0 <= reset - time.time() <= 3

@@ -57,7 +57,7 @@ struct Asker {
 impl Asker {
     /// Authenticates; the answer to give where that fails.
     async fn of(node: &Node, headers: &HeaderMap, query: &Query) -> Result<Self, Response> {
-        let refuse = |refusal: Refusal| ApiError(refusal).into_response();
+        let refuse = |refusal: Refusal| respond(Rate::uncounted(node), Err(refusal));
         let claims = authenticate(node, headers, query).await.map_err(refuse)?;
         let claims =
             claims.ok_or_else(|| refuse(Refusal::new(ErrorCode::MissingToken, "missing token")))?;
@@ -74,7 +74,7 @@ impl Asker {
         remote: Option<IpAddr>,
     ) -> Response {
         let answer = self.try_answer(node, sitting, question, remote).await;
-        self.respond(answer)
+        respond(self.rate.or_else(|| Rate::uncounted(node)), answer)
     }
 
     async fn try_answer(
@@ -101,23 +101,22 @@ impl Asker {
         let sitting = sitting.filter(|_| answered.is_none());
         Box::pin(answer::answer(node, &self.credentials, sitting, question?, remote)).await
     }
+}
 
-    /// The answer with the headers that every one has (R27).
-    fn respond(&self, answer: Result<Vec<u8>, Refusal>) -> Response {
-        let mut response = match answer {
-            Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body)
-                .into_response(),
-            Err(refusal) => ApiError(refusal).into_response(),
-        };
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(rate) = &self.rate {
-            for (name, value) in rate.headers() {
-                headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
-            }
+/// The answer with the headers that every one has (R27), also where nobody could be counted.
+fn respond(rate: Option<Rate>, answer: Result<Vec<u8>, Refusal>) -> Response {
+    let mut response = match answer {
+        Ok(body) => {
+            ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
         }
-        response
+        Err(refusal) => ApiError(refusal).into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in rate.iter().flat_map(Rate::headers) {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
     }
+    response
 }
 
 /// Waits until there is something new for the user.
@@ -193,13 +192,13 @@ pub async fn missed(State(node): State<Arc<Node>>, request: Request) -> Response
     let claims = Arc::clone(&asker.credentials.claims);
     match Rate::count_missed(&node, &claims.user).await {
         Ok(rate) => asker.rate = rate,
-        Err(refusal) => return ApiError(refusal).into_response(),
+        Err(refusal) => return respond(Rate::uncounted(&node), Err(refusal)),
     }
     let answer = match asker.rate.as_ref().and_then(Rate::refusal) {
         Some(refusal) => Err(refusal),
         None => missed::read(&node, &claims, &query).await,
     };
-    asker.respond(answer)
+    respond(asker.rate, answer)
 }
 
 /// The token of the header that scripts send; cookies and tokens in the query are looked at each time.

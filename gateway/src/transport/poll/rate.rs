@@ -51,6 +51,12 @@ impl Rate {
         Ok((rate, counted.answered))
     }
 
+    /// What stands in an answer before anybody was counted; `None` where the limit is switched off.
+    pub(super) fn uncounted(node: &Node) -> Option<Self> {
+        let counted = RateCount { count: 0, reset_in: Duration::ZERO };
+        limit(node).map(|limit| Self { limit, counted })
+    }
+
     /// `RATE_LIMITED` when it was one too many.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         let retry_after_ms = self.counted.reset_in.as_millis().max(1) as u64;
