@@ -32,6 +32,7 @@ class Cluster:
 
     def __init__(self, binary, nodes=3, redis=True, extra_toml="", embedded=False):
         nodes, redis = (1, False) if embedded else (nodes, redis)
+        self.binary = binary
         self.directory = tempfile.mkdtemp(prefix="carillon-stranger-")
         self.keys = Secrets()
         self.redis = Redis(self.directory)

@@ -228,6 +228,14 @@ impl Outbox {
         }
     }
 
+    /// Queues the last bytes of all, whatever waits before them.
+    pub fn push_last(&self, bytes: Bytes) {
+        let mut state = self.state.lock();
+        if !state.failed {
+            state.enqueue(bytes, 0);
+        }
+    }
+
     /// Queues an SSE comment line as a chunk of its own.
     pub fn push_sse_text(&self, text: &[u8]) {
         let mut state = self.state.lock();

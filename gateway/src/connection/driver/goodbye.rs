@@ -7,6 +7,7 @@ use std::time::Duration;
 use carillon_protocol::CloseCode;
 use carillon_protocol::envelope::ServerMessage;
 use carillon_protocol::websocket::close_frame;
+use tokio_util::sync::CancellationToken;
 
 use super::reading::READ_BUFFER;
 use super::{Driver, Ending};
@@ -16,6 +17,8 @@ use crate::socket::Socket;
 
 /// How long a closing connection waits for its last bytes to leave.
 const GOODBYE: Duration = Duration::from_secs(3);
+/// How much longer one waits whose peer had stopped reading: it cannot hear why before it reads again (R23).
+const STALLED: Duration = Duration::from_secs(27);
 
 impl Driver {
     /// Takes everything back, silently: the end of a driver made with [`Driver::brief`].
@@ -37,7 +40,7 @@ impl Driver {
                 connection.push(&disconnect(code));
             }
             if connection.transport == Transport::WebSocket {
-                outbox.push_raw(close_frame(code.number(), code.reason()));
+                outbox.push_last(close_frame(code.number(), code.reason()));
             } else {
                 outbox.push_sse_end();
             }
@@ -53,10 +56,13 @@ impl Driver {
         };
         self.node.metrics.closed(connection.transport, reason);
         self.node.application.lifecycle.closed(&self.node.name, &connection, reason);
-        if let (Ending::Said(_), Some(socket)) = (ending, socket) {
+        if let (Ending::Said(code), Some(socket)) = (ending, socket) {
             // Let the last bytes out, and wait for the peer to close first: a reset would take the
             // close frame with it.
-            let _ = tokio::time::timeout(GOODBYE, linger(outbox, socket)).await;
+            tokio::select! {
+                () = linger(outbox, socket) => {}
+                () = patience(code, &self.node.stop) => {}
+            }
         }
         outbox.fail();
         if let Some(socket) = socket {
@@ -81,6 +87,15 @@ pub fn disconnect(code: CloseCode) -> ServerMessage {
         "retry_after_ms": retry_after_ms,
     });
     ServerMessage::new("disconnect", &payload)
+}
+
+/// Completes when a closing connection has been waited for long enough. Who is cut for not reading has its seat and its queue
+/// for so long, and no subscription any more.
+async fn patience(code: CloseCode, stop: &CancellationToken) {
+    tokio::time::sleep(GOODBYE).await;
+    if code == CloseCode::SlowConsumer {
+        let _ = tokio::time::timeout(STALLED, stop.cancelled()).await;
+    }
 }
 
 async fn linger(outbox: &Outbox, socket: &Socket) {

@@ -121,3 +121,15 @@ fn a_gzip_event_that_was_begun_counts_where_others_are_dropped() {
     let events = text.matches("event: message").count();
     assert!(events < 20 && text.contains("\"0:x") && text.contains("\"19:x"), "{events} events");
 }
+
+#[test]
+fn the_close_frame_is_queued_behind_a_queue_that_is_full_to_the_brim() {
+    let dress = Dress { medium: Medium::Poll, ..DRESS };
+    let outbox = Outbox::new(Wire::Pulled, 1_000);
+    outbox.push_raw(Bytes::from(vec![0; 1_000]));
+    outbox.push_own(&Bytes::from_static(b"disconnect"), dress);
+    outbox.push_raw(Bytes::from_static(b"ping"));
+    outbox.push_last(Bytes::from_static(b"close"));
+    let queued = outbox.take();
+    assert_eq!(queued[1..], [Bytes::from_static(b"disconnect"), Bytes::from_static(b"close")]);
+}
