@@ -2,9 +2,10 @@
 //!
 //! What a node holds open (`…:open:…:{node}`, `…:heard:…:{node}`), leases and dead letters share the stream's slot, so
 //! that each change and its event are one step in every layout. Presence and status change elsewhere: on one server
-//! their scripts tell the event themselves, else [`Inner::tell_after`] does.
+//! their scripts tell the event themselves, else [`Inner::tell_once`] does.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::{ChannelName, ConnectionId, time};
@@ -23,6 +24,9 @@ use crate::{
 
 /// Things that one script holds or lets go: about a millisecond of Redis.
 const TOGETHER: usize = 200;
+
+/// How long after the last event the ids of told ones are known.
+const TOLD_FOR: Duration = Duration::from_secs(3_600);
 
 /// What this node holds, to write it again when Redis lost it (R43).
 #[derive(Default)]
@@ -91,12 +95,14 @@ impl Inner {
         })
     }
 
-    /// Tells an event of a change that another server made.
-    pub(super) async fn tell_after(&self, kind: &str, data: &str) -> Result<(), BrokerError> {
-        if kind.is_empty() {
-            return Ok(());
-        }
-        self.tell_now(kind, data).await
+    /// Tells events of changes that other servers made, each `id kind time data`, in order and each once, whoever else
+    /// tells it as well.
+    pub(super) async fn tell_once(&self, events: &[String]) -> Result<(), BrokerError> {
+        let ((stream, place), names) = (self.stream(), &self.shared.names);
+        let (sequence, told) = (names.beside_inbound("sequence"), names.beside_inbound("told"));
+        let mut tell = scripts::APPLICATION_TELL_ONCE.call(&[&stream, &sequence, &told]);
+        tell.arg(INBOUND_MAX).arg(TOLD_FOR.as_millis() as u64).arg(events);
+        self.layout.run(&place, &tell).await.map(drop)
     }
 
     async fn tell_now(&self, kind: &str, data: &str) -> Result<(), BrokerError> {
@@ -395,11 +401,7 @@ impl ApplicationStore for RedisBroker {
         Ok(entries.into_iter().rev().filter_map(|(id, fields)| message(id, fields, 0)).collect())
     }
 
-    async fn hold_lease(
-        &self,
-        name: &str,
-        lease: std::time::Duration,
-    ) -> Result<bool, BrokerError> {
+    async fn hold_lease(&self, name: &str, lease: Duration) -> Result<bool, BrokerError> {
         let ms = (lease.as_millis() as u64).max(1);
         let held: u8 = answer::read(self.lease(name, ms).await?)?;
         Ok(held == 1)

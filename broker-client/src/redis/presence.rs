@@ -3,25 +3,32 @@
 //!
 //! A node's holds are indexed under the node (`…:pn:{node}`) before they are made, so that a survivor finds them;
 //! leaving twice is harmless, which makes sweeping repeatable.
+//!
+//! `change` is the step of a join or a leave, `telling` its lifecycle event, `tend` what is done once a second.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod change;
+mod entry;
+mod telling;
+mod tend;
+
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+
+use async_trait::async_trait;
+use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId};
+use foldhash::HashMap;
+use parking_lot::Mutex;
 
 use super::layout::Call;
 use super::message::WITHOUT_HISTORY;
 use super::names::{NODES, Names};
 use super::status::{self, Happening};
-use super::{Inner, RedisBroker, answer, registry, scripts};
-use crate::application::{self, INBOUND_MAX};
-use crate::presence;
+use super::{Inner, RedisBroker, answer, registry};
 use crate::{
-    BrokerError, EventKind, Joined, Member, POLLER_PREFIX, PresenceStore, UserPresence, UserStatus,
+    BrokerError, EventKind, Joined, Member, PresenceStore, UserPresence, UserStatus, presence,
 };
-use async_trait::async_trait;
-use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
-use foldhash::HashMap;
-use futures_util::stream::{self, TryStreamExt as _};
-use parking_lot::Mutex;
+use entry::{entry, known, sorted};
+use telling::Owed;
 
 /// A node that has not tended for so long is dead.
 const LEASE: Duration = Duration::from_secs(15);
@@ -40,6 +47,7 @@ pub(super) struct Held {
     holds: Mutex<HashMap<(ConnectionId, ChannelName), (UserId, String)>>,
     chosen: Mutex<HashMap<UserId, UserStatus>>,
     done: Mutex<Done>,
+    owed: Owed,
     /// The generation of the servers' data when all holds were known to be there.
     written_at: AtomicU64,
 }
@@ -50,38 +58,14 @@ struct Done {
     ends: Vec<(String, String)>,
 }
 
-type Tended = (u8, u8, Vec<String>, Vec<(String, String)>, Vec<(String, String)>);
-
-fn entry(member: &Member) -> String {
-    let json =
-        serde_json::json!({"id": member.id, "name": member.name, "metadata": member.metadata});
-    format!("{} {json}", member.last_seen_ms.max(0))
-}
-
-/// Reads an entry; one that a connection holds was seen now.
-fn member(entry: &str) -> Option<Member> {
-    let (at, json) = entry.split_once(' ')?;
-    let mut member: Member = serde_json::from_str(json).ok()?;
-    member.last_seen_ms = match at.strip_prefix('p') {
-        Some(at) => at.parse().ok()?,
-        None => presence::unix_ms(),
-    };
-    Some(member)
-}
-
-fn sorted(entries: &[(String, String)]) -> Vec<Member> {
-    let mut members: Vec<Member> = entries.iter().filter_map(|(_, entry)| member(entry)).collect();
-    members.sort_by(|one, other| one.id.cmp(&other.id));
-    members
-}
-
 /// A message as it crosses pub/sub without history.
 pub(super) fn message(publication: &Publication) -> Vec<u8> {
     [WITHOUT_HISTORY, &publication.to_body()].concat()
 }
 
-fn keys(names: &Names, resource: &ChannelName) -> [String; 3] {
-    ["e", "h", "n"].map(|part| names.presence(&format!("{{{resource}}}:p{part}")))
+/// Entries, holders, counts, and what must be told of a resource.
+fn keys(names: &Names, resource: &ChannelName) -> [String; 4] {
+    ["e", "h", "n", "o"].map(|part| names.presence(&format!("{{{resource}}}:p{part}")))
 }
 
 fn node_index(names: &Names, node: &str) -> String {
@@ -94,246 +78,12 @@ fn common(names: &Names, key: &str) -> String {
 }
 
 impl Inner {
-    async fn join(
-        &self,
-        resource: &ChannelName,
-        holder: &str,
-        entry: &str,
-        announcement: Option<&Publication>,
-        user: &UserId,
-    ) -> Result<(bool, Vec<(String, String)>), BrokerError> {
-        let names = &self.shared.names;
-        let [entries, holders, counts] = keys(names, resource);
-        let body = announcement.map(message).unwrap_or_default();
-        let channel = announcement.map(|_| names.publications(resource)).unwrap_or_default();
-        // What is not announced (R43) is not told either.
-        let event = announcement.map_or("", |_| self.told(EventKind::PresenceJoin));
-        let data = announcement.map_or_else(String::new, |announcement| {
-            application::member_data(resource, announcement.payload.json_str())
-        });
-        let in_step = self.in_step();
-        let mut keys = vec![entries, holders, counts];
-        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut join = scripts::PRESENCE_JOIN.call(&keys);
-        join.arg(holder).arg(user.as_str()).arg(entry);
-        join.arg(&body[..]).arg(channel).arg(self.layout.publish_verb());
-        join.arg(event).arg(time::rfc3339(presence::unix_ms())).arg(&data).arg(INBOUND_MAX);
-        let (first, entries): (u8, Vec<(String, String)>) =
-            answer::read(self.layout.run(&self.layout.place(resource.as_str()), &join).await?)?;
-        if first == 1 && in_step.is_none() {
-            self.tell_after(event, &data).await?;
-        }
-        Ok((first == 1, entries))
-    }
-
-    async fn leave(
-        &self,
-        resource: &ChannelName,
-        holder: &str,
-        user: &UserId,
-        last_seen_ms: i64,
-    ) -> Result<bool, BrokerError> {
-        let names = &self.shared.names;
-        let [entries, holders, counts] = keys(names, resource);
-        let head = presence::announcement("presence:leave", resource.clone(), user, String::new());
-        let event = self.told(EventKind::PresenceLeave);
-        let in_step = self.in_step();
-        let mut keys = vec![entries, holders, counts];
-        keys.extend(in_step.iter().flat_map(|step| step.keys.iter().cloned()));
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let mut leave = scripts::PRESENCE_LEAVE.call(&keys);
-        leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
-        leave.arg(message(&head)).arg(names.publications(resource)).arg(self.layout.publish_verb());
-        let data = application::member_data(resource, "");
-        let data = data.trim_end_matches('}');
-        leave.arg(event).arg(time::rfc3339(presence::unix_ms())).arg(data).arg(INBOUND_MAX);
-        let gone: String =
-            answer::read(self.layout.run(&self.layout.place(resource.as_str()), &leave).await?)?;
-        if gone.is_empty() {
-            return Ok(false);
-        }
-        if in_step.is_none() {
-            self.tell_after(event, &application::member_data(resource, &gone)).await?;
-        }
-        Ok(true)
-    }
-
-    fn own_index(&self) -> String {
-        node_index(&self.shared.names, self.shared.node.as_str())
-    }
-
-    async fn index(
-        &self,
-        resource: &ChannelName,
-        connection: &ConnectionId,
-        user: &UserId,
-    ) -> Result<(), BrokerError> {
-        let mut index = redis::cmd("HSET");
-        index.arg(self.own_index()).arg(format!("{connection} {resource}")).arg(user.as_str());
-        self.layout.run(&self.layout.common(self.shared.node.as_str()), &index).await.map(|_| ())
-    }
-
     /// What a user chose to be ends with their last connection here.
     pub(super) fn forget_choice(&self, user: &UserId) {
         let chose = self.held.chosen.lock().contains_key(user);
         if chose && self.registry.connections_here(user) <= 1 {
             self.held.chosen.lock().remove(user);
         }
-    }
-
-    /// Takes back what a node held. May be repeated.
-    async fn sweep_presence(&self, node: &str) -> Result<(), BrokerError> {
-        let index = node_index(&self.shared.names, node);
-        let place = self.layout.common(node);
-        let mut command = redis::cmd("HGETALL");
-        command.arg(&index);
-        let holds: Vec<(String, String)> = answer::read(self.layout.run(&place, &command).await?)?;
-        let now = presence::unix_ms();
-        stream::iter(holds.iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(PARALLEL, |(field, user)| async move {
-                if let Some((connection, resource)) = field.rsplit_once(' ')
-                    && let (Ok(resource), Ok(user)) =
-                        (ChannelName::new(resource), UserId::new(user))
-                {
-                    self.leave(&resource, connection, &user, now).await?;
-                }
-                Ok(())
-            })
-            .await?;
-        for chunk in holds.chunks(1_000) {
-            let mut command = redis::cmd("HDEL");
-            command.arg(&index);
-            for (field, _) in chunk {
-                command.arg(field);
-            }
-            self.layout.run(&place, &command).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes again what this node holds: in silence after Redis lost it, announced after survivors took it back.
-    async fn restore_presence(&self, announced: bool) -> Result<(), BrokerError> {
-        let holds: Vec<_> = self
-            .held
-            .holds
-            .lock()
-            .iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        stream::iter(holds.into_iter().map(Ok::<_, BrokerError>))
-            .try_for_each_concurrent(
-                PARALLEL,
-                |((connection, resource), (user, entry))| async move {
-                    self.index(&resource, &connection, &user).await?;
-                    let announcement = member(&entry).filter(|_| announced).map(|member| {
-                        presence::member_announcement(
-                            "presence:join",
-                            &resource,
-                            &member,
-                            Some(&connection),
-                        )
-                    });
-                    self.join(&resource, connection.as_str(), &entry, announcement.as_ref(), &user)
-                        .await?;
-                    // Left in the meantime: the leaving found nothing.
-                    if !self.held.holds.lock().contains_key(&(connection.clone(), resource.clone()))
-                    {
-                        self.leave(&resource, connection.as_str(), &user, presence::unix_ms())
-                            .await?;
-                    }
-                    Ok(())
-                },
-            )
-            .await?;
-        let users = self.registry.users_seen();
-        let chosen = self.held.chosen.lock().clone();
-        let restored = |user: UserId| {
-            let status = chosen.get(&user).copied();
-            let happening =
-                if announced { Happening::Seen(status) } else { Happening::Restore(status) };
-            (user, happening)
-        };
-        let users: Vec<_> = users.into_iter().map(restored).collect();
-        self.settle(&users, &[]).await
-    }
-
-    async fn tend_once(&self) -> Result<bool, BrokerError> {
-        let names = &self.shared.names;
-        let [leases, claims, looks, ends] = ["pb", "pc", "pl", "pt"].map(|key| common(names, key));
-        let connects = self.shared.counters.generation();
-        let done = std::mem::take(&mut *self.held.done.lock());
-        let mut tend = scripts::PRESENCE_TEND.call(&[&leases, &claims, &looks, &ends]);
-        tend.arg(self.shared.node.as_str())
-            .arg(LEASE.as_millis() as u64)
-            .arg(CLAIM.as_millis() as u64);
-        tend.arg(ITEMS).arg(SWEPT.as_millis() as u64);
-        for done in [&done.looks, &done.ends] {
-            tend.arg(done.len());
-            for (item, due) in done {
-                tend.arg(item).arg(due);
-            }
-        }
-        let place = self.layout.common(NODES);
-        let (known, swept, dead, looks, ends): Tended =
-            answer::read(self.layout.run(&place, &tend).await?)?;
-        // A new connection may lead to a server that was promoted without the last writes.
-        if known == 0 || self.application_doubted(connects) {
-            self.restore_application(swept == 1, connects).await?;
-        }
-        let written_at = self.held.written_at.load(Ordering::Relaxed);
-        // A node that tends for the first time has lost nothing unless its data was seen to go: restoring in silence
-        // would swallow the arrival of who came a moment ago.
-        let is_lost = match written_at {
-            0 => self.shared.counters.losses.load(Ordering::Acquire) > 0,
-            _ => known == 0 || written_at != connects,
-        };
-        if is_lost {
-            self.restore_presence(swept == 1).await?;
-        }
-        self.held.written_at.store(connects, Ordering::Relaxed);
-        for node in dead {
-            tracing::info!(%node, "taking back a dead node's presence");
-            self.sweep_presence(&node).await?;
-            self.sweep_application(&node).await?;
-            let mut over = scripts::PRESENCE_SWEPT.call(&[&claims]);
-            over.arg(&node);
-            self.layout.run(&place, &over).await?;
-        }
-        let living = if looks.is_empty() {
-            Vec::new()
-        } else {
-            self.registry.living(&self.layout, names).await?
-        };
-        let living = &living;
-        let more = looks.len() >= ITEMS || ends.len() >= ITEMS;
-        for some in looks.chunks(PARALLEL * self.users_together()) {
-            let users: Vec<_> = some
-                .iter()
-                .filter_map(|(user, _)| Some((UserId::new(user).ok()?, Happening::Look)))
-                .collect();
-            self.settle(&users, living).await?;
-            self.held.done.lock().looks.extend_from_slice(some);
-        }
-        for end in ends {
-            if let Some((resource, user)) = end.0.split_once(' ')
-                && let (Ok(resource), Ok(user)) = (ChannelName::new(resource), UserId::new(user))
-            {
-                self.leave(&resource, &format!("!{user}"), &user, presence::unix_ms()).await?;
-            }
-            self.held.done.lock().ends.push(end);
-        }
-        Ok(more)
-    }
-
-    /// Gives this node's holds back, announced.
-    pub(super) async fn retire_presence(&self) -> Result<(), BrokerError> {
-        self.held.holds.lock().clear();
-        self.sweep_presence(self.shared.node.as_str()).await?;
-        self.retire_application().await?;
-        let mut command = redis::cmd("HDEL");
-        command.arg(common(&self.shared.names, "pb")).arg(self.shared.node.as_str());
-        self.layout.run(&self.layout.common(NODES), &command).await.map(|_| ())
     }
 }
 
@@ -350,7 +100,7 @@ impl PresenceStore for RedisBroker {
         let announcement =
             presence::member_announcement("presence:join", resource, member, Some(connection));
         inner.index(resource, connection, &member.id).await?;
-        let (first, entries) = inner
+        let joined = inner
             .join(resource, connection.as_str(), &entry, Some(&announcement), &member.id)
             .await?;
         inner
@@ -358,7 +108,7 @@ impl PresenceStore for RedisBroker {
             .holds
             .lock()
             .insert((connection.clone(), resource.clone()), (member.id.clone(), entry));
-        Ok(Joined { first, everyone: sorted(&entries) })
+        Ok(Joined { first: joined.first, everyone: sorted(&joined.entries) })
     }
 
     async fn leave_resource(
@@ -370,16 +120,12 @@ impl PresenceStore for RedisBroker {
     ) -> Result<bool, BrokerError> {
         let inner = &self.inner;
         inner.held.holds.lock().remove(&(connection.clone(), resource.clone()));
-        let gone = inner.leave(resource, connection.as_str(), user, last_seen_ms).await?;
-        let mut index = redis::cmd("HDEL");
-        index.arg(inner.own_index()).arg(format!("{connection} {resource}"));
-        if let Err(error) =
-            inner.layout.run(&inner.layout.common(inner.shared.node.as_str()), &index).await
-        {
-            // Sweeping it again does nothing.
-            tracing::debug!(%error, "an index entry of presence stays");
+        let left = inner.leave(resource, connection.as_str(), user, last_seen_ms).await?;
+        // What is not told yet is found by the hold, should this node end.
+        if left.told {
+            inner.unindex(&format!("{connection} {resource}")).await;
         }
-        Ok(gone)
+        Ok(left.gone)
     }
 
     async fn put_member(
@@ -403,10 +149,12 @@ impl PresenceStore for RedisBroker {
         inner.layout.run(&inner.layout.common(NODES), &command).await?;
         let announcement = presence::member_announcement("presence:join", resource, member, None);
         let entry = format!("p{}", entry(member));
-        let (first, _) = inner
+        let note = inner.note_telling(resource, inner.told(EventKind::PresenceJoin)).await?;
+        let joined = inner
             .join(resource, &format!("!{}", member.id), &entry, Some(&announcement), &member.id)
             .await?;
-        Ok(first)
+        inner.forget_telling(note, joined.told).await;
+        Ok(joined.first)
     }
 
     async fn remove_member(
@@ -414,11 +162,14 @@ impl PresenceStore for RedisBroker {
         resource: &ChannelName,
         user: &UserId,
     ) -> Result<bool, BrokerError> {
-        let gone = self.inner.leave(resource, "", user, presence::unix_ms()).await?;
+        let inner = &self.inner;
+        let note = inner.note_telling(resource, inner.told(EventKind::PresenceLeave)).await?;
+        let left = inner.leave(resource, "", user, presence::unix_ms()).await?;
+        inner.forget_telling(note, left.told).await;
         let mut command = redis::cmd("ZREM");
-        command.arg(common(&self.inner.shared.names, "pt")).arg(format!("{resource} {user}"));
-        self.inner.layout.run(&self.inner.layout.common(NODES), &command).await?;
-        Ok(gone)
+        command.arg(common(&inner.shared.names, "pt")).arg(format!("{resource} {user}"));
+        inner.layout.run(&inner.layout.common(NODES), &command).await?;
+        Ok(left.gone)
     }
 
     async fn members(&self, resource: &ChannelName) -> Result<Vec<Member>, BrokerError> {
@@ -484,26 +235,5 @@ impl PresenceStore for RedisBroker {
     async fn tend(&self) -> Result<(), BrokerError> {
         while self.inner.tend_once().await? {}
         Ok(())
-    }
-}
-
-/// What is known of a user, from the announced status and the live connections.
-fn known<'a>(
-    user: &UserId,
-    status: Option<UserStatus>,
-    seen_ms: Option<i64>,
-    here: impl Iterator<Item = &'a str>,
-) -> UserPresence {
-    let (pollers, others): (Vec<&str>, Vec<&str>) =
-        here.partition(|id| id.starts_with(POLLER_PREFIX));
-    let connections = others.len() as u64;
-    let is_here = connections > 0 || !pollers.is_empty();
-    let unannounced = if is_here { UserStatus::Online } else { UserStatus::Offline };
-    let last_seen_ms = if is_here { Some(presence::unix_ms()) } else { seen_ms };
-    UserPresence {
-        user: user.clone(),
-        status: status.unwrap_or(unannounced),
-        last_seen_ms,
-        connections,
     }
 }

@@ -27,8 +27,9 @@ scripts! {
     COUNT_POLL "polls.lua" "count_poll.lua";
     FIND_POLL_PAGES "polls.lua" "find_poll_pages.lua";
     KEEP_POLL_PAGE "polls.lua" "keep_poll_page.lua";
-    PRESENCE_JOIN "tell.lua" "presence_join.lua";
-    PRESENCE_LEAVE "tell.lua" "presence_leave.lua";
+    PRESENCE_JOIN "tell.lua" "presence_record.lua" "presence_join.lua";
+    PRESENCE_LEAVE "tell.lua" "presence_record.lua" "presence_leave.lua";
+    PRESENCE_RECORDED "presence_recorded.lua";
     PRESENCE_SETTLE "tell.lua" "status.lua" "presence_settle.lua";
     PRESENCE_DEPARTED "presence_departed.lua";
     PRESENCE_TOLD "presence_told.lua";
@@ -36,6 +37,7 @@ scripts! {
     PRESENCE_TEND "presence_tend.lua";
     PRESENCE_SWEPT "presence_swept.lua";
     APPLICATION_TELL "tell.lua" "application_tell.lua";
+    APPLICATION_TELL_ONCE "tell.lua" "application_tell_once.lua";
     APPLICATION_HOLD "tell.lua" "application_hold.lua";
     APPLICATION_READ "application_read.lua";
     APPLICATION_BURY "application_bury.lua";

@@ -57,6 +57,11 @@ local function settle(status, connections, what, picked, json, head, own)
     keep()
     return wait, owed, owed_event
   end
+  -- An event that nobody has told, and nobody will: it goes first, and the change has its turn after it.
+  if owed_event ~= '' and now - at >= gap and what ~= 'restore' then
+    keep()
+    return gap, owed, owed_event
+  end
   -- What Redis lost was announced once: it is written again in silence. A change that still waits for its turn is not that.
   local silent = what == 'restore' and not announced
   if not silent then

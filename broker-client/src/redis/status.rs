@@ -9,7 +9,7 @@ use carillon_protocol::{ChannelName, UserId, time};
 use futures_util::stream::{self, TryStreamExt as _};
 use redis::Cmd;
 
-use super::layout::Call;
+use super::layout::{Call, stable_hash};
 use super::names::{NODES, Names};
 use super::presence::{PARALLEL, message};
 use super::scripts::{self, Source};
@@ -186,7 +186,13 @@ impl Inner {
         let mut again = Vec::new();
         for (spoken, (wait, payload, event)) in users.iter().zip(settled) {
             if !layout.is_one_server() {
-                self.tell_after(&event, &payload).await?;
+                if !event.is_empty() {
+                    let (user, at) = (&spoken.user, time::rfc3339(presence::unix_ms()));
+                    // A payload holds its time: it is another one with each change.
+                    let id =
+                        format!("{}:{:x}", Names::user_tag(user), stable_hash(payload.as_bytes()));
+                    self.tell_once(&[format!("{id} {event} {at} {payload}")]).await?;
+                }
                 let channels = spoken.channels.iter().filter(|_| !payload.is_empty());
                 for channel in channels {
                     let mut publish = redis::cmd(layout.publish_verb());

@@ -1,9 +1,10 @@
-//! Arrivals that a reconnect, or a node's death in the middle, must not swallow.
+//! Arrivals, and events of presence, that a reconnect or a node's death in the middle must not swallow.
 
 use std::time::Duration;
 
 use carillon_broker_client::{
-    Broker, ConnectionRecord, Event, Health, PresenceStore, RedisMode, UserStatus,
+    ApplicationStore, Broker, ConnectionRecord, Event, EventKind, Health, InboundFrom, InboundRead,
+    Member, PresenceStore, RedisMode, UserStatus,
 };
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
 
@@ -132,4 +133,108 @@ async fn change_that_its_node_could_not_announce_is_announced_by_another() {
         owed.into_iter().all(|owed| owed.is_empty())
     })
     .await;
+}
+
+fn member(name: &str) -> Member {
+    Member { id: user(name), name: None, last_seen_ms: 1, metadata: None }
+}
+
+async fn joins(node: &Node, room: &ChannelName, name: &str) {
+    let connection = ConnectionId::new(&format!("c-{name}")).expect("an id");
+    let joined = node.broker.join_resource(room, &connection, &member(name)).await;
+    assert!(joined.expect("joined, told or not").first);
+}
+
+async fn leaves(node: &Node, room: &ChannelName, name: &str) {
+    let connection = ConnectionId::new(&format!("c-{name}")).expect("an id");
+    let left = node.broker.leave_resource(room, &connection, &user(name), 2).await;
+    assert!(left.expect("left, told or not"));
+}
+
+/// What the application was told of presence since it looked last, as `kind user`.
+async fn told(node: &Node) -> Vec<String> {
+    let read = InboundRead {
+        group: "g".to_owned(),
+        consumer: "c".to_owned(),
+        limit: 1_000,
+        from: InboundFrom::New,
+    };
+    let events = node.broker.read_inbound(&read).await.expect("read");
+    let told = events.iter().map(|event| {
+        let event: serde_json::Value = event.read().expect("an event");
+        let (kind, user) = (&event["type"], &event["data"]["user"]["id"]);
+        format!("{} {}", kind.as_str().expect("a kind"), user.as_str().expect("a user"))
+    });
+    told.collect()
+}
+
+/// The stream lives on the first server and these resources on the other. While the stream's key is no stream nobody can
+/// tell anything: a node that dies then has changed presence and has told nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn event_of_presence_that_its_node_could_not_tell_is_told_once_and_in_its_place() {
+    let servers: Vec<_> = (0..2).map(|_| RedisProcess::start(&[])).collect();
+    let up = || Node::up(settings(RedisMode::Shards, urls(&servers)));
+    let (dying, other) = (up().await, up().await);
+    for node in [&dying, &other] {
+        let presence = [EventKind::PresenceJoin, EventKind::PresenceLeave];
+        node.broker.tell_events(presence.into_iter().collect());
+        node.beat().await.expect("beaten");
+        node.broker.tend().await.expect("tended");
+    }
+    let mut rooms = Vec::new();
+    for number in 0..100 {
+        let room = channel(&format!("presence:room/{number}"));
+        other.broker.put_member(&room, &member("probe"), None).await.expect("put");
+        if servers[1].cli(&["EXISTS", &format!("t:{{{room}}}:pe")]) == "1" {
+            rooms.push(room);
+        }
+    }
+    let [seen, swept, kept, ..] = &rooms[..] else { panic!("half of a hundred are there") };
+    joins(&dying, seen, "ada").await;
+    joins(&dying, swept, "bob").await;
+    told(&other).await;
+    let fault = |begins: bool| {
+        let renamed = if begins { ["t:inbound", "saved"] } else { ["saved", "t:inbound"] };
+        servers[0].cli(&["RENAME", renamed[0], renamed[1]]);
+        if begins {
+            servers[0].cli(&["SET", "t:inbound", "no stream"]);
+        }
+    };
+    fault(true);
+    leaves(&dying, seen, "ada").await;
+    joins(&dying, seen, "eve").await;
+    leaves(&dying, swept, "bob").await;
+    dying.broker.put_member(swept, &member("backend"), None).await.expect("put");
+    joins(&other, kept, "kim").await;
+    let record = servers[1].cli(&["LRANGE", &format!("t:{{{seen}}}:po"), "0", "-1"]);
+    fault(false);
+    let name = dying.broker.node().as_str().to_owned();
+    dying.broker.close().await;
+    assert!(told(&other).await.is_empty());
+    // Whoever changes something there tells what stands there first.
+    joins(&other, seen, "fay").await;
+    let first = ["presence_leave ada", "presence_join eve", "presence_join fay"];
+    assert_eq!(told(&other).await, first);
+    // A node that lives tells what it owes when it tends.
+    other.broker.tend().await.expect("tended");
+    assert_eq!(told(&other).await, ["presence_join kim"]);
+    // It told them and died before it took them away.
+    for event in record.lines() {
+        servers[1].cli(&["RPUSH", &format!("t:{{{seen}}}:po"), event]);
+    }
+    // Its lease is over.
+    servers[0].cli(&["HSET", "t:{nodes}:pb", &name, "0"]);
+    other.broker.tend().await.expect("tended");
+    let mut rest = told(&other).await;
+    let of_swept = |event: &String| event.ends_with("bob") || event.ends_with("backend");
+    let in_order: Vec<_> = rest.extract_if(.., |event| of_swept(event)).collect();
+    assert_eq!(in_order, ["presence_leave bob", "presence_join backend"]);
+    assert_eq!(
+        rest,
+        ["presence_leave eve"],
+        "she was held by the dead node; the rest was told before"
+    );
+    for server in &servers {
+        assert_eq!(server.cli(&["KEYS", "t:*:po"]), "", "nothing is left to tell");
+    }
 }
