@@ -9,6 +9,7 @@
 //! What it must not know: Redis, sockets, what a payload says.
 
 mod application;
+mod broker;
 mod channels;
 mod counters;
 mod ear;
@@ -24,27 +25,20 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use carillon_protocol::{ChannelName, ConnectionId, Position, UserId};
+use carillon_protocol::{ChannelName, ConnectionId, UserId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::channels::{Attempt, Channels};
 use self::counters::Windows;
-use self::ear::{Ear, Kept};
+use self::ear::Ear;
 use self::line::{Line, Lines};
 use self::polls::Polls;
 use self::registry::Registry;
-use crate::polls::{CountedPoll, NewPollPage, PollPage, PollState, PollStore};
-use crate::{
-    Admission, Broker, BrokerError, ConnectionRecord, Event, Events, Health, HistoryPage,
-    HistoryQuery, InboundEntry, NodeId, NodeRecord, Publish, RateCount, Receipt, Target,
-};
+use crate::{BrokerError, Events, InboundEntry, NodeId, Publish, Receipt};
 
 /// How long a publisher waits for a node that does not drain its events.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -226,210 +220,6 @@ impl Node {
             }
         }
     }
-}
-
-async fn tell_one(ear: &Arc<Ear>, message: &Bytes, deadline: Instant) {
-    let mut kept = Kept::new();
-    while !ear.is_closed() {
-        if let Ok(room) = ear.room(&mut kept) {
-            return ear.deliver(room, || Event::Told(message.clone()));
-        }
-        ear.wait_until(deadline, &mut kept).await;
-    }
-}
-
-#[async_trait]
-impl Broker for MemoryBroker {
-    async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
-        self.0.publish(request).await
-    }
-
-    async fn publish_batch(&self, requests: Vec<Publish>) -> Vec<Result<Receipt, BrokerError>> {
-        let mut results = Vec::with_capacity(requests.len());
-        for request in requests {
-            results.push(self.0.publish(request).await);
-        }
-        results
-    }
-
-    async fn subscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        let shared = self.0.available()?;
-        for channel in channels {
-            shared.channels.subscribe(channel, &self.0.ear);
-        }
-        Ok(())
-    }
-
-    async fn unsubscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {
-        let shared = self.0.available()?;
-        for channel in channels {
-            shared.channels.unsubscribe(channel, &self.0.ear);
-        }
-        Ok(())
-    }
-
-    async fn tops(&self, channels: &[ChannelName]) -> Result<Vec<Position>, BrokerError> {
-        let shared = self.0.available()?;
-        Ok(channels.iter().map(|channel| shared.channels.top(channel)).collect())
-    }
-
-    async fn history(
-        &self,
-        channel: &ChannelName,
-        query: HistoryQuery,
-    ) -> Result<HistoryPage, BrokerError> {
-        Ok(self.0.available()?.channels.history(channel, query))
-    }
-
-    async fn fence(&self, known: &[(ChannelName, Position)]) -> Result<Vec<bool>, BrokerError> {
-        let shared = self.0.available()?;
-        let lost =
-            known.iter().map(|(channel, position)| shared.channels.fence(channel, *position));
-        Ok(lost.collect())
-    }
-
-    async fn clear_history(&self, channel: &ChannelName) -> Result<Position, BrokerError> {
-        Ok(self.0.available()?.channels.clear(channel))
-    }
-
-    async fn register(
-        &self,
-        record: &ConnectionRecord,
-        limit: u64,
-    ) -> Result<Admission, BrokerError> {
-        let shared = self.0.available()?;
-        let mut registry = shared.registry.lock();
-        let admission = registry.register(&self.0.id, record, limit, Instant::now());
-        if admission == Admission::Admitted {
-            self.0.owed.lock().remove(&record.id);
-            self.0.registered.lock().insert(record.id.clone(), record.user.clone());
-        }
-        Ok(admission)
-    }
-
-    fn register_later(&self, record: &ConnectionRecord) {
-        self.0.registered.lock().insert(record.id.clone(), record.user.clone());
-        self.0.unwritten.store(true, Ordering::Release);
-    }
-
-    async fn deregister(&self, record: &ConnectionRecord) -> Result<(), BrokerError> {
-        // Known even when the answer is no: a restored registry must not hold what has ended.
-        self.0.registered.lock().remove(&record.id);
-        let removed = self.0.available().map(|shared| shared.registry.lock().deregister(record));
-        if removed.is_err() {
-            self.0.owed.lock().insert(record.id.clone(), record.user.clone());
-        }
-        removed
-    }
-
-    async fn connections_of(&self, user: &UserId) -> Result<Vec<ConnectionId>, BrokerError> {
-        Ok(self.0.available()?.registry.lock().connections_of(user, Instant::now()))
-    }
-
-    async fn beat(&self, record: &NodeRecord) -> Result<Vec<NodeRecord>, BrokerError> {
-        let shared = self.0.available()?;
-        self.0.ear.settle();
-        let now = Instant::now();
-        let mut registry = shared.registry.lock();
-        for (id, user) in self.0.owed.lock().drain() {
-            registry.deregister(&ConnectionRecord { id, user });
-        }
-        let (living, lease_is_new) = registry.beat(record, now);
-        if self.0.unwritten.swap(false, Ordering::AcqRel) || lease_is_new {
-            for (id, user) in self.0.registered.lock().iter() {
-                let record = ConnectionRecord { id: id.clone(), user: user.clone() };
-                registry.restore(&self.0.id, &record, now);
-            }
-        }
-        Ok(living)
-    }
-
-    async fn retire(&self) -> Result<(), BrokerError> {
-        let shared = self.0.available()?;
-        self.0.registered.lock().clear();
-        shared.registry.lock().retire(&self.0.id);
-        self.0.retire_presence().await
-    }
-
-    async fn tell(&self, target: &Target, message: Bytes) -> Result<u64, BrokerError> {
-        let ears: Vec<Arc<Ear>> = {
-            let shared = self.0.available()?;
-            let ears = shared.ears.read();
-            match target {
-                Target::Node(node) => {
-                    let backend = || shared.backends.read().get(node).cloned();
-                    ears.get(node).cloned().or_else(backend).into_iter().collect()
-                }
-                Target::All => ears.values().cloned().collect(),
-            }
-        };
-        let deadline = Instant::now() + COMMAND_TIMEOUT;
-        let mut listening = 0;
-        for ear in ears.iter().filter(|ear| ear.is_listening()) {
-            tell_one(ear, &message, deadline).await;
-            listening += 1;
-        }
-        Ok(listening)
-    }
-
-    async fn append_inbound(&self, entry: &InboundEntry) -> Result<String, BrokerError> {
-        Ok(self.0.available()?.application.lock().append_message(entry))
-    }
-
-    async fn count(&self, key: &str, window: Duration) -> Result<RateCount, BrokerError> {
-        Ok(self.0.available()?.windows.lock().count(key, window, Instant::now()))
-    }
-
-    fn generation(&self) -> u64 {
-        self.0.line.generation()
-    }
-
-    fn node(&self) -> &NodeId {
-        &self.0.id
-    }
-
-    fn health(&self) -> watch::Receiver<Health> {
-        self.0.line.watch()
-    }
-}
-
-#[async_trait]
-impl PollStore for MemoryBroker {
-    async fn count_poll(
-        &self,
-        user: &UserId,
-        window: Option<Duration>,
-        asked: Option<(u64, &str)>,
-    ) -> Result<CountedPoll, BrokerError> {
-        let (shared, now) = (self.0.available()?, Instant::now());
-        let count = |window| shared.windows.lock().count(&format!("poll {user}"), window, now);
-        let answered =
-            |(after, question)| shared.polls.lock().answered(user.as_str(), after, question, now);
-        Ok(CountedPoll { rate: window.map(count), answered: asked.and_then(answered) })
-    }
-
-    async fn find_poll_pages(
-        &self,
-        user: &UserId,
-        id: u64,
-        question: &str,
-    ) -> Result<PollState, BrokerError> {
-        Ok(self.0.available()?.polls.lock().find(user.as_str(), id, question, Instant::now()))
-    }
-
-    async fn keep_poll_page(
-        &self,
-        user: &UserId,
-        page: NewPollPage,
-    ) -> Result<PollPage, BrokerError> {
-        Ok(self.0.available()?.polls.lock().keep(user.as_str(), page, unix_ms(), Instant::now()))
-    }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl fmt::Debug for MemoryCluster {

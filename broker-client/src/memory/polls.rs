@@ -1,12 +1,18 @@
-//! Pages of long polls' answers, in memory. Time is a parameter.
+//! Pages of long polls' answers, in memory. Time is a parameter of what keeps them.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
+use carillon_protocol::UserId;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::MemoryBroker;
+use crate::BrokerError;
 use crate::polls::{
-    NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage, PollState,
+    CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage,
+    PollState, PollStore,
 };
 
 /// Users whose pages are looked at for each one kept, so that what expired goes without a sweep.
@@ -109,4 +115,43 @@ impl Polls {
             self.users.retain(|_, pages| pages.expires_at > now);
         }
     }
+}
+
+#[async_trait]
+impl PollStore for MemoryBroker {
+    async fn count_poll(
+        &self,
+        user: &UserId,
+        window: Option<Duration>,
+        asked: Option<(u64, &str)>,
+    ) -> Result<CountedPoll, BrokerError> {
+        let (shared, now) = (self.0.available()?, Instant::now());
+        let count = |window| shared.windows.lock().count(&format!("poll {user}"), window, now);
+        let answered =
+            |(after, question)| shared.polls.lock().answered(user.as_str(), after, question, now);
+        Ok(CountedPoll { rate: window.map(count), answered: asked.and_then(answered) })
+    }
+
+    async fn find_poll_pages(
+        &self,
+        user: &UserId,
+        id: u64,
+        question: &str,
+    ) -> Result<PollState, BrokerError> {
+        Ok(self.0.available()?.polls.lock().find(user.as_str(), id, question, Instant::now()))
+    }
+
+    async fn keep_poll_page(
+        &self,
+        user: &UserId,
+        page: NewPollPage,
+    ) -> Result<PollPage, BrokerError> {
+        Ok(self.0.available()?.polls.lock().keep(user.as_str(), page, unix_ms(), Instant::now()))
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

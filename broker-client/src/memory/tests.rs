@@ -12,7 +12,10 @@ use tokio::time::{Instant, advance};
 use super::ear::EVENTS_MAX;
 use super::*;
 use crate::broker::{EPOCH_LIFETIME, IDEMPOTENCY_WINDOW};
-use crate::{Idempotency, Retention, Start};
+use crate::{
+    Broker, ConnectionRecord, Event, Health, HistoryPage, HistoryQuery, Idempotency, NodeRecord,
+    Retention, Start, Target,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
