@@ -1,5 +1,8 @@
 """What is told to any node is heard on every node: all kinds of delivery, all kinds of listener."""
 
+import socket
+import time
+
 from harness import SseListener, WsListener, wait_until
 
 
@@ -115,6 +118,36 @@ def facts(check, cluster):
                     cluster.publish(a, channel, "early")
                     ann.wait_payload("early")
 
+    def a_handshake_in_pieces_is_one_too():
+        def ask(user, channel):
+            connection = socket.create_connection(("127.0.0.1", b.port), timeout=60)
+            # Without a delay of the kernel's own; the second piece comes when the first was read.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            head = (f"GET /ws?token={cluster.token(user)}&channel={channel} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+            connection.sendall(head[:50].encode())
+            time.sleep(0.02)
+            connection.sendall(head[50:].encode())
+            return connection
+
+        def read(connection, what):
+            heard = b""
+            while what not in heard:
+                more = connection.recv(65536)
+                assert more, heard
+                heard += more
+
+        for n in range(20):
+            with ask("pieces", f"chat.pieces-{n}") as connection:
+                read(connection, b"\r\n\r\n")
+                cluster.publish(a, f"chat.pieces-{n}", "early")
+                read(connection, b'"early"')
+            # Whoever goes away in the middle of it stays nowhere.
+            ask("hasty", "news").close()
+        for user in ("pieces", "hasty"):
+            wait_until(f"no connection of {user}", lambda u=user: not cluster.get(
+                b, f"/connections?user_id={u}").json["connections"], 60)
+
     def typing_is_relayed_but_not_back():
         with cluster.ws(a, "quy", "room:5") as one, cluster.ws(b, "ray", "room:5") as two:
             two.wait_type("connect")
@@ -162,6 +195,7 @@ def facts(check, cluster):
     check("excluded users do not hear a publish", excluded_do_not_hear)
     check("who is told that a connection is open hears what is published then on the query's channels",
           an_open_connection_hears_from_then_on)
+    check("a WebSocket handshake that comes in pieces opens the same", a_handshake_in_pieces_is_one_too)
     check("typing reaches the others and not the sender", typing_is_relayed_but_not_back)
     check("who unsubscribed hears no more", unsubscribed_hears_no_more)
     check("subscribers are counted over the cluster", live_channels_are_counted)

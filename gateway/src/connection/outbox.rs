@@ -110,14 +110,17 @@ impl Outbox {
     }
 
     /// Makes this an SSE outbox: events carry cursors, HTTP/1.1 chunks where `chunked`, and are part of a
-    /// gzip stream where there is a sum of what opened it. Nothing is written before [`Outbox::release`].
+    /// gzip stream where there is a sum of what opened it; held.
     #[must_use]
     pub fn for_sse(self, chunked: bool, gzip: Option<Sum>) -> Self {
-        {
-            let mut state = self.state.lock();
-            state.sse = Some(Box::new(EventStream::new(chunked, gzip)));
-            state.held = true;
-        }
+        self.state.lock().sse = Some(Box::new(EventStream::new(chunked, gzip)));
+        self.held()
+    }
+
+    /// Nothing is written before [`Outbox::release`]: somebody else still writes the response's head.
+    #[must_use]
+    pub fn held(self) -> Self {
+        self.state.lock().held = true;
         self
     }
 

@@ -62,12 +62,6 @@ impl ClientIo {
     pub fn new(socket: Arc<Socket>, gate: Gate, first: Bytes) -> Self {
         Self { socket, gate, first }
     }
-
-    /// The socket, after hyper gave it back.
-    #[must_use]
-    pub fn into_socket(self) -> Arc<Socket> {
-        self.socket
-    }
 }
 
 impl AsyncRead for ClientIo {

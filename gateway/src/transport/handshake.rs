@@ -143,9 +143,10 @@ impl Handshake {
             })?,
         };
         let last_event_id = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-        let resume = last_event_id
-            .filter(|text| !text.is_empty())
-            .or_else(|| query.get("since"))
+        let resume = [last_event_id, query.get("since")]
+            .into_iter()
+            .flatten()
+            .find(|text| !text.is_empty())
             .map(|text| Cursor::parse(text).map_err(|_| ()));
         Ok(Self { claims, profile, channels: query.list("channel"), resume })
     }

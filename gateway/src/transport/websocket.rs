@@ -17,6 +17,7 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use hyper::upgrade::OnUpgrade;
 use sha1::{Digest, Sha1};
+use tokio::sync::oneshot;
 
 use super::client_io::{ClientIo, Peer};
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
@@ -113,10 +114,15 @@ async fn accept(
         remote: request.extensions().get::<Peer>().map(|peer| peer.remote),
     };
     let (opening, doorway, agreed) = agree(&node, asked, default, name).await?;
+    let socket = request.extensions().get::<Peer>().and_then(|peer| peer.socket.clone());
+    let socket = socket.ok_or_else(|| bad_handshake("Upgrade"))?;
     let upgrade = hyper::upgrade::on(&mut request);
+    let (greeted, welcomed) = oneshot::channel();
     let tasks = node.tasks.clone();
     // Boxed: the handshake's state is large, and must not stay with the connection's task.
-    tasks.spawn(Box::pin(open(node, upgrade, opening, doorway)));
+    tasks.spawn(Box::pin(open(node, socket, upgrade, opening, doorway, greeted)));
+    // As with an event stream: what is published after the head must be heard.
+    let _ = welcomed.await;
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     for (name, value) in agreed.headers() {
         let value = HeaderValue::from_str(value).map_err(|_| bad_handshake("Upgrade"))?;
@@ -140,7 +146,7 @@ pub(super) async fn welcome(
 ) -> Result<Box<Driver>, Refusal> {
     let (opening, doorway, agreed) = agree(node, asked, default, name.map(str::to_owned)).await?;
     let head = agreed.head(&request_id(asked.headers));
-    let driver = greet(node, Arc::clone(socket), Some(head), early, opening).await;
+    let driver = greet(node, Arc::clone(socket), Head::Ours(head), early, opening).await;
     drop(doorway);
     Ok(driver)
 }
@@ -208,39 +214,57 @@ pub struct Opening {
     pub name: Option<String>,
 }
 
-/// Takes the socket back from hyper and hands it to a task of its own, which is small.
-async fn open(node: Arc<Node>, upgrade: OnUpgrade, opening: Opening, doorway: Doorway) {
-    let upgraded = match upgrade.await {
-        Ok(upgraded) => upgraded,
+/// Who writes the head of the answer.
+enum Head {
+    /// We do, before everything else.
+    Ours(Bytes),
+    /// hyper does; nothing else may be written until it has given the socket back.
+    Hypers,
+    /// It is written.
+    Sent,
+}
+
+/// Subscribes the client, then takes the socket back from hyper and hands it to a task of its own, which is small.
+async fn open(
+    node: Arc<Node>,
+    socket: Arc<Socket>,
+    upgrade: OnUpgrade,
+    opening: Opening,
+    doorway: Doorway,
+    greeted: oneshot::Sender<()>,
+) {
+    let mut driver = greet(&node, socket, Head::Hypers, &[], opening).await;
+    drop(doorway);
+    let _ = greeted.send(());
+    match upgrade.await {
+        Ok(upgraded) => {
+            // hyper's read buffer would stay with the connection.
+            if let Ok(parts) = upgraded.downcast::<ClientIo>() {
+                driver.heard_early(&parts.read_buf);
+            }
+            driver.connection.outbox.release();
+            node.tasks.spawn(driver.run_websocket());
+        }
         Err(error) => {
             tracing::debug!(%error, "the client went away during the handshake");
-            return;
+            // Ends at once, and is deregistered like any other.
+            node.tasks.spawn(driver.run_listener(std::future::ready(())));
         }
-    };
-    let Ok(parts) = upgraded.downcast::<ClientIo>() else {
-        tracing::error!("an upgraded connection is not one of ours");
-        return;
-    };
-    let early = parts.read_buf.to_vec();
-    let socket = parts.io.into_socket();
-    // hyper's read buffer would stay with the connection.
-    drop(parts.read_buf);
-    begin(node, socket, early, opening).await;
-    drop(doorway);
+    }
 }
 
 /// Welcomes a client on a socket that speaks WebSocket from now on, and leaves it to a task of its own.
 /// `early` are bytes that came with the handshake.
 pub async fn begin(node: Arc<Node>, socket: Arc<Socket>, early: Vec<u8>, opening: Opening) {
-    let driver = greet(&node, socket, None, &early, opening).await;
+    let driver = greet(&node, socket, Head::Sent, &early, opening).await;
     node.tasks.spawn(driver.run_websocket());
 }
 
-/// Sends the `head` of an answer where it is still to be sent, and the first messages.
+/// Subscribes the client and queues the first messages, behind the `head` of the answer.
 async fn greet(
     node: &Arc<Node>,
     socket: Arc<Socket>,
-    head: Option<Bytes>,
+    head: Head,
     early: &[u8],
     opening: Opening,
 ) -> Box<Driver> {
@@ -248,9 +272,14 @@ async fn greet(
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
         Outbox::new(Wire::Socket(Arc::clone(&socket)), node.config.load().limits.queue_bytes_max());
-    if let Some(head) = head {
-        outbox.push_raw(head);
-    }
+    let outbox = match head {
+        Head::Ours(head) => {
+            outbox.push_raw(head);
+            outbox
+        }
+        Head::Hypers => outbox.held(),
+        Head::Sent => outbox,
+    };
     let connection =
         Connection::new(admitted.id.clone(), user, Transport::WebSocket, dress, remote, outbox);
     let mut driver = Box::new(Driver::new(
