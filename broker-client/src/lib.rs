@@ -41,8 +41,8 @@ pub use notifications::{
     NotificationStore, NotificationType, OutboxEntry, RedisNotifications,
 };
 pub use polls::{
-    CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage,
-    PollState, PollStore,
+    CountedPage, CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX,
+    PollLimit, PollPage, PollState, PollStore,
 };
 pub use presence::{Joined, Member, PresenceStore, UserPresence, UserStatus};
 pub use redis::{RedisBroker, RedisMode, RedisSettings, RedisStats, RedisTls};

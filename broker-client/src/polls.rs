@@ -67,6 +67,24 @@ pub struct CountedPoll {
     pub answered: Option<PollPage>,
 }
 
+/// How many polls a user may begin in a window that begins with the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PollLimit {
+    /// Its length.
+    pub window: Duration,
+    /// How many.
+    pub polls: u64,
+}
+
+/// A page that was kept by a poll that was counted with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountedPage {
+    /// `None` where nothing was to be counted.
+    pub rate: Option<RateCount>,
+    /// What was kept; `None` when it was one poll too many.
+    pub page: Option<PollPage>,
+}
+
 /// See the module. Part of [`crate::Broker`].
 #[async_trait]
 pub trait PollStore: Send + Sync + 'static {
@@ -93,4 +111,13 @@ pub trait PollStore: Send + Sync + 'static {
         user: &UserId,
         page: NewPollPage,
     ) -> Result<PollPage, BrokerError>;
+
+    /// Counts a poll as [`PollStore::count_poll`] does, and where it is not one too many keeps its page as
+    /// [`PollStore::keep_poll_page`] does, in one step.
+    async fn keep_counted_poll_page(
+        &self,
+        user: &UserId,
+        limit: Option<PollLimit>,
+        page: NewPollPage,
+    ) -> Result<CountedPage, BrokerError>;
 }

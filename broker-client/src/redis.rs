@@ -58,6 +58,7 @@ use layout::Layout;
 use link::{Counters, Link, Shared};
 use mark::Marks;
 use names::{ALL, Names};
+use publishing::together;
 use registry::Registry;
 use sentinel::Source;
 
@@ -82,6 +83,7 @@ struct Inner {
     held: presence::Held,
     reported: application::Reported,
     queues: Queues,
+    counter: together::Counter,
     stop: CancellationToken,
 }
 
@@ -138,6 +140,7 @@ impl RedisBroker {
             Layout::Servers(Vec::new())
         });
         let (queues, carried) = arrivals::queues();
+        let (counter, parcels) = together::counter();
         let inner = Arc::new(Inner {
             shared,
             layout,
@@ -146,9 +149,11 @@ impl RedisBroker {
             held: presence::Held::default(),
             reported: application::Reported::default(),
             queues,
+            counter,
             stop,
         });
         arrivals::spawn(&inner, carried);
+        together::spawn(&inner, parcels);
         (Self { inner }, receiver)
     }
 
@@ -229,11 +234,11 @@ fn lay_out(
 #[async_trait]
 impl Broker for RedisBroker {
     async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
-        publishing::publish(&self.inner.layout, &self.inner.shared.names, &request).await
+        self.inner.publish(request).await
     }
 
     async fn publish_batch(&self, requests: Vec<Publish>) -> Vec<Result<Receipt, BrokerError>> {
-        publishing::publish_batch(&self.inner.layout, &self.inner.shared.names, &requests).await
+        self.inner.publish_batch(requests).await
     }
 
     async fn subscribe(&self, channels: &[ChannelName]) -> Result<(), BrokerError> {

@@ -77,6 +77,7 @@ macro_rules! every_fact {
             poll_ids_grow_and_every_id_finds_its_page
             a_page_comes_after_the_id_that_was_asked_with
             a_poll_is_counted_and_finds_what_answered_its_question
+            a_poll_is_counted_with_its_page
             a_question_is_answered_once
             old_poll_pages_make_room
         }

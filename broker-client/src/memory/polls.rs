@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::MemoryBroker;
 use crate::BrokerError;
 use crate::polls::{
-    CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage,
-    PollState, PollStore,
+    CountedPage, CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX,
+    PollLimit, PollPage, PollState, PollStore,
 };
 
 /// Users whose pages are looked at for each one kept, so that what expired goes without a sweep.
@@ -147,6 +147,18 @@ impl PollStore for MemoryBroker {
         page: NewPollPage,
     ) -> Result<PollPage, BrokerError> {
         Ok(self.0.available()?.polls.lock().keep(user.as_str(), page, unix_ms(), Instant::now()))
+    }
+
+    async fn keep_counted_poll_page(
+        &self,
+        user: &UserId,
+        limit: Option<PollLimit>,
+        page: NewPollPage,
+    ) -> Result<CountedPage, BrokerError> {
+        let rate = self.count_poll(user, limit.map(|limit| limit.window), None).await?.rate;
+        let too_many = rate.zip(limit).is_some_and(|(rate, limit)| rate.count > limit.polls);
+        let page = if too_many { None } else { Some(self.keep_poll_page(user, page).await?) };
+        Ok(CountedPage { rate, page })
     }
 }
 

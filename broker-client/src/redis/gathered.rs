@@ -20,8 +20,13 @@ pub(super) async fn gathered<T>(driver: impl Future<Output = T>) -> T {
         // Once until somebody wakes this task, which the driver has asked for; once more to the end of the queue of those who
         // are ready. `yield_now` would go behind the next look at all sockets, too, and a fan-out at full load holds that up.
         pending(|_| {}).await;
-        pending(Waker::wake_by_ref).await;
+        behind_the_ready().await;
     }
+}
+
+/// Ready again when all who are ready to run have run. Cancel safe.
+pub(super) async fn behind_the_ready() {
+    pending(Waker::wake_by_ref).await;
 }
 
 /// Pending once.

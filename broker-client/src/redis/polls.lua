@@ -12,3 +12,11 @@ local function answered(pages, after, question)
     if asked == question then return page end
   end
 end
+
+-- Counts a poll in a fixed window that begins with the first; the count and the milliseconds left.
+local function counted(counter, window)
+  local count = redis.call('INCR', counter)
+  if count > 1 then return count, redis.call('PTTL', counter) end
+  redis.call('PEXPIRE', counter, window)
+  return count, window
+end

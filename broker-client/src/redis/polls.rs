@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::UserId;
+use redis::Value;
 
 use super::names::Names;
 use super::{RedisBroker, answer, scripts};
 use crate::polls::{
-    CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollPage,
-    PollState, PollStore,
+    CountedPage, CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX,
+    PollLimit, PollPage, PollState, PollStore,
 };
 use crate::store::Clock;
 use crate::{BrokerError, RateCount};
@@ -24,6 +25,10 @@ fn parse(page: &str) -> Option<PollPage> {
     let count = parts.next()?.parse().ok()?;
     let (_before, _question) = (parts.next()?, parts.next()?);
     Some(PollPage { first_id, count, body: parts.next()?.to_owned() })
+}
+
+fn rate(count: u64, left_ms: i64) -> RateCount {
+    RateCount { count, reset_in: Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)) }
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -45,9 +50,7 @@ impl PollStore for RedisBroker {
         let place = self.inner.layout.place(&Names::user_tag(user));
         let (count, left, page): (u64, i64, String) =
             answer::read(self.inner.layout.run(&place, &command).await?)?;
-        let reset_in = Duration::from_millis(u64::try_from(left).unwrap_or(0));
-        let rate = window.map(|_| RateCount { count, reset_in });
-        Ok(CountedPoll { rate, answered: parse(&page) })
+        Ok(CountedPoll { rate: window.map(|_| rate(count, left)), answered: parse(&page) })
     }
 
     async fn find_poll_pages(
@@ -70,14 +73,35 @@ impl PollStore for RedisBroker {
         user: &UserId,
         page: NewPollPage,
     ) -> Result<PollPage, BrokerError> {
-        let (pages, _counter) = self.inner.shared.names.polls(user);
-        let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages]);
+        let kept = self.keep_counted_poll_page(user, None, page).await?;
+        kept.page.ok_or_else(|| BrokerError::Invalid("a poll page cannot be read".to_owned()))
+    }
+
+    async fn keep_counted_poll_page(
+        &self,
+        user: &UserId,
+        limit: Option<PollLimit>,
+        page: NewPollPage,
+    ) -> Result<CountedPage, BrokerError> {
+        let (pages, counter) = self.inner.shared.names.polls(user);
+        let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages, &counter]);
         command.arg(&page.question).arg(page.after).arg(page.count.max(1)).arg(&page.body);
         command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(ms(POLL_LIFETIME + RENEWED));
         command.arg(Clock::system().now().unix_ms());
+        if let Some(limit) = limit {
+            command.arg(ms(limit.window).max(1)).arg(limit.polls);
+        }
         let place = self.inner.layout.place(&Names::user_tag(user));
-        let kept: String = answer::read(self.inner.layout.run(&place, &command).await?)?;
-        parse(&kept).ok_or_else(|| BrokerError::Invalid("a poll page cannot be read".to_owned()))
+        let (count, left, kept): (u64, i64, Value) =
+            answer::read(self.inner.layout.run(&place, &command).await?)?;
+        let page = match kept {
+            Value::Int(first) => {
+                let first_id = u64::try_from(first).map_err(BrokerError::unavailable)?;
+                Some(PollPage { first_id, count: page.count.max(1), body: page.body })
+            }
+            other => parse(&answer::read::<String>(other)?),
+        };
+        Ok(CountedPage { rate: limit.map(|_| rate(count, left)), page })
     }
 }
 

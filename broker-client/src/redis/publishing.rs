@@ -1,5 +1,7 @@
 //! Publishing: a request becomes one command, or several of a batch do; the answer becomes receipts.
 
+pub(super) mod together;
+
 use carillon_protocol::{Epoch, MessageId, Position, Tag};
 use redis::{Cmd, Value};
 use smallvec::{SmallVec, smallvec};
@@ -162,7 +164,7 @@ fn receipt(request: &Publish, value: &Value) -> Result<Receipt, BrokerError> {
     }
 }
 
-pub(super) async fn publish(
+async fn publish(
     layout: &Layout,
     names: &Names,
     request: &Publish,
@@ -172,7 +174,7 @@ pub(super) async fn publish(
     receipt(request, &value)
 }
 
-pub(super) async fn publish_batch(
+async fn publish_batch(
     layout: &Layout,
     names: &Names,
     requests: &[Publish],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carillon_broker_client::{
-    CountedPoll, NewPollPage, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollState,
+    CountedPoll, NewPollPage, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX, PollLimit, PollState,
 };
 use carillon_protocol::UserId;
 
@@ -70,6 +70,31 @@ pub(crate) async fn a_poll_is_counted_and_finds_what_answered_its_question(fixtu
     assert_eq!(other.expect("read"), CountedPoll::default());
     let bobs = two.broker.count_poll(&bob, minute, None).await.expect("counted");
     assert_eq!((bobs.rate.expect("a window").count, bobs.answered), (1, None));
+}
+
+/// One too many keeps nothing; the page that a question has already is counted all the same.
+pub(crate) async fn a_poll_is_counted_with_its_page(fixture: &impl Fixture) {
+    let (one, two) = (fixture.join().await, fixture.join().await);
+    let ann = user("ann");
+    let limit = Some(PollLimit { window: Duration::from_secs(60), polls: 3 });
+    let begun = one.broker.count_poll(&ann, Some(Duration::from_secs(60)), None).await;
+    assert_eq!(begun.expect("counted").rate.expect("a window").count, 1);
+    let first = one.broker.keep_counted_poll_page(&ann, limit, page("7:x", 2, "first")).await;
+    let first = first.expect("kept");
+    let rate = first.rate.expect("a window");
+    assert_eq!(rate.count, 2);
+    assert!(rate.reset_in <= Duration::from_secs(60) && rate.reset_in > Duration::from_secs(30));
+    let kept = first.page.expect("there is room");
+    assert_eq!((kept.count, &*kept.body), (2, "first"));
+    let again = two.broker.keep_counted_poll_page(&ann, limit, page("7:x", 1, "other")).await;
+    let again = again.expect("kept");
+    assert_eq!((again.rate.expect("a window").count, again.page), (3, Some(kept)));
+    let last = two.broker.keep_counted_poll_page(&ann, limit, page("9:x", 1, "last")).await;
+    let last = last.expect("counted");
+    assert_eq!((last.rate.expect("a window").count, last.page), (4, None));
+    let free = one.broker.keep_counted_poll_page(&ann, None, page("9:x", 1, "free")).await;
+    let free = free.expect("kept");
+    assert_eq!((free.rate, &*free.page.expect("nothing is counted").body), (None, "free"));
 }
 
 pub(crate) async fn a_question_is_answered_once(fixture: &impl Fixture) {

@@ -189,6 +189,12 @@ impl Outbox {
         !std::mem::replace(&mut state.dirty, true)
     }
 
+    /// Whether something came since who pulls looked.
+    #[must_use]
+    pub fn was_nudged(&self) -> bool {
+        self.state.lock().is_nudged()
+    }
+
     /// Who pulls is about to look: only what comes from now on is worth waking for.
     pub fn looks(&self) {
         if let Some(rare) = &mut self.state.lock().rare {

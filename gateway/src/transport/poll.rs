@@ -35,11 +35,12 @@ use super::client_io::Peer;
 use super::handshake::{Query, authenticate, bearer};
 use crate::node::Node;
 use crate::rest::{ApiError, BatchBody, ErrorBody};
+use answer::Asking;
 pub(crate) use document::document;
 pub(crate) use gather::own_polls;
 pub(crate) use merge::Stretch;
 use question::Question;
-use rate::Rate;
+use rate::{Rate, Toll};
 pub(crate) use seat::Seat;
 use seat::{Credentials, Sitting};
 
@@ -90,16 +91,20 @@ impl Asker {
             (None, Ok(question)) => Sitting::of_question(node, &self.credentials, question),
             (_, Err(_)) => None,
         };
-        let asked = sitting.as_mut().map(Sitting::question);
-        let asked = asked.as_ref().map(|(id, question)| (*id, question.as_str()));
-        let (rate, answered) = Rate::count_poll(node, user, asked).await?;
-        self.rate = rate;
-        if let Some(refusal) = self.rate.as_ref().and_then(Rate::refusal) {
-            return Err(refusal);
+        let mut toll = Toll::new(node);
+        if !sitting.as_mut().is_some_and(|sitting| sitting.may_be_counted_late(&toll)) {
+            let asked = sitting.as_mut().map(Sitting::question);
+            let asked = asked.as_ref().map(|(id, question)| (*id, question.as_str()));
+            let answered = toll.pay(node, user, asked).await;
+            self.rate = toll.rate;
+            // Answered on another node meanwhile: whoever asks all again finds it.
+            let answered = answered?;
+            sitting = sitting.filter(|_| answered.is_none());
         }
-        // Answered on another node meanwhile: whoever asks all again finds it.
-        let sitting = sitting.filter(|_| answered.is_none());
-        Box::pin(answer::answer(node, &self.credentials, sitting, question?, remote)).await
+        let (asking, toll) = (Asking { question: question?, remote }, &mut toll);
+        let answer = Box::pin(answer::answer(node, &self.credentials, sitting, asking, toll)).await;
+        self.rate = toll.rate;
+        answer
     }
 }
 

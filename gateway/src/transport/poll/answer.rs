@@ -18,6 +18,7 @@ use super::merge::Stretch;
 use super::origin::begin;
 use super::page::{self, Page, Step};
 use super::question::Question;
+use super::rate::Toll;
 use super::seat::{Credentials, Seat, Sitting};
 use super::sent::{Sender, be_present};
 use crate::auth::Claims;
@@ -27,10 +28,6 @@ use crate::node::Node;
 
 /// How long a woken poll waits for what comes in the same breath: fewer answers, fewer polls.
 const BREATH: Duration = Duration::from_millis(20);
-/// How soon after an answer a client that goes on is given the next one that it had to wait for. Each answer costs a
-/// request, and as many of them as there are messages would be too many (30 a minute are allowed): where they come often,
-/// they come together.
-const PACE: Duration = Duration::from_millis(150);
 
 /// The parts of an answer.
 struct Answer {
@@ -41,16 +38,22 @@ struct Answer {
     recovered: bool,
 }
 
+/// What is asked, and from where.
+pub(super) struct Asking {
+    pub(super) question: Question,
+    pub(super) remote: Option<IpAddr>,
+}
+
 /// Answers one poll; `sitting` is the seat that the former one of its chain left here.
 ///
 /// # Errors
-/// `UNAVAILABLE`.
+/// `UNAVAILABLE`, `RATE_LIMITED` where it was not counted before.
 pub(super) async fn answer(
     node: &Arc<Node>,
     credentials: &Credentials,
     sitting: Option<Sitting>,
-    question: Question,
-    remote: Option<IpAddr>,
+    Asking { question, remote }: Asking,
+    toll: &mut Toll,
 ) -> Result<Vec<u8>, Refusal> {
     let claims = &*credentials.claims;
     let user = &claims.user;
@@ -111,13 +114,14 @@ pub(super) async fn answer(
                 seat.held.hear_first(former, &seat.channels.heard);
             }
             let paced = replies.is_none();
-            read(node, claims, seat, deadline, (waits, paced)).await?
+            read(node, claims, (seat, &mut *toll), deadline, (waits, paced)).await?
         }
     };
     let seat = sitting.seat();
     let body = write(&answer, replies.as_deref(), &seat.channels.errors);
     seat.channels.go_on();
     seat.answered_at = Some(Instant::now());
+    seat.rate = toll.rate;
     sitting.leaves_as = Some(answer.last_poll_id);
     drop(sitting);
     drop(polling);
@@ -187,11 +191,11 @@ async fn repeat(
 async fn read(
     node: &Node,
     claims: &Claims,
-    seat: &mut Seat,
+    (seat, toll): (&mut Seat, &mut Toll),
     deadline: Instant,
     (waits, paced): (bool, bool),
 ) -> Result<Answer, Refusal> {
-    let next = seat.answered_at.filter(|_| paced).map(|last| last + PACE);
+    let next = seat.paced_until().filter(|_| paced);
     let mut look = if waits { Look::Here } else { Look::Storage };
     let mut gathered;
     loop {
@@ -202,6 +206,18 @@ async fn read(
         }
         let now = Instant::now();
         if gathered.is_empty() && seat.held.waiting() == 0 {
+            if toll.is_owed() {
+                // Nothing would be answered before: by then there may be something, and one step does for both.
+                if let Some(next) = next.filter(|next| *next > now && *next < deadline) {
+                    tokio::time::sleep_until(next).await;
+                    continue;
+                }
+                let (id, question) = seat.question();
+                if toll.pay(node, &claims.user, Some((id, &question))).await?.is_some() {
+                    seat.origin.kept = false;
+                    break;
+                }
+            }
             match seat.held.wait(deadline).await {
                 Woken::Arrived => {
                     let soon = Instant::now() + BREATH;
@@ -223,7 +239,7 @@ async fn read(
     }
     gathered.events.extend(seat.held.heard(EVENTS_MAX - gathered.events.len()));
     gathered.more |= seat.held.waiting() > 0;
-    keep(node, claims, seat, gathered).await
+    keep(node, claims, seat, toll, gathered).await
 }
 
 async fn gather(node: &Node, seat: &Seat, look: Look) -> Result<Gathered, Refusal> {
@@ -239,12 +255,16 @@ async fn keep(
     node: &Node,
     claims: &Claims,
     seat: &mut Seat,
+    toll: &mut Toll,
     gathered: Gathered,
 ) -> Result<Answer, Refusal> {
     let Gathered { events, end, more, recovered, twins, notifications } = gathered;
     let origin = &mut seat.origin;
     let recovered = recovered && origin.recovered;
     if events.is_empty() && origin.kept && end == origin.cursor {
+        if toll.is_owed() {
+            toll.pay(node, &claims.user, None).await?;
+        }
         let last_poll_id = origin.id;
         return Ok(Answer {
             events: Vec::new(),
@@ -263,8 +283,7 @@ async fn keep(
         count: events.len().max(1) as u64,
         body: page.to_text(),
     };
-    let kept = node.broker.keep_poll_page(&claims.user, new.clone()).await;
-    let kept = kept.map_err(|error| node.broker_refusal(&error))?;
+    let kept = toll.keep(node, &claims.user, new.clone()).await?;
     // The other answer to the same question, where there is one, holds them as well.
     notifications.iter().for_each(|notification| node.courier.delivered(notification));
     // The others were counted when they were heard.

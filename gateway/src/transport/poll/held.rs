@@ -171,6 +171,11 @@ impl Held {
         self.keys.is_empty() || self.connection().outbox.is_closing()
     }
 
+    /// Whether something came since the last look.
+    pub(super) fn was_nudged(&self) -> bool {
+        self.connection().outbox.was_nudged()
+    }
+
     /// Only what comes from now on is worth waking for.
     pub(super) fn looks(&self) {
         self.connection().outbox.looks();

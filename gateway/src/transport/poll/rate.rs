@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carillon_broker_client::{PollPage, RateCount};
+use carillon_broker_client::{NewPollPage, PollLimit, PollPage, RateCount};
 use carillon_protocol::channel::escape_segment;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::{ErrorCode, UserId};
@@ -11,6 +11,9 @@ use crate::clock;
 use crate::node::Node;
 
 const WINDOW: Duration = Duration::from_secs(60);
+/// Polls that must be left for one to be counted late.
+const ROOM: u64 = 8;
+const TOO_MANY: &str = "Too many polls";
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,25 +35,6 @@ impl Rate {
         Ok(Some(Self { limit, counted }))
     }
 
-    /// Counts one poll, as [`Rate::count_missed`]; with it comes what answered the same question before.
-    ///
-    /// # Errors
-    /// `UNAVAILABLE`.
-    pub(super) async fn count_poll(
-        node: &Node,
-        user: &UserId,
-        asked: Option<(u64, &str)>,
-    ) -> Result<(Option<Self>, Option<PollPage>), Refusal> {
-        let limit = limit(node);
-        if limit.is_none() && asked.is_none() {
-            return Ok((None, None));
-        }
-        let counted = node.broker.count_poll(user, limit.map(|_| WINDOW), asked).await;
-        let counted = counted.map_err(|error| node.broker_refusal(&error))?;
-        let rate = limit.zip(counted.rate).map(|(limit, counted)| Self { limit, counted });
-        Ok((rate, counted.answered))
-    }
-
     /// What stands in an answer before anybody was counted; `None` where the limit is switched off.
     pub(super) fn uncounted(node: &Node) -> Option<Self> {
         let counted = RateCount { count: 0, reset_in: Duration::ZERO };
@@ -61,8 +45,7 @@ impl Rate {
     pub(super) fn refusal(&self) -> Option<Refusal> {
         let retry_after_ms = self.counted.reset_in.as_millis().max(1) as u64;
         (self.counted.count > self.limit).then(|| {
-            Refusal::new(ErrorCode::RateLimited, "Too many polls")
-                .with("retry_after_ms", retry_after_ms)
+            Refusal::new(ErrorCode::RateLimited, TOO_MANY).with("retry_after_ms", retry_after_ms)
         })
     }
 
@@ -74,6 +57,80 @@ impl Rate {
             ("x-ratelimit-remaining", self.limit.saturating_sub(self.counted.count)),
             ("x-ratelimit-reset", reset_ms.div_ceil(1_000)),
         ]
+    }
+}
+
+/// What a poll counts for, and whether it was counted: when it begins, unless its answer is at hand and there is room
+/// for it without doubt; then in the same step as its answer is kept.
+#[derive(Debug)]
+pub(super) struct Toll {
+    limit: Option<u64>,
+    owed: bool,
+    /// What was counted; `None` before, and where the limit is switched off.
+    pub(super) rate: Option<Rate>,
+}
+
+impl Toll {
+    /// Of a poll that begins.
+    pub(super) fn new(node: &Node) -> Self {
+        Self { limit: limit(node), owed: true, rate: None }
+    }
+
+    /// Whether a poll that goes on from one with this rate may be counted with its answer. Each node may have one such poll
+    /// of the user on its way: the limit is exact up to so many nodes.
+    pub(super) fn may_be_late(&self, last: Option<Rate>) -> bool {
+        let room = |rate: Rate| rate.limit.saturating_sub(rate.counted.count) >= ROOM;
+        self.limit.is_none() || last.is_some_and(room)
+    }
+
+    /// Whether the poll is still to be counted.
+    pub(super) fn is_owed(&self) -> bool {
+        self.owed
+    }
+
+    /// Counts the poll now; what answered the same question before.
+    ///
+    /// # Errors
+    /// `RATE_LIMITED`, `UNAVAILABLE`.
+    pub(super) async fn pay(
+        &mut self,
+        node: &Node,
+        user: &UserId,
+        asked: Option<(u64, &str)>,
+    ) -> Result<Option<PollPage>, Refusal> {
+        self.owed = false;
+        if self.limit.is_none() && asked.is_none() {
+            return Ok(None);
+        }
+        let counted = node.broker.count_poll(user, self.limit.map(|_| WINDOW), asked).await;
+        let counted = counted.map_err(|error| node.broker_refusal(&error))?;
+        self.paid(counted.rate)?;
+        Ok(counted.answered)
+    }
+
+    /// Keeps the page of the answer, and counts the poll if that is owed.
+    ///
+    /// # Errors
+    /// `RATE_LIMITED`, `UNAVAILABLE`.
+    pub(super) async fn keep(
+        &mut self,
+        node: &Node,
+        user: &UserId,
+        page: NewPollPage,
+    ) -> Result<PollPage, Refusal> {
+        let owed = std::mem::take(&mut self.owed);
+        let limit = self.limit.filter(|_| owed);
+        let limit = limit.map(|polls| PollLimit { window: WINDOW, polls });
+        let kept = node.broker.keep_counted_poll_page(user, limit, page).await;
+        let kept = kept.map_err(|error| node.broker_refusal(&error))?;
+        self.paid(kept.rate)?;
+        kept.page.ok_or_else(|| Refusal::new(ErrorCode::RateLimited, TOO_MANY))
+    }
+
+    fn paid(&mut self, counted: Option<RateCount>) -> Result<(), Refusal> {
+        let counted = self.limit.zip(counted).map(|(limit, counted)| Rate { limit, counted });
+        self.rate = counted.or(self.rate);
+        self.rate.as_ref().and_then(Rate::refusal).map_or(Ok(()), Err)
     }
 }
 

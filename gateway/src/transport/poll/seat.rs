@@ -18,6 +18,7 @@ use super::merge::Stretch;
 use super::origin::{self, Channels, Origin};
 use super::page;
 use super::question::Question;
+use super::rate::{Rate, Toll};
 use crate::auth::{Claims, TokenVerifier};
 use crate::clock;
 use crate::node::Node;
@@ -25,6 +26,11 @@ use crate::policy::Policy;
 
 /// How long a token is taken for good because it was: keys that are fetched may be withdrawn.
 const VERIFIED_FOR: Duration = Duration::from_secs(60);
+
+/// How soon after an answer a client that goes on is given the next one that it had to wait for. Each answer costs a
+/// request, and as many of them as there are messages would be too many (30 a minute are allowed): where they come often,
+/// they come together.
+const PACE: Duration = Duration::from_millis(150);
 
 /// Who asks, as the token says, and the token.
 #[derive(Clone, Debug)]
@@ -76,6 +82,8 @@ pub(crate) struct Seat {
     pub(super) origin: Origin,
     /// When the last answer was given.
     pub(super) answered_at: Option<Instant>,
+    /// What the last poll was counted as.
+    pub(super) rate: Option<Rate>,
     /// The next poll may go on from `origin`; else only what was heard meanwhile is its.
     pub(super) goes_on: bool,
     /// The channels as the question gave them.
@@ -112,6 +120,7 @@ impl Seat {
             named,
             origin,
             answered_at: None,
+            rate: None,
             goes_on: true,
             asked: question.channels.clone(),
             profile: question.profile,
@@ -134,9 +143,19 @@ impl Seat {
             && self.edition == node.interest_news.edition(&self.credentials.claims.user)
     }
 
+    /// The question that is asked from here: its id and the store's key.
+    pub(super) fn question(&self) -> (u64, String) {
+        (self.origin.id, page::question(self.origin.id, &self.named))
+    }
+
     /// Ends it; what it heard on channels without history.
     pub(crate) fn into_heard(mut self) -> Stretch {
         self.held.documents()
+    }
+
+    /// When the next answer is given, at the earliest, that has to be waited for.
+    pub(super) fn paced_until(&self) -> Option<Instant> {
+        self.answered_at.map(|last| last + PACE)
     }
 
     /// Whether it listens on channels without history.
@@ -211,8 +230,16 @@ impl Sitting {
 
     /// The question that is asked from here: its id and the store's key.
     pub(super) fn question(&mut self) -> (u64, String) {
+        self.seat().question()
+    }
+
+    /// Whether a poll that goes on here may be counted with its answer, which is at hand or will be before long. An answer that was given to the same
+    /// question on another node is then found in the same step; what was heard on channels without history would be taken
+    /// from the seat before.
+    pub(super) fn may_be_counted_late(&mut self, toll: &Toll) -> bool {
         let seat = self.seat();
-        (seat.origin.id, page::question(seat.origin.id, &seat.named))
+        let soon = || seat.paced_until().is_some_and(|next| next > Instant::now());
+        !seat.is_fleeting() && (seat.held.was_nudged() || soon()) && toll.may_be_late(seat.rate)
     }
 
     /// Whether the seat fits a question.

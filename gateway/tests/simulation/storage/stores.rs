@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_broker_client::{
-    ApplicationStore, BrokerError, CountedPoll, EventKinds, Happening, InboundMessage, InboundRead,
-    Joined, Member, NewPollPage, PollPage, PollState, PollStore, PresenceStore, Revocation,
-    RevocationStore, RevocationVersions, Revocations, UserPresence, UserStatus,
+    ApplicationStore, BrokerError, CountedPage, CountedPoll, EventKinds, Happening, InboundMessage,
+    InboundRead, Joined, Member, NewPollPage, PollLimit, PollPage, PollState, PollStore,
+    PresenceStore, Revocation, RevocationStore, RevocationVersions, Revocations, UserPresence,
+    UserStatus,
 };
 use carillon_protocol::{ChannelName, ConnectionId, UserId};
 
@@ -50,6 +51,19 @@ impl PollStore for Line {
         let user = user.clone();
         self.call(move |storage| async move { storage.broker.keep_poll_page(&user, page).await })
             .await
+    }
+
+    async fn keep_counted_poll_page(
+        &self,
+        user: &UserId,
+        limit: Option<PollLimit>,
+        page: NewPollPage,
+    ) -> Result<CountedPage, BrokerError> {
+        let user = user.clone();
+        self.call(move |storage| async move {
+            storage.broker.keep_counted_poll_page(&user, limit, page).await
+        })
+        .await
     }
 }
 

@@ -67,6 +67,33 @@ async fn what_another_node_answered_is_repeated_at_the_seat() {
     nodes.stop().await;
 }
 
+/// The first ones with their answers, those for which room might be wanting before them.
+#[tokio::test]
+async fn polls_whose_answer_is_at_hand_are_counted_each() {
+    let nodes = Nodes::start(2, &[("limits.polls_per_minute", "15")]).await;
+    let mut last = nodes.seated("").await;
+    for left in (0..13).rev() {
+        nodes.publish(0, "user:ann", "message", &json!(left)).await;
+        let seat = nodes.node(0).hub.connections().pop().expect("it is left");
+        while !seat.outbox.was_nudged() {
+            tokio::task::yield_now().await;
+        }
+        let query = format!("?user_id=ann&last_poll_id={last}");
+        let answer = nodes.call(0, Method::GET, &query, "ann", None).await;
+        assert_eq!(answer.rate("remaining"), left);
+        let body = answer.good();
+        assert_eq!(payloads(&body), [&json!(left)]);
+        last = last_id(&body);
+    }
+    nodes.publish(0, "user:ann", "message", &json!("next")).await;
+    for index in [0, 1] {
+        let query = format!("?user_id=ann&last_poll_id={last}");
+        let refused = nodes.call(index, Method::GET, &query, "ann", None).await;
+        assert_eq!((refused.refused(), refused.rate("remaining")), ((429, "RATE_LIMITED"), 0));
+    }
+    nodes.stop().await;
+}
+
 #[tokio::test]
 async fn answers_that_are_waited_for_come_together_where_they_come_often() {
     let nodes = Nodes::start(1, FREE).await;
