@@ -110,7 +110,7 @@ pub trait PresenceStore: Send + Sync + 'static {
         member: &Member,
     ) -> Result<Joined, BrokerError>;
 
-    /// The connection holds the user there no more. `true` if they are gone now: that was announced, with
+    /// The connection holds the user there no more. `true` if they are gone now: that was announced to the others, with
     /// `last_seen_ms`. Idempotent.
     async fn leave_resource(
         &self,

@@ -193,7 +193,7 @@ impl PresenceStore for MemoryBroker {
         let gone = shared.presence.lock().release(resource, user, is_it);
         let Some(mut member) = gone else { return Ok(false) };
         member.last_seen_ms = last_seen_ms;
-        node.announce_member("presence:leave", resource, &member, None).await?;
+        node.announce_member("presence:leave", resource, &member, Some(connection)).await?;
         Ok(true)
     }
 

@@ -130,9 +130,12 @@ pub(crate) async fn leaving_tells_when_they_were_last_seen(make: &impl Fixture) 
     let ada = connection(&one, "ada", 0);
     one.broker.join_resource(&room, &ada.id, &member("ada")).await.unwrap();
     one.broker.leave_resource(&room, &ada.id, &ada.user, 1_700_000_000_777).await.unwrap();
-    publication(&mut ear).await;
+    let joined = publication(&mut ear).await;
     let heard = publication(&mut ear).await;
     assert_eq!(&*heard.kind, "presence:leave");
+    for announced in [&joined, &heard] {
+        assert_eq!(announced.exclude.connections, [ada.id.clone()], "the others hear it");
+    }
     assert_eq!(
         heard.payload.to_value(),
         json!({"id": "ada", "name": "ADA", "lastSeen": 1_700_000_000_777_i64, "metadata": {"at": [1, 2.5], "who": "ada"}})

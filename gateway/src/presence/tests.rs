@@ -221,8 +221,8 @@ async fn joining_shows_the_list_and_tells_the_others_over_two_nodes() {
     let heard = bob.ask(json!({"type": "presence:leave", "channel": room})).await;
     assert_eq!(heard.last().expect("an ack")["payload"]["status"], "success");
     assert_eq!(ada.until("presence:leave").await["payload"]["id"], "bob");
-    // Nobody hears of their own coming; whoever leaves and still listens hears of their going.
-    assert_eq!(bob.announced("chat.b").await, ["presence:leave bob"]);
+    // Nobody hears of their own coming and going, also who listens on.
+    assert!(bob.announced("chat.b").await.is_empty());
     drop(ada);
     assert_eq!(bob.until("presence:leave").await["payload"]["id"], "ada");
     one.stop().await;

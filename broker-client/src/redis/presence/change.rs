@@ -79,7 +79,14 @@ impl Inner {
         user: &UserId,
         last_seen_ms: i64,
     ) -> Result<Left, BrokerError> {
-        let head = presence::announcement("presence:leave", resource.clone(), user, String::new());
+        let mut head =
+            presence::announcement("presence:leave", resource.clone(), user, String::new());
+        // The others hear it; what a backend holds is nobody's connection.
+        head.exclude.connections = ConnectionId::new(holder)
+            .ok()
+            .filter(|_| !holder.starts_with('!'))
+            .into_iter()
+            .collect();
         let event = self.told(EventKind::PresenceLeave);
         let channel = self.shared.names.publications(resource);
         let mut leave = self.change_script(&scripts::PRESENCE_LEAVE, resource);
