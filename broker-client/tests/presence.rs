@@ -28,6 +28,7 @@ macro_rules! every_fact {
             a_retiring_node_takes_its_holds_along
             a_user_is_online_with_the_first_connection_and_offline_after_the_last
             a_quick_reconnect_is_no_flicker
+            a_registration_that_outlasts_the_farewell_ends_offline
             users_of_a_dead_node_go_offline_once
             a_status_stays_as_chosen_and_changes_are_coalesced
             a_change_that_waits_for_its_turn_is_announced_though_the_node_is_new

@@ -205,16 +205,16 @@ async fn settle(node: &Arc<Node>, user: &UserId) {
     let record = ConnectionRecord { id, user: user.clone() };
     if is_here && !*registered {
         // Without Redis it is tried again with the next look.
-        if node.broker.register(&record, 0).await.is_ok() {
+        if let Ok(arrival) = node.broker.arrive(&record, 0).await {
             *registered = true;
-            node.presence.arrived(user);
+            if !arrival.seen {
+                node.presence.arrived(user);
+            }
         }
     } else if !is_here && *registered {
+        // One step with the farewell: whoever looks in between would find the user here, and nobody would look again.
         let delay = node.config.load().presence.offline_delay.min(FAREWELL);
-        node.presence.departed_within(user, delay).await;
-        if let Err(error) = node.broker.deregister(&record).await {
-            tracing::debug!(%error, "who polled stays registered until the broker is back");
-        }
+        node.presence.departed_within(&record, delay).await;
         *registered = false;
     }
 }

@@ -110,15 +110,13 @@ impl Presence {
 
     /// A connection ends: it is deregistered, and its user is offline after the delay, unless they are back.
     pub async fn departed(&self, record: &ConnectionRecord) {
-        if let Err(error) = self.inner.broker.depart(record, self.inner.offline_delay).await {
-            self.inner.owe(Debt::Departed(record.user.clone()), &error);
-        }
+        self.departed_within(record, self.inner.offline_delay).await;
     }
 
-    /// A user is about to be gone: they are offline after the delay, unless they are back.
-    pub async fn departed_within(&self, user: &UserId, delay: Duration) {
-        if let Err(error) = self.inner.broker.user_departed(user, delay).await {
-            self.inner.owe(Debt::Departed(user.clone()), &error);
+    /// The same with a delay of the caller's.
+    pub async fn departed_within(&self, record: &ConnectionRecord, delay: Duration) {
+        if let Err(error) = self.inner.broker.depart(record, delay).await {
+            self.inner.owe(Debt::Departed(record.user.clone()), &error);
         }
     }
 

@@ -97,8 +97,10 @@ impl Broker for MemoryBroker {
         // Known even when the answer is no: a restored registry must not hold what has ended.
         self.0.registered.lock().remove(&record.id);
         let removed = self.0.available().map(|shared| shared.registry.lock().deregister(record));
-        if removed.is_err() {
-            self.0.owed.lock().insert(record.id.clone(), record.user.clone());
+        match &removed {
+            // Whoever looked before found it here.
+            Ok(()) => self.0.look_at(&record.user),
+            Err(_) => drop(self.0.owed.lock().insert(record.id.clone(), record.user.clone())),
         }
         removed
     }
@@ -112,8 +114,10 @@ impl Broker for MemoryBroker {
         self.0.ear.settle();
         let now = Instant::now();
         let mut registry = shared.registry.lock();
+        let mut taken_back = Vec::new();
         for (id, user) in self.0.owed.lock().drain() {
-            registry.deregister(&ConnectionRecord { id, user });
+            registry.deregister(&ConnectionRecord { id, user: user.clone() });
+            taken_back.push(user);
         }
         let (living, lease_is_new) = registry.beat(record, now);
         if self.0.unwritten.swap(false, Ordering::AcqRel) || lease_is_new {
@@ -122,6 +126,8 @@ impl Broker for MemoryBroker {
                 registry.restore(&self.0.id, &record, now);
             }
         }
+        drop(registry);
+        taken_back.iter().for_each(|user| self.0.look_at(user));
         Ok(living)
     }
 

@@ -83,6 +83,11 @@ impl Node {
         Ok(())
     }
 
+    /// Has somebody look soon whether a user is still there.
+    pub(super) fn look_at(&self, user: &UserId) {
+        self.cluster.0.presence.lock().look_at(user, Instant::now());
+    }
+
     fn note_seen(&self, user: &UserId, chosen: Option<UserStatus>) {
         let mut presence = self.cluster.0.presence.lock();
         let status = presence.users.entry(user.clone()).or_default();

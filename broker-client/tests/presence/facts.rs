@@ -279,6 +279,23 @@ pub(crate) async fn a_user_is_online_with_the_first_connection_and_offline_after
     assert!(known.last_seen_ms.is_some_and(|at| at > 1_700_000_000_000));
 }
 
+/// Who looks after the grace finds the connection, for taking it back takes its time.
+pub(crate) async fn a_registration_that_outlasts_the_farewell_ends_offline(make: &impl Fixture) {
+    let all = channel("presence");
+    let (one, mut ear) = (make.join().await, listener(make, &[&all]).await);
+    beat_all(&[&one, &ear]).await;
+    let late = connection(&one, "ada", 0);
+    arrive(&one, &late).await;
+    one.broker.user_departed(&late.user, Duration::from_millis(100)).await.unwrap();
+    make.pass(Duration::from_millis(1_300)).await;
+    beat_all(&[&one, &ear]).await;
+    beat_all(&[&one, &ear]).await;
+    assert_eq!(announced(&mut ear, &all).await, ["online ada"], "she is registered");
+    one.broker.deregister(&late).await.unwrap();
+    beat_all(&[&one, &ear]).await;
+    assert_eq!(announced(&mut ear, &all).await, ["offline ada"]);
+}
+
 pub(crate) async fn a_quick_reconnect_is_no_flicker(make: &impl Fixture) {
     let all = channel("presence");
     let (one, two, mut ear) = (make.join().await, make.join().await, listener(make, &[&all]).await);

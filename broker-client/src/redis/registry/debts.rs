@@ -2,11 +2,14 @@
 //!
 //! It must not know: leases of others.
 
+use std::time::Duration;
+
 use carillon_protocol::{ConnectionId, UserId};
 
 use super::{CHUNK, Registry, all};
 use crate::redis::layout::{Call, Layout};
-use crate::redis::names::Names;
+use crate::redis::names::{NODES, Names};
+use crate::redis::status::look_later;
 use crate::{BrokerError, ConnectionRecord};
 
 /// Removals that could not be made and are owed; beyond that the node's end cleans up.
@@ -85,7 +88,10 @@ impl Registry {
             calls.push(Call { place: layout.place(&Names::user_tag(user)), command });
         }
         calls.push(self.unindexed(layout, names, connections.iter().map(|(id, _)| id)));
-        all(layout, calls).await
+        all(layout, calls).await?;
+        // Whoever looked before found them here, and nobody looks again.
+        let users = connections.iter().map(|(_, user)| (user.as_str(), Duration::ZERO));
+        layout.run(&layout.common(NODES), &look_later(names, users)).await.map(drop)
     }
 
     pub(in crate::redis) async fn retire(

@@ -136,11 +136,6 @@ impl Registry {
             scan.arg(&index).arg(&cursor).arg("COUNT").arg(CHUNK);
             let (next, entries): (String, Vec<(String, String)>) =
                 answer::read(layout.run(&place, &scan).await?)?;
-            let users: Vec<&str> = entries.iter().map(|(_, user)| user.as_str()).collect();
-            if !users.is_empty() {
-                let look = look_later(names, users.iter().map(|user| (*user, Duration::ZERO)));
-                layout.run(&layout.common(NODES), &look).await?;
-            }
             let mut calls = Vec::with_capacity(entries.len());
             for (id, user) in &entries {
                 let Ok(user) = UserId::new(user) else { continue };
@@ -149,6 +144,13 @@ impl Registry {
                 calls.push(Call { place: layout.place(&Names::user_tag(&user)), command });
             }
             all(layout, calls).await?;
+            // Afterwards, for who looked before may have found them: should this sweep end here, the next one finds the
+            // same index.
+            let users: Vec<&str> = entries.iter().map(|(_, user)| user.as_str()).collect();
+            if !users.is_empty() {
+                let look = look_later(names, users.iter().map(|user| (*user, Duration::ZERO)));
+                layout.run(&layout.common(NODES), &look).await?;
+            }
             if next == "0" {
                 break;
             }
