@@ -9,6 +9,7 @@ mod application;
 mod arrivals;
 mod batch;
 mod cluster;
+mod crowd;
 mod dial;
 mod endpoint;
 mod gathered;
@@ -84,6 +85,7 @@ struct Inner {
     reported: application::Reported,
     queues: Queues,
     counter: together::Counter,
+    keeper: mpsc::Sender<polls::Keeping>,
     stop: CancellationToken,
 }
 
@@ -140,7 +142,7 @@ impl RedisBroker {
             Layout::Servers(Vec::new())
         });
         let (queues, carried) = arrivals::queues();
-        let (counter, parcels) = together::counter();
+        let ((counter, parcels), (keeper, pages)) = (crowd::crowd(), crowd::crowd());
         let inner = Arc::new(Inner {
             shared,
             layout,
@@ -150,10 +152,12 @@ impl RedisBroker {
             reported: application::Reported::default(),
             queues,
             counter,
+            keeper,
             stop,
         });
         arrivals::spawn(&inner, carried);
         together::spawn(&inner, parcels);
+        polls::spawn(&inner, pages);
         (Self { inner }, receiver)
     }
 

@@ -1,13 +1,17 @@
-//! Pages of long polls' answers: one list a user, and beside it in the same slot the count of a minute's polls.
+//! Pages of long polls' answers: one list a user, and beside it in the same slot the count of a minute's polls. Where one server
+//! has all keys, the pages of all who are about to be answered are kept together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 use redis::Value;
+use tokio::sync::{mpsc, oneshot};
 
+use super::crowd::carry;
 use super::names::Names;
-use super::{RedisBroker, answer, scripts};
+use super::{Inner, RedisBroker, answer, scripts};
 use crate::polls::{
     CountedPage, CountedPoll, NewPollPage, POLL_LIFETIME, POLL_PAGES_BYTES_MAX, POLL_PAGES_MAX,
     PollLimit, PollPage, PollState, PollStore,
@@ -17,6 +21,8 @@ use crate::{BrokerError, RateCount};
 
 /// The lifetime is given anew once in so long.
 const RENEWED: Duration = Duration::from_secs(3_600);
+/// Pages in one script: some 120 µs of Redis.
+const TOGETHER_MAX: usize = 16;
 
 /// Reads `first count before question body`; the body may hold anything.
 fn parse(page: &str) -> Option<PollPage> {
@@ -33,6 +39,80 @@ fn rate(count: u64, left_ms: i64) -> RateCount {
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A page that is to be kept, and who waits for it.
+pub(super) struct Keeping {
+    user: UserId,
+    limit: Option<PollLimit>,
+    page: NewPollPage,
+    reply: oneshot::Sender<Result<CountedPage, BrokerError>>,
+}
+
+impl Inner {
+    /// Keeps pages whose users' keys are on one server, in one step.
+    async fn keep_pages(&self, keeping: Vec<Keeping>) {
+        let kept = self.try_keep(&keeping).await;
+        let mut kept = kept.map(Vec::into_iter);
+        for Keeping { limit, page, reply, .. } in keeping {
+            let kept = match &mut kept {
+                Ok(values) => one_kept(limit, page, values),
+                Err(error) => Err(error.clone()),
+            };
+            // Whoever gave up asks again with the same number.
+            let _ = reply.send(kept);
+        }
+    }
+
+    async fn try_keep(&self, keeping: &[Keeping]) -> Result<Vec<Value>, BrokerError> {
+        let Some(first) = keeping.first() else { return Ok(Vec::new()) };
+        let of_user =
+            |keeping: &Keeping| <[String; 2]>::from(self.shared.names.polls(&keeping.user));
+        let keys: Vec<String> = keeping.iter().flat_map(of_user).collect();
+        let mut command =
+            scripts::KEEP_POLL_PAGES.call(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(ms(POLL_LIFETIME + RENEWED));
+        command.arg(Clock::system().now().unix_ms());
+        for Keeping { limit, page, .. } in keeping {
+            command.arg(&page.question).arg(page.after).arg(page.count.max(1)).arg(&page.body);
+            let window_ms = limit.map_or(0, |limit| ms(limit.window).max(1));
+            command.arg(window_ms).arg(limit.map_or(0, |limit| limit.polls));
+        }
+        let place = self.layout.place(&Names::user_tag(&first.user));
+        answer::items(self.layout.run(&place, &command).await?)
+    }
+}
+
+/// Reads what the script answers for one page.
+fn one_kept(
+    limit: Option<PollLimit>,
+    page: NewPollPage,
+    values: &mut impl Iterator<Item = Value>,
+) -> Result<CountedPage, BrokerError> {
+    let mut next = || values.next().ok_or_else(|| BrokerError::unavailable("an answer is missing"));
+    let (count, left, kept) = (answer::read(next()?)?, answer::read(next()?)?, next()?);
+    let page = match kept {
+        Value::Int(first) => {
+            let first_id = u64::try_from(first).map_err(BrokerError::unavailable)?;
+            Some(PollPage { first_id, count: page.count.max(1), body: page.body })
+        }
+        other => parse(&answer::read::<String>(other)?),
+    };
+    Ok(CountedPage { rate: limit.map(|_| rate(count, left)), page })
+}
+
+fn ended() -> BrokerError {
+    BrokerError::unavailable("the broker is closed")
+}
+
+/// Spawned under the broker's tasks; it must not keep the broker alive.
+pub(super) fn spawn(inner: &Arc<Inner>, waiting: mpsc::Receiver<Keeping>) {
+    let weak = Arc::downgrade(inner);
+    let leave = move |keeping| {
+        let inner = weak.upgrade()?;
+        Some(async move { inner.keep_pages(keeping).await })
+    };
+    inner.shared.tasks.spawn(carry(inner.stop.clone(), waiting, TOGETHER_MAX, leave));
 }
 
 #[async_trait]
@@ -83,25 +163,14 @@ impl PollStore for RedisBroker {
         limit: Option<PollLimit>,
         page: NewPollPage,
     ) -> Result<CountedPage, BrokerError> {
-        let (pages, counter) = self.inner.shared.names.polls(user);
-        let mut command = scripts::KEEP_POLL_PAGE.call(&[&pages, &counter]);
-        command.arg(&page.question).arg(page.after).arg(page.count.max(1)).arg(&page.body);
-        command.arg(POLL_PAGES_MAX).arg(POLL_PAGES_BYTES_MAX).arg(ms(POLL_LIFETIME + RENEWED));
-        command.arg(Clock::system().now().unix_ms());
-        if let Some(limit) = limit {
-            command.arg(ms(limit.window).max(1)).arg(limit.polls);
+        let (reply, kept) = oneshot::channel();
+        let keeping = Keeping { user: user.clone(), limit, page, reply };
+        if self.inner.layout.is_one_server() {
+            self.inner.keeper.send(keeping).await.map_err(|_| ended())?;
+        } else {
+            self.inner.keep_pages(vec![keeping]).await;
         }
-        let place = self.inner.layout.place(&Names::user_tag(user));
-        let (count, left, kept): (u64, i64, Value) =
-            answer::read(self.inner.layout.run(&place, &command).await?)?;
-        let page = match kept {
-            Value::Int(first) => {
-                let first_id = u64::try_from(first).map_err(BrokerError::unavailable)?;
-                Some(PollPage { first_id, count: page.count.max(1), body: page.body })
-            }
-            other => parse(&answer::read::<String>(other)?),
-        };
-        Ok(CountedPage { rate: limit.map(|_| rate(count, left)), page })
+        kept.await.map_err(|_| ended())?
     }
 }
 

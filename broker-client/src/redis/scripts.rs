@@ -26,7 +26,7 @@ scripts! {
     COUNT "count.lua";
     COUNT_POLL "polls.lua" "count_poll.lua";
     FIND_POLL_PAGES "polls.lua" "find_poll_pages.lua";
-    KEEP_POLL_PAGE "polls.lua" "keep_poll_page.lua";
+    KEEP_POLL_PAGES "polls.lua" "keep_poll_pages.lua";
     PRESENCE_JOIN "tell.lua" "presence_record.lua" "presence_join.lua";
     PRESENCE_LEAVE "tell.lua" "presence_record.lua" "presence_leave.lua";
     PRESENCE_RECORDED "presence_recorded.lua";

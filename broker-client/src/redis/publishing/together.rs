@@ -1,22 +1,15 @@
 //! Publishing for many callers at a time: where one server has all keys, what all who are ready to run want published leaves
-//! together, so that a script carries several messages. Nobody waits for more to come, nor for what is on its way already.
+//! together, so that a script carries several messages.
 //! Elsewhere each goes its own way, for a server that hangs must not hold up the others' channels.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::Inner;
-use super::super::gathered::behind_the_ready;
+use super::super::crowd::carry;
 use super::{TOGETHER_MAX, TURN_MAX, may_join};
 use crate::{BrokerError, Publish, Receipt};
-
-/// Callers who wait for their turn; the next ones wait for a place here.
-const WAITING_MAX: usize = 1_024;
-/// Round trips on their way at once.
-const ON_THEIR_WAY_MAX: usize = 64;
 
 type Receipts = Vec<Result<Receipt, BrokerError>>;
 
@@ -28,10 +21,6 @@ pub(in crate::redis) struct Parcel {
 
 /// Where parcels are given up.
 pub(in crate::redis) type Counter = mpsc::Sender<Parcel>;
-
-pub(in crate::redis) fn counter() -> (Counter, mpsc::Receiver<Parcel>) {
-    mpsc::channel(WAITING_MAX)
-}
 
 impl Inner {
     /// Publishes one. A caller who gives up does not know whether it happened.
@@ -78,33 +67,12 @@ impl Inner {
     }
 }
 
-/// Carries parcels to Redis until the broker ends, or until nobody has it any more.
-async fn carry(inner: Weak<Inner>, mut waiting: mpsc::Receiver<Parcel>) {
-    let Some(stop) = inner.upgrade().map(|inner| inner.stop.clone()) else { return };
-    let mut on_their_way = FuturesUnordered::new();
-    let mut parcels = Vec::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            Some(()) = on_their_way.next() => {}
-            received = waiting.recv_many(&mut parcels, TURN_MAX), if on_their_way.len() < ON_THEIR_WAY_MAX => {
-                if received == 0 {
-                    return;
-                }
-                behind_the_ready().await;
-                while parcels.len() < TURN_MAX && let Ok(more) = waiting.try_recv() {
-                    parcels.push(more);
-                }
-                let Some(inner) = inner.upgrade() else { return };
-                let parcels = std::mem::take(&mut parcels);
-                on_their_way.push(async move { inner.publish_parcels(parcels).await });
-            }
-        }
-    }
-}
-
 /// Spawned under the broker's tasks; it must not keep the broker alive.
 pub(in crate::redis) fn spawn(inner: &Arc<Inner>, waiting: mpsc::Receiver<Parcel>) {
-    inner.shared.tasks.spawn(carry(Arc::downgrade(inner), waiting));
+    let weak = Arc::downgrade(inner);
+    let leave = move |parcels| {
+        let inner = weak.upgrade()?;
+        Some(async move { inner.publish_parcels(parcels).await })
+    };
+    inner.shared.tasks.spawn(carry(inner.stop.clone(), waiting, TURN_MAX, leave));
 }
