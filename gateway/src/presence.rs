@@ -191,6 +191,15 @@ impl Presence {
         holds.get(resource).is_some_and(|hold| !hold.lapsed)
     }
 
+    /// The same without waiting; `false` also while it is being changed.
+    pub(crate) fn is_surely_held(&self, connection: &Connection, resource: &ChannelName) -> bool {
+        let present = self.inner.present.lock();
+        let holds = present.get(&connection.id).map(|present| present.holds.try_lock());
+        holds.is_some_and(|holds| {
+            holds.is_ok_and(|holds| holds.get(resource).is_some_and(|hold| !hold.lapsed))
+        })
+    }
+
     /// Whether a connection holds its user at a resource, after one that had lapsed was put back.
     async fn refresh(
         &self,

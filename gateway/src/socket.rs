@@ -11,11 +11,13 @@ mod session;
 mod tests;
 mod traffic;
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read as _};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -33,6 +35,21 @@ pub enum Socket {
     Tls(Box<Session>),
     /// In memory, for the simulation. hyper never sees one.
     Memory(Arc<PipeEnd>),
+}
+
+/// Less than there is room for was all there was: the runtime is told so, and the next look costs no system call. The edge of
+/// epoll tells of what comes later; a peer's end stays known.
+fn try_read_all(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut some = 0;
+    let read = socket.try_io(Interest::READABLE, || {
+        let bytes = (&*SockRef::from(socket)).read(buffer)?;
+        if bytes == 0 || bytes == buffer.len() {
+            return Ok(bytes);
+        }
+        some = bytes;
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    if some > 0 { Ok(some) } else { read }
 }
 
 impl Socket {
@@ -59,7 +76,7 @@ impl Socket {
     /// `WouldBlock` where nothing is there, others end the connection.
     pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.try_read(buffer),
+            Self::Plain(socket) => try_read_all(socket, buffer),
             Self::Tls(session) => session.try_read(buffer),
             Self::Memory(end) => end.try_read(buffer),
         }
@@ -86,7 +103,7 @@ impl Socket {
     /// As [`Socket::try_read`].
     pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
         let Self::Plain(socket) = self else { return self.try_write(bytes) };
-        match socket2::SockRef::from(socket).send(bytes) {
+        match SockRef::from(socket).send(bytes) {
             // So that the runtime learns of it, and tells when there is room again.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.try_write(bytes),
             sent => sent.inspect(|bytes| traffic::sent(*bytes)),

@@ -153,6 +153,12 @@ impl Driver {
                     }
                     requests::publish_all(self, run).await;
                 }
+                // What those who are present say at rest: that it came is noted already.
+                Happening::Step(Step::Perform(
+                    Request::PresenceHeartbeat(resource),
+                    correlation,
+                )) if correlation.is_empty()
+                    && self.node.presence.is_surely_held(&self.connection, &resource) => {}
                 Happening::Step(step) => {
                     if let Some(ending) = self.perform_step(step).await {
                         return Some(ending);

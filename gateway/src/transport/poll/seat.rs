@@ -30,7 +30,7 @@ const VERIFIED_FOR: Duration = Duration::from_secs(60);
 /// How soon after an answer a client that goes on is given the next one that it had to wait for. Each answer costs a
 /// request, and as many of them as there are messages would be too many (30 a minute are allowed): where they come often,
 /// they come together.
-const PACE: Duration = Duration::from_millis(150);
+const PACE: Duration = Duration::from_millis(200);
 
 /// Who asks, as the token says, and the token.
 #[derive(Clone, Debug)]
