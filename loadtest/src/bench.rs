@@ -98,6 +98,11 @@ const ROWS: &[Row] = &[
         "1,000 × 9 saturated, by WebSocket",
         "--scenario channels --channels 1000 --connections 9000 --window 64 --publish-by websocket",
     ),
+    otherwise(
+        "1,000 × 9 saturated",
+        "1,000 × 9 saturated, by WebSocket, unacknowledged",
+        "--scenario channels --channels 1000 --connections 9000 --window 64 --publish-by websocket-unacknowledged",
+    ),
     row("idle 9,000", "--scenario idle --connections 9000", Figure::Memory),
     row("connect 5,000", "--scenario connect --connections 5000", Figure::Connect),
     beside(

@@ -69,6 +69,9 @@ pub(crate) enum PublishBy {
     Rest,
     /// A client's WebSocket, every message acknowledged.
     Websocket,
+    /// A client's WebSocket that asks for no acknowledgement, as those peers are published to that have none; refusals are
+    /// counted all the same.
+    WebsocketUnacknowledged,
     /// REST notifications to the users of a group; a group stands for a channel.
     Notifications,
 }

@@ -58,20 +58,27 @@ impl Profile for Carillon {
     fn publishing(&self, publisher: Caller<'_>) -> Publishing {
         match publisher.target.publish_by {
             PublishBy::Rest | PublishBy::Notifications => Publishing::Http,
-            PublishBy::Websocket => Publishing::WebSocket(self.ws_path(publisher)),
+            PublishBy::Websocket | PublishBy::WebsocketUnacknowledged => {
+                Publishing::WebSocket(self.ws_path(publisher))
+            }
         }
     }
 
     fn push_publish(&self, to: &Target, into: &mut Vec<u8>, messages: &[(u32, String)]) -> u64 {
-        if to.publish_by == PublishBy::Websocket {
+        let ack = match to.publish_by {
+            PublishBy::Websocket => Some("\"ack_id\":\"1\","),
+            PublishBy::WebsocketUnacknowledged => Some(""),
+            PublishBy::Rest | PublishBy::Notifications => None,
+        };
+        if let Some(ack) = ack {
             for (channel, payload) in messages {
                 let channel = self.channel(*channel);
                 let text = format!(
-                    "{{\"type\":\"message\",\"channel\":\"{channel}\",\"ack_id\":\"1\",\"payload\":{payload}}}"
+                    "{{\"type\":\"message\",\"channel\":\"{channel}\",{ack}\"payload\":{payload}}}"
                 );
                 websocket::push_client_frame(into, websocket::TEXT, text.as_bytes());
             }
-            return messages.len() as u64;
+            return if ack.is_empty() { 0 } else { messages.len() as u64 };
         }
         let key = format!("X-API-Key: {}\r\nContent-Type: application/json\r\n", to.api_key);
         if to.publish_by == PublishBy::Notifications {
