@@ -19,6 +19,7 @@ fn publish(channel: &ChannelName, kept: bool) -> Publish {
         channel: channel.clone(),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new("0190b1c4-0000-7000-8000-000000000000").expect("an id"),
         kind: "message".into(),
         timestamp_ms: 1_700_000_000_000,

@@ -199,6 +199,7 @@ pub(crate) fn announcement(
         channel,
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(&id).expect("36 ASCII characters"),
         kind: kind.into(),
         timestamp_ms: unix_ms(),

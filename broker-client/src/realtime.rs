@@ -263,6 +263,7 @@ impl Core {
             channel,
             position: None,
             previous_tag: None,
+            stamp: 0,
             id,
             kind: kind.into(),
             timestamp_ms: Clock::system().now().unix_ms(),

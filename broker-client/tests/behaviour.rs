@@ -39,6 +39,7 @@ macro_rules! every_fact {
             a_known_position_that_history_lost_begins_a_new_epoch
             what_was_trimmed_is_not_lost
             publishing_without_retention_keeps_nothing
+            what_no_history_holds_is_stamped_in_order
         }
         $crate::every_fact! { @ $fixture, $test, facts_delivery:
             what_is_published_after_subscribe_is_heard

@@ -6,7 +6,7 @@ pub mod catch_up;
 pub mod driver;
 mod grants;
 mod interests;
-mod notifications;
+pub(crate) mod notifications;
 pub mod outbox;
 pub mod requests;
 pub mod subscriptions;

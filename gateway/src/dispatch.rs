@@ -71,14 +71,25 @@ impl Dispatch {
     #[must_use]
     pub fn frame(&self, dress: Dress) -> &Bytes {
         self.frames[variant(dress)]
-            .get_or_init(|| encode(&self.publication.envelope(self.label()), dress))
+            .get_or_init(|| self.encode(self.publication.envelope(self.label()), dress))
     }
 
     /// The same with the ids of persistent subscriptions: one user's bytes, shared with nobody.
     #[must_use]
     pub fn frame_for(&self, dress: Dress, subscriptions: &[Box<str>]) -> Bytes {
         let envelope = self.publication.envelope(self.label());
-        encode(&Envelope { subscription_ids: subscriptions, ..envelope }, dress)
+        self.encode(Envelope { subscription_ids: subscriptions, ..envelope }, dress)
+    }
+
+    /// For a poll, which orders by it what has no position, the stamp stands in a line of its own in front.
+    fn encode(&self, envelope: Envelope<'_>, dress: Dress) -> Bytes {
+        let document = encode(&envelope, dress);
+        match self.publication.stamp {
+            stamp if stamp > 0 && dress.medium == Medium::Poll => {
+                [format!("{stamp}\n").as_bytes(), &document].concat().into()
+            }
+            _ => document,
+        }
     }
 }
 
@@ -139,6 +150,7 @@ mod tests {
             channel: ChannelName::new("room:1").expect("a channel"),
             position: None,
             previous_tag: None,
+            stamp: 0,
             id: MessageId::new("m1").expect("an id"),
             kind: "message".into(),
             timestamp_ms: 0,

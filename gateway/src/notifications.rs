@@ -213,6 +213,7 @@ fn to_user(
             channel,
             position: None,
             previous_tag: None,
+            stamp: 0,
             id: crate::ids::message_id(),
             kind: kind.into(),
             timestamp_ms: clock::unix_ms(),

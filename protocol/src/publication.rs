@@ -48,6 +48,9 @@ pub struct Publication {
     pub position: Option<Position>,
     /// Tag of the publication before it; `None` on channels without history.
     pub previous_tag: Option<Tag>,
+    /// On channels without history, grows with each message of the channel: microseconds of the server that sent it on. 0 with
+    /// history, and where nobody said.
+    pub stamp: u64,
     /// The publisher's id, or a UUIDv7.
     pub id: MessageId,
     /// The message type.
@@ -188,6 +191,7 @@ impl Publication {
             channel,
             position,
             previous_tag,
+            stamp: 0,
             id,
             kind,
             timestamp_ms,
@@ -289,6 +293,7 @@ mod tests {
                 channel: ChannelName::new("chat").expect("allowed"),
                 position: None,
                 previous_tag: None,
+                stamp: 0,
                 id: MessageId::new(&id).expect("allowed"),
                 kind: kind.into(),
                 timestamp_ms,

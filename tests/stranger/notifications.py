@@ -65,8 +65,12 @@ def facts(check, cluster):
         made = create(a, user)
         path = f"/api/v1/realtime/poll?user_id={user}&timeout=0"
         headers = {"Authorization": f"Bearer {cluster.token(user)}"}
-        first = call(b, "GET", path, None, headers, base="").json["last_poll_id"]
-        assert status(c, made["id"]) == "pending"
+        begun = call(b, "GET", path, None, headers, base="").json
+        assert [e["payload"]["id"] for e in begun["events"]] == [made["id"]], begun
+        assert begun["events"][0]["channel"] == "notifications", begun
+        assert status(c, made["id"]) == "delivered"
+        assert call(a, "GET", path, None, headers, base="").json["events"] == [], "once"
+        first = begun["last_poll_id"]
         second = create(a, user)
         heard = []
 
@@ -76,6 +80,7 @@ def facts(check, cluster):
             heard.extend(e["payload"]["id"] for e in answer.json["events"] if e["type"] == "notification")
             return second["id"] in heard
         wait_until("the poll has it", polled)
+        assert made["id"] not in heard, "its live message is a twin"
         wait_until("and so it is delivered", lambda: status(b, second["id"]) == "delivered")
 
     def pending_comes_on_connect_oldest_first_once():

@@ -33,6 +33,8 @@ struct Shard {
     /// Boxed: there are as many channels as users, and a table is half empty.
     channels: HashMap<ChannelName, Box<Channel>, RandomState>,
     receipts: Receipts,
+    /// Of the last message without history; outlives channels and what they lose.
+    stamp: u64,
     sweep_at: Instant,
 }
 
@@ -72,6 +74,7 @@ impl Default for Channels {
             Mutex::new(Shard {
                 channels: HashMap::default(),
                 receipts: Receipts::default(),
+                stamp: 0,
                 sweep_at: Instant::now() + SWEEP_EVERY,
             })
         };
@@ -101,8 +104,10 @@ impl Channels {
         if attempt.retention.is_some() && !shard.channels.contains_key(&attempt.channel) {
             shard.channels.insert(attempt.channel.clone(), Box::default());
         }
+        shard.stamp += 1;
+        let stamp = shard.stamp;
         let receipt = match shard.channels.get_mut(&attempt.channel) {
-            Some(channel) => channel.publish(attempt, now)?,
+            Some(channel) => channel.publish(attempt, stamp, now)?,
             None => receipt(attempt.publication.as_ref().expect("published once"), None),
         };
         for key in std::mem::take(&mut attempt.keys) {
@@ -214,13 +219,18 @@ impl Channel {
         }
     }
 
-    fn publish(&mut self, attempt: &mut Attempt, now: Instant) -> Result<Receipt, Arc<Ear>> {
+    fn publish(
+        &mut self,
+        attempt: &mut Attempt,
+        stamp: u64,
+        now: Instant,
+    ) -> Result<Receipt, Arc<Ear>> {
         if self.listeners.iter().any(|ear| ear.is_closed()) {
             self.listeners.retain(|ear| !ear.is_closed());
         }
         // Logs need `self` whole; take the listeners out for the moment that their places are held.
         let listeners = std::mem::take(&mut self.listeners);
-        let published = self.publish_to(&listeners, attempt, now);
+        let published = self.publish_to(&listeners, attempt, stamp, now);
         self.listeners = listeners;
         published
     }
@@ -229,6 +239,7 @@ impl Channel {
         &mut self,
         listeners: &[Arc<Ear>],
         attempt: &mut Attempt,
+        stamp: u64,
         now: Instant,
     ) -> Result<Receipt, Arc<Ear>> {
         // Room first: a publish either reaches every queue in its turn or has not happened yet.
@@ -250,7 +261,9 @@ impl Channel {
         let mut publication = attempt.publication.take().expect("published once");
         publication.position = None;
         publication.previous_tag = None;
+        publication.stamp = stamp;
         if let Some(retention) = attempt.retention {
+            publication.stamp = 0;
             self.log(now).append(&mut publication, retention, now);
         }
         let receipt = receipt(&publication, publication.position);

@@ -28,6 +28,7 @@ fn publish(id: &str) -> Publish {
         channel: channel(),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(id).expect("an id"),
         kind: "message".into(),
         timestamp_ms: 0,

@@ -1,21 +1,17 @@
 //! A publication as it crosses pub/sub: `offset SP epoch SP tag SP previous SP body`, written by
-//! `append.lua`; `- - - - body` without history; `!` when the channel began a new epoch.
+//! `append.lua`; `stamp - - - body` without history, written by `pass.lua`; `!` when the channel began a new epoch.
 
 use bytes::Bytes;
 use carillon_protocol::{ChannelName, Epoch, Position, Publication, Tag};
 
-/// In front of a body that no history holds.
-pub(super) const WITHOUT_HISTORY: &[u8] = b"- - - - ";
+/// Behind the stamp of a body that no history holds.
+const WITHOUT_HISTORY: &[u8] = b"- - - ";
 
 /// The channel began a new epoch.
 pub(super) const RENEWED: &[u8] = b"!";
 
 /// `None` when the bytes are not ours.
 pub(super) fn read(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {
-    if bytes.starts_with(WITHOUT_HISTORY) {
-        let body = bytes.slice(WITHOUT_HISTORY.len()..);
-        return Publication::from_body(channel, None, None, &body).ok();
-    }
     let mut at = 0;
     let mut field = || {
         let length = bytes[at..].iter().take(24).position(|byte| *byte == b' ')?;
@@ -23,7 +19,14 @@ pub(super) fn read(channel: ChannelName, bytes: &Bytes) -> Option<Publication> {
         at += length + 1;
         Some(text)
     };
-    let offset = field()?.parse().ok()?;
+    let first = field()?;
+    if bytes[first.len() + 1..].starts_with(WITHOUT_HISTORY) {
+        let body = bytes.slice(first.len() + 1 + WITHOUT_HISTORY.len()..);
+        let passing = Publication::from_body(channel, None, None, &body).ok()?;
+        // A node of an earlier version gives none.
+        return Some(Publication { stamp: first.parse().unwrap_or(0), ..passing });
+    }
+    let offset = first.parse().ok()?;
     let (epoch, tag, previous) =
         (Epoch::parse(field()?)?, Tag::parse(field()?)?, Tag::parse(field()?)?);
     let body = bytes.slice(at..);

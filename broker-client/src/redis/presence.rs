@@ -15,12 +15,11 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId};
+use carillon_protocol::{ChannelName, ConnectionId, UserId};
 use foldhash::HashMap;
 use parking_lot::Mutex;
 
 use super::layout::Call;
-use super::message::WITHOUT_HISTORY;
 use super::names::{NODES, Names};
 use super::status::{self, Happening};
 use super::{Inner, RedisBroker, answer, registry};
@@ -56,11 +55,6 @@ pub(super) struct Held {
 struct Done {
     looks: Vec<(String, String)>,
     ends: Vec<(String, String)>,
-}
-
-/// A message as it crosses pub/sub without history.
-pub(super) fn message(publication: &Publication) -> Vec<u8> {
-    [WITHOUT_HISTORY, &publication.to_body()].concat()
 }
 
 /// Entries, holders, counts, and what must be told of a resource.

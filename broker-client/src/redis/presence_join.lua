@@ -11,7 +11,7 @@ if redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) == 1 then
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 if first == 1 and ARGV[5] ~= '' then
-  redis.call(ARGV[6], ARGV[5], ARGV[4])
+  pass(ARGV[6], ARGV[5], ARGV[4])
   recorded = tell_or_record(ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12])
 end
 return {first, redis.call('HGETALL', KEYS[1]), recorded}

@@ -29,5 +29,5 @@ if not entry then return {0, {}} end
 redis.call('HDEL', KEYS[1], user)
 local json = string.match(entry, '^p?%d+ (.*)$') or '{}'
 local member = string.sub(json, 1, -2) .. ',"lastSeen":' .. ARGV[3] .. '}'
-redis.call(ARGV[6], ARGV[5], ARGV[4] .. member)
+pass(ARGV[6], ARGV[5], ARGV[4] .. member)
 return {1, tell_or_record(ARGV[7], ARGV[8], ARGV[9] .. member .. '}', ARGV[10], ARGV[11], ARGV[12])}

@@ -7,7 +7,6 @@ use redis::{Cmd, Value};
 use smallvec::{SmallVec, smallvec};
 
 use super::layout::{Call, Layout, Place, settled};
-use super::message::WITHOUT_HISTORY;
 use super::names::Names;
 use super::{answer, scripts};
 use crate::broker::{EPOCH_LIFETIME, IDEMPOTENCY_WINDOW};
@@ -82,16 +81,13 @@ fn alone(layout: &Layout, names: &Names, request: &Publish) -> Cmd {
         return command;
     }
     let heard = names.publications(&request.publication.channel);
-    let body = [WITHOUT_HISTORY, &request.publication.to_body()].concat();
     let once = once(names, request);
-    if once.is_empty() {
-        let mut command = Cmd::new();
-        command.arg(verb).arg(heard).arg(body);
-        return command;
-    }
     let keys = std::iter::once(&*heard).chain(once.iter().map(String::as_str));
-    let mut command = scripts::PUBLISH_ONCE.call(&keys.collect::<SmallVec<[&str; 3]>>());
-    command.arg(body).arg(window_ms()).arg(request.publication.id.as_str()).arg(verb);
+    let mut command = scripts::PUBLISH_PASSING.call(&keys.collect::<SmallVec<[&str; 3]>>());
+    command.arg(verb).arg(request.publication.to_body());
+    if !once.is_empty() {
+        command.arg(window_ms()).arg(request.publication.id.as_str());
+    }
     command
 }
 
@@ -180,18 +176,12 @@ async fn publish_batch(
     requests: &[Publish],
 ) -> Vec<Result<Receipt, BrokerError>> {
     // A cluster's batch is divided by slots.
-    let in_turns = !layout.is_cluster() && requests.iter().any(is_scripted);
-    let turn = if in_turns { TURN_MAX } else { requests.len().max(1) };
+    let turn = if layout.is_cluster() { requests.len().max(1) } else { TURN_MAX };
     let mut receipts = Vec::with_capacity(requests.len());
     for requests in requests.chunks(turn) {
         receipts.extend(publish_turn(layout, names, requests).await);
     }
     receipts
-}
-
-/// Whether a server may refuse it for not knowing the script.
-fn is_scripted(request: &Publish) -> bool {
-    request.retention.is_some() || request.idempotency.is_some()
 }
 
 async fn publish_turn(
@@ -218,11 +208,7 @@ async fn publish_turn(
         calls.push(Call { place, command });
         shares.push((share, many));
     }
-    let answers = if layout.is_cluster() || requests.iter().any(is_scripted) {
-        layout.run_in_order(calls, TURN_MAX).await
-    } else {
-        layout.run_all(calls).await
-    };
+    let answers = layout.run_in_order(calls, TURN_MAX).await;
     let mut receipts: Vec<_> = requests.iter().map(|_| Err(missing())).collect();
     for ((share, many), answer) in shares.into_iter().zip(answers) {
         let answers = match answer {

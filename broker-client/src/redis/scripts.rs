@@ -14,23 +14,23 @@ macro_rules! scripts {
 scripts! {
     PUBLISH "append.lua" "publish.lua";
     PUBLISH_MANY "append.lua" "publish_many.lua";
-    PUBLISH_ONCE "publish_once.lua";
+    PUBLISH_PASSING "pass.lua" "publish_passing.lua";
     HISTORY "history.lua";
     TOP "top.lua";
     CLEAR "clear.lua";
     FENCE "fence.lua";
     REGISTER "admit.lua" "register.lua";
-    ARRIVE "admit.lua" "tell.lua" "status.lua" "arrive.lua";
+    ARRIVE "admit.lua" "pass.lua" "tell.lua" "status.lua" "arrive.lua";
     BEAT "beat.lua";
     CLAIM "claim.lua";
     COUNT "count.lua";
     COUNT_POLL "polls.lua" "count_poll.lua";
     FIND_POLL_PAGES "polls.lua" "find_poll_pages.lua";
     KEEP_POLL_PAGES "polls.lua" "keep_poll_pages.lua";
-    PRESENCE_JOIN "tell.lua" "presence_record.lua" "presence_join.lua";
-    PRESENCE_LEAVE "tell.lua" "presence_record.lua" "presence_leave.lua";
+    PRESENCE_JOIN "pass.lua" "tell.lua" "presence_record.lua" "presence_join.lua";
+    PRESENCE_LEAVE "pass.lua" "tell.lua" "presence_record.lua" "presence_leave.lua";
     PRESENCE_RECORDED "presence_recorded.lua";
-    PRESENCE_SETTLE "tell.lua" "status.lua" "presence_settle.lua";
+    PRESENCE_SETTLE "pass.lua" "tell.lua" "status.lua" "presence_settle.lua";
     PRESENCE_DEPARTED "presence_departed.lua";
     PRESENCE_TOLD "presence_told.lua";
     PRESENCE_LOOK "presence_look.lua";

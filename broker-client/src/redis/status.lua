@@ -83,8 +83,8 @@ local function settle(status, connections, what, picked, json, head, own)
   if silent then return wait, '', '' end
   local seen = (wanted == 'offline' and grace > 0 and text) or seen_text
   local payload = '{"user_id":' .. json .. ',"status":"' .. wanted .. '","last_seen":"' .. seen .. '"}'
-  if argv[7] ~= '' then call(argv[6], argv[7], head .. payload) end
-  if own ~= '' then call(argv[6], own, head .. payload) end
+  if argv[7] ~= '' then pass(argv[6], argv[7], head .. payload) end
+  if own ~= '' then pass(argv[6], own, head .. payload) end
   local event = ''
   if wanted == 'offline' then
     event = argv[9]

@@ -11,7 +11,7 @@ use redis::Cmd;
 
 use super::layout::{Call, stable_hash};
 use super::names::{NODES, Names};
-use super::presence::{PARALLEL, message};
+use super::presence::PARALLEL;
 use super::scripts::{self, Source};
 use super::{Inner, answer};
 use crate::application::INBOUND_MAX;
@@ -71,7 +71,7 @@ impl Spoken {
     pub(super) fn of(user: &UserId) -> Self {
         let channels = presence::status_channels(user);
         let head = channels.first().map_or_else(Vec::new, |first| {
-            message(&presence::announcement("presence", first.clone(), user, String::new()))
+            presence::announcement("presence", first.clone(), user, String::new()).to_body()
         });
         Self { user: user.clone(), channels, head }
     }
@@ -195,10 +195,10 @@ impl Inner {
                 }
                 let channels = spoken.channels.iter().filter(|_| !payload.is_empty());
                 for channel in channels {
-                    let mut publish = redis::cmd(layout.publish_verb());
-                    publish
-                        .arg(names.publications(channel))
-                        .arg([&spoken.head[..], payload.as_bytes()].concat());
+                    let heard = names.publications(channel);
+                    let mut publish = scripts::PUBLISH_PASSING.call(&[&heard]);
+                    publish.arg(layout.publish_verb());
+                    publish.arg([&spoken.head[..], payload.as_bytes()].concat());
                     layout.run(&layout.place(channel.as_str()), &publish).await?;
                 }
                 if !payload.is_empty() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use carillon_broker_client::{Event, HistoryQuery, Publish, Retention, Start};
 use carillon_protocol::Position;
 
-use crate::fixture::{Fixture, HOUR, after, channel, fleeting, ids, kept, last};
+use crate::fixture::{Fixture, HOUR, after, channel, fleeting, ids, kept, keyed, last};
 
 fn sized(publish: Publish, size: u32) -> Publish {
     Publish { retention: Some(Retention { size, age: HOUR }), ..publish }
@@ -207,6 +207,44 @@ pub(crate) async fn publishing_without_retention_keeps_nothing(make: &impl Fixtu
     assert_eq!((heard.id.as_str(), heard.position, heard.previous_tag), ("m1", None, None));
     let page = node.broker.history(&name, after(0, 10)).await.unwrap();
     assert_eq!((page.top.offset, page.publications.len()), (0, 0));
+}
+
+/// Alone, with keys of idempotency, in batches, by whichever node: all hear the same growing stamps.
+pub(crate) async fn what_no_history_holds_is_stamped_in_order(make: &impl Fixture) {
+    let (mut one, mut other) = (make.join().await, make.join().await);
+    let (name, beside) = (channel("room:fleeting"), channel("room:kept"));
+    for node in [&one, &other] {
+        node.subscribe(&name).await;
+        node.subscribe(&beside).await;
+    }
+    let mut count = 0;
+    for round in 0..10 {
+        let id = |part: &str| format!("{round}{part}");
+        one.broker.publish(fleeting(&name, &id("a"))).await.unwrap();
+        let once = keyed(fleeting(&name, &id("b")), "sender", &id("b"));
+        other.broker.publish(once).await.unwrap();
+        let batch = (0..20).map(|index| fleeting(&name, &id(&index.to_string())));
+        let batch = batch.chain([kept(&beside, &id("k"))]).collect();
+        for receipt in other.broker.publish_batch(batch).await {
+            receipt.unwrap();
+        }
+        count += 22;
+    }
+    let mut stamps: [Vec<u64>; 2] = Default::default();
+    for (node, stamps) in [&mut one, &mut other].into_iter().zip(&mut stamps) {
+        let mut kept = 0;
+        while stamps.len() < count || kept < 10 {
+            let heard = node.heard_publication().await;
+            if heard.channel == name {
+                stamps.push(heard.stamp);
+            } else {
+                assert_eq!(heard.stamp, 0, "history orders it");
+                kept += 1;
+            }
+        }
+    }
+    assert!(stamps[0][0] > 0 && stamps[0].is_sorted_by(|one, next| one < next), "{stamps:?}");
+    assert_eq!(stamps[0], stamps[1]);
 }
 
 pub(crate) async fn a_known_position_that_history_lost_begins_a_new_epoch(make: &impl Fixture) {

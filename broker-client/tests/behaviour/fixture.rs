@@ -105,6 +105,7 @@ pub(crate) fn publication(channel: &ChannelName, id: &str) -> Publication {
         channel: channel.clone(),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(id).expect("a message id"),
         kind: "message".into(),
         timestamp_ms: 1_700_000_000_123,

@@ -132,6 +132,7 @@ pub(crate) fn kept(name: &ChannelName, id: &str) -> Publish {
         channel: name.clone(),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(id).expect("an id"),
         kind: "message".into(),
         timestamp_ms: 1,

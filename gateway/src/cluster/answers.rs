@@ -11,7 +11,7 @@ use super::{Announcement, Audience, ChannelCount, ConnectionFilter, ConnectionVi
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, encode};
 use crate::node::Node;
-use crate::transport::poll::Stretch;
+use crate::transport::poll::{Heard, Stretch};
 
 pub(super) fn perform(node: &Node, question: Question) -> Value {
     match question {
@@ -27,9 +27,7 @@ pub(super) fn perform(node: &Node, question: Question) -> Value {
         }
         Question::TakeLinger { user, id } => {
             let stretches = node.pollers.take_linger(&user, id);
-            let text = |stretch: &Stretch| {
-                stretch.iter().map(|document| document.get().to_owned()).collect::<Vec<_>>()
-            };
+            let text = |stretch: &Stretch| stretch.iter().map(Heard::to_text).collect::<Vec<_>>();
             value(&stretches.iter().map(text).collect::<Vec<_>>())
         }
         Question::PollerLeaves { user, resource } => {

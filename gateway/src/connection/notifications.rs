@@ -1,6 +1,7 @@
 //! A connection's part in notifications: what is pending comes after the welcome, and its read
 //! marks go to the store and to the user's other devices. `channels.md` 4, ruling R33.
 
+use bytes::Bytes;
 use carillon_broker_client::{Notification, NotificationId, StoreError};
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::publication::Exclude;
@@ -8,7 +9,7 @@ use carillon_protocol::{Envelope, ErrorCode, Payload, UserId};
 
 use super::driver::{Driver, RETRY};
 use crate::clock;
-use crate::dispatch::{NOTIFICATIONS, encode};
+use crate::dispatch::{Dress, NOTIFICATIONS, encode};
 use crate::notifications::{Mark, NOTIFICATION, tell_devices};
 use crate::rest::store_refusal;
 
@@ -19,6 +20,20 @@ const PAGES_MAX: usize = 100;
 
 /// What the store says of a user's pending notifications.
 pub(super) type Pending = Result<Vec<Notification>, StoreError>;
+
+/// A stored notification as it is sent to one of its recipients who was not there when it was published.
+pub(crate) fn pending_document(notification: &Notification, user: &UserId, dress: Dress) -> Bytes {
+    let payload = Payload::of(&notification.pushed_to(user));
+    let envelope = Envelope {
+        id: notification.id.as_str(),
+        kind: NOTIFICATION,
+        channel: Some(NOTIFICATIONS),
+        payload: &payload,
+        timestamp_ms: clock::unix_ms(),
+        ..Envelope::EMPTY
+    };
+    encode(&envelope, dress)
+}
 
 impl Driver {
     /// Sends what none of the user's connections has yet, oldest first. When the store is out of
@@ -66,16 +81,7 @@ impl Driver {
             return false;
         }
         for notification in page {
-            let payload = Payload::of(&notification.pushed_to(user));
-            let envelope = Envelope {
-                id: notification.id.as_str(),
-                kind: NOTIFICATION,
-                channel: Some(NOTIFICATIONS),
-                payload: &payload,
-                timestamp_ms: clock::unix_ms(),
-                ..Envelope::EMPTY
-            };
-            let bytes = encode(&envelope, self.connection.dress);
+            let bytes = pending_document(notification, user, self.connection.dress);
             self.connection.outbox.push_pending(
                 notification.id.as_str(),
                 &bytes,

@@ -258,6 +258,7 @@ impl Node {
                 channel: outgoing.channel,
                 position: None,
                 previous_tag: None,
+                stamp: 0,
                 id,
                 kind: outgoing.kind,
                 timestamp_ms: clock::unix_ms(),

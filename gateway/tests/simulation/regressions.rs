@@ -126,11 +126,22 @@ fn a_stream_opened_during_an_outage_resumes_when_it_is_over() {
 
 /// A message that no node of the stage published.
 async fn tell(stage: &Stage, channel: &str, id: &str) {
+    let retention = Some(Retention { size: 1_000, age: Duration::from_secs(3_600) });
+    publish_kept(stage, channel, id, retention).await;
+}
+
+/// The same without history.
+async fn pass(stage: &Stage, id: &str) {
+    publish_kept(stage, FLEETING, id, None).await;
+}
+
+async fn publish_kept(stage: &Stage, channel: &str, id: &str, retention: Option<Retention>) {
     let (backend, _deaf) = stage.cluster().join(NodeId::random());
     let publication = Publication {
         channel: ChannelName::new(channel).expect("a channel name"),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(id).expect("an id"),
         kind: "message".into(),
         timestamp_ms: 1,
@@ -140,7 +151,6 @@ async fn tell(stage: &Stage, channel: &str, id: &str) {
         traceparent: None,
         payload: Payload::from_json("1".to_owned()),
     };
-    let retention = Some(Retention { size: 1_000, age: Duration::from_secs(3_600) });
     let request = Publish { publication, retention, idempotency: None };
     backend.publish(request).await.expect("storage is there");
 }
@@ -222,12 +232,16 @@ async fn poll(stage: &Stage, host: usize, last: &Value) -> Value {
 }
 
 async fn poll_for(stage: &Stage, host: usize, last: &Value, channel: &str, wait: u32) -> Value {
-    let body =
-        json!({"user_id": "ada", "last_poll_id": last, "timeout": wait, "channels": [channel]});
+    let mut body = question(last, wait);
+    body["channels"] = json!([channel]);
     let polled = stage.poll(host, "ada", &body).expect("somebody listens");
     let (status, answer) = polled.answer.await.expect("an answer");
     assert_eq!(status, 200, "{answer}");
     answer
+}
+
+fn question(last: &Value, wait: u32) -> Value {
+    json!({"user_id": "ada", "last_poll_id": last, "timeout": wait, "channels": [FLEETING]})
 }
 
 fn events(answer: &Value) -> Vec<&str> {
@@ -287,6 +301,71 @@ fn what_one_node_heard_for_a_poll_is_told_whole_by_another() {
         let event = &answer["events"][0];
         assert_eq!((&event["message_id"], &event["payload"]), (&json!("f1"), &said), "{answer}");
         assert_eq!(event["id"], answer["last_poll_id"], "an event's id is its number");
+    });
+}
+
+/// What was heard without history waits on where the answer could not be kept; where it was kept and nobody was told, it is
+/// answered again. Once in all cases, here and elsewhere.
+#[test]
+fn an_answer_that_cannot_be_kept_loses_and_doubles_nothing() {
+    for (is_kept, elsewhere) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        story_of(2, async |stage| {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let first = poll(&stage, 0, &json!(0)).await;
+            let asks = question(&first["last_poll_id"], 30);
+            let waits = stage.poll(0, "ada", &asks).expect("somebody listens");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            pass(&stage, "f1").await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if is_kept {
+                stage.stall(true)
+            } else {
+                stage.cut(0, true)
+            }
+            let (status, answer) = waits.answer.await.expect("an answer");
+            assert_eq!((status, &answer["code"]), (503, &json!("UNAVAILABLE")), "{answer}");
+            if is_kept {
+                stage.stall(false)
+            } else {
+                stage.cut(0, false)
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            pass(&stage, "f2").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let (mut last, mut heard) = (first["last_poll_id"].clone(), Vec::new());
+            for _ in 0..3 {
+                let answer = poll(&stage, elsewhere, &last).await;
+                heard.extend(events(&answer).into_iter().map(str::to_owned));
+                last = answer["last_poll_id"].clone();
+            }
+            assert_eq!(heard, ["f1", "f2"], "kept {is_kept}, asked at {elsewhere}");
+        });
+    }
+}
+
+/// Two nodes held a poll of the same number; one had not heard the first message and answered the second.
+#[test]
+fn an_ear_that_heard_more_says_nothing_behind_its_turn() {
+    story_of(2, async |stage| {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let first = poll(&stage, 0, &json!(0)).await;
+        let asks = question(&first["last_poll_id"], 30);
+        let here = stage.poll(0, "ada", &asks).expect("somebody listens");
+        let there = stage.poll(1, "ada", &asks).expect("somebody listens");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stage.pause(1, true);
+        stage.skip(0, 1);
+        pass(&stage, "f1").await;
+        pass(&stage, "f2").await;
+        let (_, answer) = here.answer.await.expect("an answer");
+        assert_eq!(events(&answer), ["f2"]);
+        stage.pause(1, false);
+        let (_, same) = there.answer.await.expect("an answer");
+        assert_eq!(same["events"], answer["events"]);
+        pass(&stage, "f3").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let next = poll(&stage, 0, &answer["last_poll_id"]).await;
+        assert_eq!(events(&next), ["f3"], "{next}");
     });
 }
 

@@ -6,7 +6,7 @@ use carillon_protocol::{ChannelName, ConnectionId, Publication, UserId, time};
 use redis::Cmd;
 
 use super::telling::TOGETHER;
-use super::{keys, message, node_index};
+use super::{keys, node_index};
 use crate::application::{self, INBOUND_MAX};
 use crate::redis::scripts::{self, Source};
 use crate::redis::{Inner, answer};
@@ -51,7 +51,7 @@ impl Inner {
         announcement: Option<&Publication>,
         user: &UserId,
     ) -> Result<Joined, BrokerError> {
-        let body = announcement.map(message).unwrap_or_default();
+        let body = announcement.map(Publication::to_body).unwrap_or_default();
         let channel =
             announcement.map(|_| self.shared.names.publications(resource)).unwrap_or_default();
         let id = announcement.map_or("", |announcement| announcement.id.as_str());
@@ -91,7 +91,7 @@ impl Inner {
         let channel = self.shared.names.publications(resource);
         let mut leave = self.change_script(&scripts::PRESENCE_LEAVE, resource);
         leave.arg(holder).arg(user.as_str()).arg(last_seen_ms.max(0));
-        leave.arg(message(&head)).arg(channel).arg(self.layout.publish_verb());
+        leave.arg(head.to_body()).arg(channel).arg(self.layout.publish_verb());
         let data = application::member_data(resource, "");
         let data = data.trim_end_matches('}');
         leave.arg(event).arg(time::rfc3339(presence::unix_ms())).arg(data).arg(INBOUND_MAX);

@@ -13,6 +13,7 @@ fn dispatch(number: usize, bytes: usize) -> Dispatch {
         channel: ChannelName::new("metrics.load").expect("a channel"),
         position: None,
         previous_tag: None,
+        stamp: 0,
         id: MessageId::new(&format!("m{number}")).expect("an id"),
         kind: "message".into(),
         timestamp_ms: 0,

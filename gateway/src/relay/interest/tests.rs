@@ -21,6 +21,7 @@ fn publication(position: Position, previous: Tag) -> Publication {
         channel: room(),
         position: Some(position),
         previous_tag: Some(previous),
+        stamp: 0,
         id: MessageId::new("m").expect("an id"),
         kind: "message".into(),
         timestamp_ms: 0,

@@ -9,14 +9,14 @@ use bytes::Bytes;
 use carillon_broker_client::{NewPollPage, PollPage, Target};
 use carillon_protocol::UserId;
 use carillon_protocol::envelope::Refusal;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{self, EVENTS_MAX, Event, Gathered, Look};
 use super::held::Woken;
-use super::merge::Stretch;
+use super::merge::{Heard, Stretch};
 use super::origin::begin;
-use super::page::{self, Page, Step};
+use super::page::{self, Page, Place, Step};
+use super::pending;
 use super::question::Question;
 use super::rate::Toll;
 use super::seat::{Credentials, Seat, Sitting};
@@ -88,33 +88,47 @@ pub(super) async fn answer(
             replies = Some(Box::pin(sender.send(messages)).await);
         }
     }
+    let fleeting = seat.channels.is_fleeting();
+    let waits =
+        seat.origin.answered.is_none() && seat.origin.recovered && Instant::now() < deadline;
+    if (waits || fleeting) && seat.held.is_deaf() {
+        // Listen before the look: what is published between the two is found by it, and what comes after it
+        // wakes us. The other order would lose it.
+        Box::pin(seat.held.listen(&seat.channels.heard)).await?;
+    }
+    let id = seat.origin.id;
+    // A client that goes away in the middle, or is refused, asks again with the same number.
+    sitting.leaves_as = Some(id).filter(|id| fleeting && *id > 0);
+    let seat = sitting.seat();
+    let rest = std::mem::take(&mut seat.origin.rest);
+    let is_split = !rest.is_empty();
+    if is_new && (fleeting || is_split) {
+        // Only now the former poll's ear is closed: what both hear is recognised. And only when its shard is where
+        // this one's was: what this ear came too late for is still on its way to the other.
+        node.hub.caught_up().await;
+        let mut former = Box::pin(lingering(node, user, id)).await;
+        former.push(rest);
+        seat.held.hear_first(former, &seat.channels.heard);
+    }
     let again = match before {
         Some(before) => Box::pin(repeat(node, claims, seat, before)).await?,
         None => None,
     };
-    let fleeting = seat.channels.is_fleeting();
     let answer = match again {
         Some(answer) => answer,
         None => {
-            let waits = seat.origin.recovered && Instant::now() < deadline;
-            if (waits || fleeting) && seat.held.is_deaf() {
-                // Listen before the look: what is published between the two is found by it, and what comes after it
-                // wakes us. The other order would lose it.
-                Box::pin(seat.held.listen(&seat.channels.heard)).await?;
-            }
-            let id = seat.origin.id;
-            // A client that goes away in the middle asks again with the same number.
-            sitting.leaves_as = Some(id).filter(|id| fleeting && *id > 0);
-            let seat = sitting.seat();
-            if fleeting && is_new {
-                // Only now the former poll's ear is closed: what both hear is recognised. And only when its shard is where
-                // this one's was: what this ear came too late for is still on its way to the other.
-                node.hub.caught_up().await;
-                let former = Box::pin(lingering(node, user, id)).await;
-                seat.held.hear_first(former, &seat.channels.heard);
-            }
-            let paced = replies.is_none();
-            read(node, claims, (seat, &mut *toll), deadline, (waits, paced)).await?
+            let found = match seat.origin.pending && !is_split {
+                true => Box::pin(pending::find(node, user, seat)).await?,
+                false => None,
+            };
+            let gathered = match found {
+                Some(found) => found,
+                None => {
+                    look(node, claims, (seat, &mut *toll), deadline, (waits, replies.is_none()))
+                        .await?
+                }
+            };
+            keep(node, claims, seat, toll, gathered).await?
         }
     };
     let seat = sitting.seat();
@@ -146,8 +160,8 @@ async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Stretch> {
     // As text: a value would come back with its keys in another order, and numbers rounded.
     let answers = node.cluster.ask::<Vec<Vec<String>>>(&Target::All, question).await;
     let stretches = answers.unwrap_or_default().into_iter().flatten();
-    let read = |document| RawValue::from_string(document).ok();
-    stretches.map(|stretch| stretch.into_iter().filter_map(read).collect()).collect()
+    let read = |text: String| Heard::read(text.as_bytes());
+    stretches.map(|stretch| stretch.into_iter().flat_map(read).collect()).collect()
 }
 
 /// The answer that this question had before, if it had one and history still holds it.
@@ -166,18 +180,19 @@ async fn repeat(
         return Ok(None);
     };
     seat.goes_on = false;
+    seat.held.was_answered(&page);
     let mut answer = Answer::of(&kept, &page, events);
     if origin.wishes != before && origin.wishes != page.wishes {
         // The messages that came with the question now were not there when it was answered: they hold from its end on.
         let last = answer.last_poll_id;
-        if let Some((mut cursor, twins)) = page.at(&kept, last) {
+        if let Some(Place { mut cursor, twins, .. }) = page.at(&kept, last) {
             for (channel, position) in origin.cursor.positions() {
                 if cursor.get(channel.as_str()).is_none() {
                     cursor.set(channel, *position);
                 }
             }
             let mut next = Page::new(&cursor, &cursor, Vec::new(), page.more, true, twins);
-            next.wishes = origin.wishes.clone();
+            (next.wishes, next.pending) = (origin.wishes.clone(), page.pending);
             let question = page::question(last, &seat.named);
             let new = NewPollPage { question, after: last, count: 1, body: next.to_text() };
             let kept = node.broker.keep_poll_page(&claims.user, new).await;
@@ -188,13 +203,13 @@ async fn repeat(
 }
 
 /// Reads what is new; where it `waits`, waits when there is nothing, and with one that is `paced` also for what comes soon.
-async fn read(
+async fn look(
     node: &Node,
     claims: &Claims,
     (seat, toll): (&mut Seat, &mut Toll),
     deadline: Instant,
     (waits, paced): (bool, bool),
-) -> Result<Answer, Refusal> {
+) -> Result<Gathered, Refusal> {
     let next = seat.paced_until().filter(|_| paced);
     let mut look = if waits { Look::Here } else { Look::Storage };
     let mut gathered;
@@ -205,7 +220,7 @@ async fn read(
             break;
         }
         let now = Instant::now();
-        if gathered.is_empty() && seat.held.waiting() == 0 {
+        if gathered.is_empty() && !seat.held.is_waiting(&seat.origin.cursor) {
             if toll.is_owed() {
                 // Nothing would be answered before: by then there may be something, and one step does for both.
                 if let Some(next) = next.filter(|next| *next > now && *next < deadline) {
@@ -237,9 +252,7 @@ async fn read(
             break;
         }
     }
-    gathered.events.extend(seat.held.heard(EVENTS_MAX - gathered.events.len()));
-    gathered.more |= seat.held.waiting() > 0;
-    keep(node, claims, seat, toll, gathered).await
+    Ok(gathered)
 }
 
 async fn gather(node: &Node, seat: &Seat, look: Look) -> Result<Gathered, Refusal> {
@@ -250,7 +263,8 @@ async fn gather(node: &Node, seat: &Seat, look: Look) -> Result<Gathered, Refusa
     gathered.map_err(|error| node.broker_refusal(&error))
 }
 
-/// Keeps what the answer's numbers stand for.
+/// Adds what was heard and keeps what the answer's numbers stand for. Until that is done, what was heard waits on: the same
+/// question may be asked again.
 async fn keep(
     node: &Node,
     claims: &Claims,
@@ -258,7 +272,12 @@ async fn keep(
     toll: &mut Toll,
     gathered: Gathered,
 ) -> Result<Answer, Refusal> {
-    let Gathered { events, end, more, recovered, twins, notifications } = gathered;
+    let Gathered { mut events, mut end, more, recovered, twins, notifications, pending } = gathered;
+    let (heard, looked_at, is_all) = seat.held.heard(&mut end, EVENTS_MAX - events.len());
+    events.extend(heard);
+    // The last of what is pending was found when there was no more of it.
+    let is_pending = seat.origin.pending && (pending.is_empty() || more);
+    let has_more = more || is_pending || !is_all || events.len() >= EVENTS_MAX;
     let origin = &mut seat.origin;
     let recovered = recovered && origin.recovered;
     if events.is_empty() && origin.kept && end == origin.cursor {
@@ -266,17 +285,12 @@ async fn keep(
             toll.pay(node, &claims.user, None).await?;
         }
         let last_poll_id = origin.id;
-        return Ok(Answer {
-            events: Vec::new(),
-            first_id: 0,
-            last_poll_id,
-            has_more: more,
-            recovered,
-        });
+        return Ok(Answer { events: Vec::new(), first_id: 0, last_poll_id, has_more, recovered });
     }
     let steps = events.iter().map(|event| event.step.clone()).collect();
-    let mut page = Page::new(&origin.cursor, &end, steps, more, recovered, twins);
+    let mut page = Page::new(&origin.cursor, &end, steps, has_more, recovered, twins);
     page.wishes = origin.wishes.clone();
+    page.pending = is_pending;
     let new = NewPollPage {
         question: page::question(origin.id, &seat.named),
         after: origin.after,
@@ -286,12 +300,14 @@ async fn keep(
     let kept = toll.keep(node, &claims.user, new.clone()).await?;
     // The other answer to the same question, where there is one, holds them as well.
     notifications.iter().for_each(|notification| node.courier.delivered(notification));
+    pending::mark(node, &claims.user, &pending).await;
     // The others were counted when they were heard.
     let read = events.iter().filter(|event| matches!(event.step, Step::Kept(..))).count();
     node.metrics.delivered(read as u64);
     if kept.body == new.body {
+        seat.held.answered(looked_at);
         let answer = Answer::of(&kept, &page, events);
-        origin.goes_on(answer.last_poll_id, end, page.twins);
+        origin.goes_on(answer.last_poll_id, end, page);
         return Ok(answer);
     }
     seat.goes_on = false;
@@ -303,6 +319,7 @@ async fn keep(
                 .await
                 .map_err(|error| node.broker_refusal(&error))?
     {
+        seat.held.was_answered(&other);
         return Ok(Answer::of(&kept, &other, events));
     }
     let kept = node
@@ -310,6 +327,7 @@ async fn keep(
         .keep_poll_page(&claims.user, NewPollPage { question: String::new(), ..new })
         .await;
     let kept = kept.map_err(|error| node.broker_refusal(&error))?;
+    seat.held.answered(looked_at);
     Ok(Answer::of(&kept, &page, events))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_broker_client::{BrokerError, Start};
+use carillon_broker_client::{BrokerError, NotificationId, Start};
 use carillon_protocol::{ChannelName, ConnectionId, Cursor, Filter, Position, Publication};
 use futures_util::future::try_join_all;
 
@@ -77,6 +77,8 @@ pub(super) struct Gathered {
     pub(super) twins: Vec<u64>,
     /// Notifications among the events: with the answer the user has them.
     pub(super) notifications: Vec<Arc<Dispatch>>,
+    /// The same, where they were pending.
+    pub(super) pending: Vec<NotificationId>,
 }
 
 impl Gathered {
@@ -287,10 +289,16 @@ fn merge(
                 twins.pop_front();
             }
         }
-        let document = document_of(&dispatch, listener, &ids);
         if is_notification(publication) {
+            let id = hash(publication.id.as_str());
+            if let Some(at) = twins.iter().position(|twin| *twin == id) {
+                // It was pending when these polls began.
+                twins.remove(at);
+                continue;
+            }
             notifications.push(Arc::clone(&dispatch));
         }
+        let document = document_of(&dispatch, listener, &ids);
         bytes += document.len();
         events.push(Event { step: Step::Kept(index, position.offset, position.tag), document });
     }
@@ -303,7 +311,8 @@ fn merge(
         more |= !lane.publications.is_empty() || lane.moved.is_some() || !lane.exhausted;
     }
     more |= events.len() >= events_max;
-    Gathered { events, end, more, recovered, twins: twins.into(), notifications }
+    let (twins, pending) = (twins.into(), Vec::new());
+    Gathered { events, end, more, recovered, twins, notifications, pending }
 }
 
 fn document_of(dispatch: &Dispatch, listener: &Connection, ids: &[Box<str>]) -> Bytes {
@@ -329,7 +338,7 @@ fn heard_elsewhere(
     })
 }
 
-fn hash(id: &str) -> u64 {
+pub(super) fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }
@@ -370,7 +379,9 @@ pub(super) async fn again(
     let mut events = Vec::with_capacity(page.steps.len());
     for step in &page.steps {
         let document = match step {
-            Step::Heard(document) => Bytes::copy_from_slice(document.get().as_bytes()),
+            Step::Heard(document) | Step::Passing(_, _, document) => {
+                Bytes::copy_from_slice(document.get().as_bytes())
+            }
             Step::Moved(index, position, reason) => {
                 let Some((channel, _)) = from.positions().get(*index) else { return Ok(None) };
                 resync(listener, channel, reason, *position)

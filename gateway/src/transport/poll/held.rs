@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
-use carillon_protocol::{ChannelName, Profile, UserId};
+use carillon_protocol::{ChannelName, Cursor, Profile, UserId};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -17,13 +17,13 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::gather::{Event, Listened};
-use super::merge::{Stretch, merged};
-use super::page::Step;
+use super::merge::{Heard, Stretch, merged, passed};
+use super::page::{Page, Step};
 use crate::auth::Claims;
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
 use crate::connection::{Connection, Transport};
-use crate::dispatch::{Dress, Medium};
+use crate::dispatch::{Dress, Medium, NOTIFICATIONS};
 use crate::hub::{Labels, Subscription, SubscriptionKey};
 use crate::node::Node;
 use crate::relay::ChannelTraits;
@@ -36,8 +36,8 @@ pub(crate) struct Held {
     keys: Vec<(ChannelName, SubscriptionKey)>,
     /// Where a message of this poll joined: who joins gets the list, the others hear of it.
     pub(super) own_joins: Vec<ChannelName>,
-    /// Documents heard on channels without history.
-    heard: Vec<Box<RawValue>>,
+    /// What was heard on channels without history and is not known to be answered.
+    heard: Stretch,
 }
 
 /// Why a wait ended.
@@ -188,22 +188,25 @@ impl Held {
         }
     }
 
-    /// How many events of channels without history wait.
-    pub(super) fn waiting(&mut self) -> usize {
+    /// Whether events of channels without history wait; what is not later than the cursor goes.
+    pub(super) fn is_waiting(&mut self, cursor: &Cursor) -> bool {
         self.absorb();
-        self.heard.len()
+        self.heard.retain(|heard| heard.follows(cursor));
+        !self.heard.is_empty()
     }
 
-    /// Puts what another node or a former poll heard before what this one did; each once.
-    pub(super) fn hear_first(&mut self, former: Vec<Stretch>, channels: &[Listened]) {
+    /// Joins what another node or a former poll heard to what this one did; each once.
+    pub(super) fn hear_first(&mut self, mut former: Vec<Stretch>, channels: &[Listened]) {
         self.absorb();
-        let wanted = |document: &RawValue| {
-            let head = serde_json::from_str::<Head<'_>>(document.get()).ok();
-            let channel = head.and_then(|head| head.channel.map(Cow::into_owned));
-            channel.is_none_or(|name| channels.iter().any(|heard| heard.channel.as_str() == name))
+        let wanted = |heard: &Heard| {
+            heard.place().is_none_or(|(name, _)| {
+                name.as_str() == NOTIFICATIONS
+                    || channels.iter().any(|listened| listened.channel == *name)
+            })
         };
-        let former = merged(former).into_iter().filter(|document| wanted(document)).collect();
-        self.heard = merged(vec![former, std::mem::take(&mut self.heard)]);
+        former.iter_mut().for_each(|stretch| stretch.retain(wanted));
+        former.push(std::mem::take(&mut self.heard));
+        self.heard = merged(former);
     }
 
     /// Another poll goes on with it.
@@ -213,22 +216,53 @@ impl Held {
     }
 
     /// Everything that was heard on channels without history and not answered.
-    pub(crate) fn documents(&mut self) -> Vec<Box<RawValue>> {
+    pub(crate) fn into_heard(mut self) -> Stretch {
         self.absorb();
         std::mem::take(&mut self.heard)
     }
 
-    /// Events of channels without history, at most so many.
-    pub(super) fn heard(&mut self, events_max: usize) -> Vec<Event> {
+    /// Events of channels without history, at most so many, each later than those before it: they move the cursor. They stay
+    /// until they are [`answered`](Self::answered); how many of what waits they stand for, and whether that is all.
+    pub(super) fn heard(
+        &mut self,
+        cursor: &mut Cursor,
+        events_max: usize,
+    ) -> (Vec<Event>, usize, bool) {
         self.absorb();
-        let count = self.heard.len().min(events_max);
-        self.heard
-            .drain(..count)
-            .map(|document| Event {
-                document: Bytes::copy_from_slice(document.get().as_bytes()),
-                step: Step::Heard(document),
-            })
-            .collect()
+        let (mut events, mut looked_at) = (Vec::new(), 0);
+        for heard in &self.heard {
+            if events.len() == events_max {
+                break;
+            }
+            looked_at += 1;
+            if !heard.follows(cursor) {
+                continue;
+            }
+            let document = heard.document();
+            let step = match heard.place() {
+                Some((channel, stamp)) => {
+                    cursor.set(channel, passed(stamp));
+                    Step::Passing(channel.clone(), stamp, document.to_owned())
+                }
+                None => Step::Heard(document.to_owned()),
+            };
+            events
+                .push(Event { document: Bytes::copy_from_slice(document.get().as_bytes()), step });
+        }
+        (events, looked_at, looked_at == self.heard.len())
+    }
+
+    /// The first so many of what waits were answered.
+    pub(super) fn answered(&mut self, looked_at: usize) {
+        self.heard.drain(..looked_at);
+    }
+
+    /// What a page holds was answered although nobody said so; the rest is known by its cursor.
+    pub(super) fn was_answered(&mut self, page: &Page) {
+        self.heard.retain(|heard| {
+            let same = |step: &Step| matches!(step, Step::Heard(document) if document.get() == heard.document().get());
+            heard.place().is_some() || !page.steps.iter().any(same)
+        });
     }
 
     fn is_own_join(&self, head: &Head<'_>, document: &RawValue) -> bool {
@@ -248,18 +282,18 @@ impl Held {
     }
 
     fn take(&mut self, documents: &[u8]) {
-        for document in serde_json::Deserializer::from_slice(documents).into_iter::<Box<RawValue>>()
-        {
-            let Ok(document) = document else { return };
-            let Ok(head) = serde_json::from_str::<Head<'_>>(document.get()) else { continue };
-            // With a position it is in history and will be read there, whole and in order.
-            let bytes: usize = self.heard.iter().map(|heard| heard.get().len()).sum();
-            if self.is_own_join(&head, &document) {
+        let bytes_max = self.node.config.load().limits.queue_bytes_max();
+        let length = |heard: &Heard| heard.document().get().len();
+        let mut bytes: usize = self.heard.iter().map(length).sum();
+        for heard in Heard::read(documents) {
+            let Ok(head) = serde_json::from_str::<Head<'_>>(heard.document().get()) else {
                 continue;
-            }
-            let room = bytes < self.node.config.load().limits.queue_bytes_max();
-            if head.offset.is_none() && head.kind != "resync" && room {
-                self.heard.push(document);
+            };
+            // With a position it is in history and will be read there, whole and in order.
+            let passes = head.offset.is_none() && head.kind != "resync";
+            if passes && bytes < bytes_max && !self.is_own_join(&head, heard.document()) {
+                bytes += length(&heard);
+                self.heard.push(heard);
             }
         }
     }

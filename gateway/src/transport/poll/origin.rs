@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::gather::Listened;
 use super::held::Held;
-use super::page::{self, Page, Wishes};
+use super::merge::Stretch;
+use super::page::{self, Page, Place, Wishes};
 use super::question::Question;
 use crate::auth::Claims;
 use crate::clock;
@@ -32,6 +33,10 @@ pub(super) struct Origin {
     pub(super) after: u64,
     pub(super) cursor: Cursor,
     pub(super) twins: Vec<u64>,
+    /// What the number's page holds behind it that is nowhere else.
+    pub(super) rest: Stretch,
+    /// Notifications may be pending that the user was not sent.
+    pub(super) pending: bool,
     /// What former polls asked for by messages.
     pub(super) wishes: Wishes,
     /// Whether `id` stands for exactly this.
@@ -51,6 +56,8 @@ impl Origin {
             after: Some(asked).filter(|asked| *asked <= newest).unwrap_or(0),
             cursor,
             twins: Vec::new(),
+            rest: Vec::new(),
+            pending: true,
             wishes: Wishes::default(),
             kept: false,
             recovered,
@@ -61,8 +68,9 @@ impl Origin {
 
 impl Origin {
     /// The answer that was given leads here.
-    pub(super) fn goes_on(&mut self, id: u64, cursor: Cursor, twins: Vec<u64>) {
-        (self.id, self.after, self.cursor, self.twins) = (id, id, cursor, twins);
+    pub(super) fn goes_on(&mut self, id: u64, cursor: Cursor, page: Page) {
+        (self.id, self.after, self.cursor) = (id, id, cursor);
+        (self.twins, self.pending) = (page.twins, page.pending);
         (self.kept, self.recovered) = (true, true);
     }
 }
@@ -244,14 +252,25 @@ pub(super) async fn find(
             id = kept.first_id;
             continue;
         }
-        let at = state.origin.and_then(read).and_then(|(kept, page)| {
-            let (cursor, twins) = page.at(&kept, id)?;
-            Some((cursor, twins, page.wishes))
-        });
+        let at = state
+            .origin
+            .and_then(read)
+            .and_then(|(kept, page)| Some((page.at(&kept, id)?, page.pending, page.wishes)));
         return Ok(match at {
-            Some((cursor, twins, wishes)) => {
+            Some((Place { cursor, twins, rest }, pending, wishes)) => {
                 let (after, kept, recovered) = (id, true, true);
-                Origin { id, after, cursor, twins, wishes, kept, recovered, answered }
+                Origin {
+                    id,
+                    after,
+                    cursor,
+                    twins,
+                    rest,
+                    pending,
+                    wishes,
+                    kept,
+                    recovered,
+                    answered,
+                }
             }
             None => Origin::fresh(id, Cursor::default(), false),
         });

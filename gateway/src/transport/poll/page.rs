@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha1::{Digest, Sha1};
 
+use super::merge::{Heard, Stretch, passed};
+
 /// Most channels whose positions a cursor carries on although a poll did not ask for them.
 const CARRIED_MAX: usize = 64;
-/// Entity events remembered from one page to the next, to drop twins (R14).
-pub(super) const TWINS_MAX: usize = 64;
+/// Entity events remembered from one page to the next, to drop twins (R14), and notifications that were sent as pending.
+pub(super) const TWINS_MAX: usize = 128;
 
 /// How one event moves the cursor. Numbers of channels count the positions of the page's cursor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -19,9 +21,12 @@ pub(super) enum Step {
     /// A publication that history holds: channel, offset, tag.
     #[serde(rename = "k")]
     Kept(usize, u64, Tag),
-    /// Heard on a channel without history: the document.
+    /// Without a position: the document.
     #[serde(rename = "h")]
     Heard(Box<RawValue>),
+    /// Heard on a channel without history: the channel as the client knows it, the message's stamp, the document.
+    #[serde(rename = "p")]
+    Passing(ChannelName, u64, Box<RawValue>),
     /// A channel goes on elsewhere: channel, place and reason.
     #[serde(rename = "m")]
     Moved(usize, Position, String),
@@ -87,12 +92,25 @@ pub(super) struct Page {
     /// Nothing was lost before it.
     #[serde(rename = "r")]
     pub(super) recovered: bool,
-    /// Hashes of the entity events up to its end.
+    /// Hashes of the entity events up to its end, and of what was sent as pending.
     #[serde(rename = "t", skip_serializing_if = "Vec::is_empty", default)]
     pub(super) twins: Vec<u64>,
     /// What the polls that go on from here ask for without saying so.
     #[serde(rename = "w", skip_serializing_if = "Wishes::is_empty", default)]
     pub(super) wishes: Wishes,
+    /// Behind its end, notifications may be pending that the user was not sent.
+    #[serde(rename = "p", skip_serializing_if = "std::ops::Not::not", default)]
+    pub(super) pending: bool,
+}
+
+/// What one of a page's ids stands for.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) cursor: Cursor,
+    /// Entity events and notifications known there.
+    pub(super) twins: Vec<u64>,
+    /// What the page holds behind it that is nowhere else.
+    pub(super) rest: Stretch,
 }
 
 impl Page {
@@ -114,6 +132,7 @@ impl Page {
             recovered,
             twins,
             wishes: Wishes::default(),
+            pending: false,
         }
     }
 
@@ -132,17 +151,26 @@ impl Page {
         Cursor::parse(&self.from).ok()
     }
 
-    /// The cursor that one of its ids stands for, and the twins known there.
-    pub(super) fn at(&self, kept: &PollPage, id: u64) -> Option<(Cursor, Vec<u64>)> {
+    /// What one of its ids stands for.
+    pub(super) fn at(&self, kept: &PollPage, id: u64) -> Option<Place> {
         if id + 1 >= kept.first_id + kept.count {
             let end = self
                 .end
                 .as_ref()
                 .map_or_else(|| self.after(self.steps.len()), |end| Cursor::parse(end).ok());
-            return Some((end?, self.twins.clone()));
+            return Some(Place { cursor: end?, twins: self.twins.clone(), rest: Vec::new() });
         }
         let events = usize::try_from(id.checked_sub(kept.first_id)?).ok()? + 1;
-        Some((self.after(events)?, Vec::new()))
+        let behind = self.steps.get(events..).unwrap_or_default();
+        let rest = behind.iter().filter_map(|step| match step {
+            Step::Heard(document) => Some(Heard::of(document.clone())),
+            Step::Passing(_, stamp, document) => Some(Heard::stamped(*stamp, document.clone())),
+            Step::Kept(..) | Step::Moved(..) => None,
+        });
+        // Twins of what will be read again are not known yet.
+        let is_kept = |step: &Step| matches!(step, Step::Kept(..));
+        let twins = if behind.iter().any(is_kept) { Vec::new() } else { self.twins.clone() };
+        Some(Place { cursor: self.after(events)?, twins, rest: rest.collect() })
     }
 
     fn after(&self, events: usize) -> Option<Cursor> {
@@ -163,6 +191,7 @@ fn led(from: &Cursor, steps: &[Step]) -> Option<Cursor> {
                 cursor.set(channel, Position { epoch, offset: *offset, tag: *tag });
             }
             Step::Moved(index, position, _) => cursor.set(channel(*index)?, *position),
+            Step::Passing(channel, stamp, _) => cursor.set(channel, passed(*stamp)),
             Step::Heard(_) => {}
         }
     }

@@ -149,8 +149,8 @@ impl Seat {
     }
 
     /// Ends it; what it heard on channels without history.
-    pub(crate) fn into_heard(mut self) -> Stretch {
-        self.held.documents()
+    pub(crate) fn into_heard(self) -> Stretch {
+        self.held.into_heard()
     }
 
     /// When the next answer is given, at the earliest, that has to be waited for.

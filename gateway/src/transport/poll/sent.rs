@@ -130,6 +130,7 @@ impl Sender<'_> {
             wishes.subscribed.push(Subscribed { name, filter });
         });
         let position = self.origin.cursor.get(named.channel.as_str());
+        let position = position.filter(|_| traits.history_age.is_some());
         self.answer(subscribed(&named.label, traits, position, recovered, count), correlation);
         Ok(())
     }

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::{Asked, Client, Mood, PATIENCE};
 use crate::records::Record;
-use crate::scene::FLEETING;
 
 /// Longest that a poll is asked to be held, seconds.
 const HELD_SECONDS_MAX: f64 = 2.0;
@@ -105,7 +104,7 @@ impl Client {
         let refused = answer["recovered"] == json!(false)
             && !list("events").iter().any(|event| event["type"] == "resync");
         for channel in self.character.wants.clone() {
-            if first || channel == FLEETING {
+            if first {
                 let (since, place, reason) = (None, None, "poll".to_owned());
                 self.log.push(Record::Subscribed {
                     client,

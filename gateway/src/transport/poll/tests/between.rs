@@ -202,6 +202,75 @@ async fn a_user_is_online_while_any_poll_is_held_and_no_connection_for_the_limit
     nodes.stop().await;
 }
 
+fn titles(answer: &Value) -> Vec<&str> {
+    payloads(answer).iter().map(|payload| payload["title"].as_str().unwrap_or_default()).collect()
+}
+
+/// Returns when so many notifications went through ann's stream.
+async fn carried(nodes: &Nodes, count: u64) {
+    let stream = ChannelName::user_stream("ann").expect("a channel");
+    let deadline = Instant::now() + PATIENCE;
+    while nodes.node(0).broker.tops(std::slice::from_ref(&stream)).await.expect("tops")[0].offset
+        < count
+    {
+        assert!(Instant::now() < deadline, "it was never carried");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_polls_begins_with_what_is_pending_and_tells_each_once() {
+    const ALL: usize = 230;
+    /// Of these the live message comes after the pending one.
+    const LATE: usize = 210;
+    let nodes = Nodes::start(2, FREE).await;
+    let user = UserId::new("ann").expect("a user");
+    let store = &nodes.node(0).notifications;
+    for index in 0..ALL {
+        let new = NewNotification::new(format!("n{index}"), "text", vec![user.clone()]);
+        store.create(new).await.expect("stored");
+        if index == LATE {
+            nodes.node(0).courier.kick();
+            carried(&nodes, LATE as u64).await;
+        }
+    }
+    let numbers =
+        |range: std::ops::Range<usize>| range.map(|index| format!("n{index}")).collect::<Vec<_>>();
+    let first = nodes.poll(0, "timeout=30").await;
+    assert_eq!(titles(&first), numbers(0..100));
+    assert_eq!(first["has_more"], json!(true));
+    // The client kept sixty of them; it asks elsewhere, and again where an answer was lost.
+    let kept = &events(&first)[59]["id"];
+    let rest = nodes.poll(1, &format!("last_poll_id={kept}")).await;
+    assert_eq!((titles(&rest), rest["has_more"].clone()), (vec_of(&numbers(60..100)), json!(true)));
+    let next = format!("last_poll_id={}", last_id(&rest));
+    let second = nodes.poll(0, &next).await;
+    assert_eq!(titles(&second), numbers(100..200));
+    assert_eq!(nodes.poll(1, &next).await["events"], second["events"], "a lost answer");
+    nodes.node(0).courier.kick();
+    carried(&nodes, ALL as u64).await;
+    let third = nodes.poll(0, &format!("last_poll_id={}", last_id(&second))).await;
+    assert_eq!(
+        (titles(&third), third["has_more"].clone()),
+        (vec_of(&numbers(200..ALL)), json!(false))
+    );
+    assert_eq!(store.pending(&user, 1).await.expect("read"), []);
+    nodes.publish(0, "user:ann", "message", &json!({"title": "live"})).await;
+    let mut last = last_id(&third);
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|title| title != "live") {
+        let answer = nodes.poll(1, &format!("last_poll_id={last}")).await;
+        heard.extend(titles(&answer).into_iter().map(str::to_owned));
+        last = last_id(&answer);
+    }
+    assert_eq!(heard, ["live"]);
+    nodes.stop().await;
+}
+
+fn vec_of(titles: &[String]) -> Vec<&str> {
+    titles.iter().map(String::as_str).collect()
+}
+
 #[tokio::test]
 async fn a_poll_marks_what_it_brings() {
     let nodes = Nodes::start(1, FREE).await;
@@ -215,23 +284,20 @@ async fn a_poll_marks_what_it_brings() {
     let pending =
         async || nodes.node(0).notifications.pending(&user, 1_000).await.expect("read").len();
     create("before").await;
-    let answer = nodes.poll(0, "timeout=0").await;
-    assert_eq!((events(&answer).len(), pending().await), (0, 1), "it starts now (R31)");
+    carried(&nodes, 1).await;
+    let answer = nodes.poll(0, "timeout=30").await;
+    assert_eq!(titles(&answer), ["before"], "at once");
+    assert_eq!((&events(&answer)[0]["channel"], pending().await), (&json!("notifications"), 0));
+    assert_eq!(events(&nodes.poll(0, "timeout=0").await).len(), 0, "it has been delivered");
 
     // What is read from history without being waited for is marked as well.
     create("later").await;
-    let stream = ChannelName::user_stream("ann").expect("a channel");
-    let deadline = Instant::now() + PATIENCE;
-    while nodes.node(0).broker.tops(std::slice::from_ref(&stream)).await.expect("tops")[0].offset
-        < 2
-    {
-        assert!(Instant::now() < deadline, "it was never carried");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(pending().await, 2);
+    carried(&nodes, 2).await;
+    assert_eq!(pending().await, 1);
     let answer = nodes.poll(0, &format!("last_poll_id={}", last_id(&answer))).await;
-    assert_eq!(events(&answer).last().expect("an event")["payload"]["title"], json!("later"));
-    while pending().await > 1 {
+    assert_eq!(titles(&answer), ["later"]);
+    let deadline = Instant::now() + PATIENCE;
+    while pending().await > 0 {
         assert!(Instant::now() < deadline, "it stayed pending");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
