@@ -364,9 +364,32 @@ fn an_ear_that_heard_more_says_nothing_behind_its_turn() {
         assert_eq!(same["events"], answer["events"]);
         pass(&stage, "f3").await;
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let next = poll(&stage, 0, &answer["last_poll_id"]).await;
+        let next = poll(&stage, 1, &answer["last_poll_id"]).await;
         assert_eq!(events(&next), ["f3"], "{next}");
     });
+}
+
+/// Each of two nodes heard one message for the same polls; a third answers both, in the order of publishing.
+#[test]
+fn what_two_ears_heard_that_share_nothing_is_put_in_order() {
+    for (deaf_first, deaf_then) in [(0, 1), (1, 0)] {
+        story_of(3, async |stage| {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let first = poll(&stage, 0, &json!(0)).await;
+            let asks = question(&first["last_poll_id"], 30);
+            let here = stage.poll(0, "ada", &asks).expect("somebody listens");
+            let there = stage.poll(1, "ada", &asks).expect("somebody listens");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop((here, there));
+            for (id, deaf) in [("f1", deaf_first), ("f2", deaf_then)] {
+                stage.skip(deaf, 1);
+                pass(&stage, id).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let answer = poll(&stage, 2, &first["last_poll_id"]).await;
+            assert_eq!(events(&answer), ["f1", "f2"], "{answer}");
+        });
+    }
 }
 
 #[test]
