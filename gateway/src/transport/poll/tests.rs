@@ -159,11 +159,23 @@ impl Nodes {
     }
 
     async fn publish(&self, index: usize, channel: &str, kind: &str, payload: &Value) {
+        self.publish_as(index, channel, kind, payload, None).await;
+    }
+
+    /// With an id.
+    async fn publish_as(
+        &self,
+        index: usize,
+        channel: &str,
+        kind: &str,
+        payload: &Value,
+        id: Option<&str>,
+    ) {
         let outgoing = Outgoing {
             channel: ChannelName::new(channel).expect("a channel"),
             kind: kind.into(),
             payload: Payload::of(payload),
-            id: None,
+            id: id.map(Into::into),
             idempotency_key: None,
             user_id: None,
             exclude: Exclude::default(),
