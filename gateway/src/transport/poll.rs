@@ -130,7 +130,7 @@ fn respond(rate: Option<Rate>, answer: Result<Vec<u8>, Refusal>) -> Response {
     get, path = "/poll", tag = "Long poll",
     params(
         ("user_id" = String, Query, description = "The token's user"),
-        ("last_poll_id" = Option<u64>, Query, description = "Where the client stopped; 0 starts now"),
+        ("last_poll_id" = Option<u64>, Query, description = "Where the client stopped; 0 starts now, with what is pending first"),
         ("timeout" = Option<f64>, Query, description = "Seconds, at most 30"),
         ("channels" = Option<String>, Query, description = "Channels beside the user's own, comma-separated"),
         ("profile" = Option<String>, Query, description = "Dress of the events"),

@@ -318,16 +318,16 @@ fn an_answer_that_cannot_be_kept_loses_and_doubles_nothing() {
             pass(&stage, "f1").await;
             tokio::time::sleep(Duration::from_millis(10)).await;
             if is_kept {
-                stage.stall(true)
+                stage.stall(true);
             } else {
-                stage.cut(0, true)
+                stage.cut(0, true);
             }
             let (status, answer) = waits.answer.await.expect("an answer");
             assert_eq!((status, &answer["code"]), (503, &json!("UNAVAILABLE")), "{answer}");
             if is_kept {
-                stage.stall(false)
+                stage.stall(false);
             } else {
-                stage.cut(0, false)
+                stage.cut(0, false);
             }
             tokio::time::sleep(Duration::from_secs(2)).await;
             pass(&stage, "f2").await;

@@ -26,7 +26,7 @@ struct Polls;
 pub(super) struct PollSchema {
     /// The token's user.
     user_id: Option<String>,
-    /// Where the client stopped: a number of an earlier answer; 0 starts now.
+    /// Where the client stopped: a number of an earlier answer; 0 starts now, with what is pending first.
     last_poll_id: Option<u64>,
     /// Seconds, at most 30.
     timeout: Option<f64>,

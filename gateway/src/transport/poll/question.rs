@@ -23,7 +23,7 @@ const MESSAGES_MAX: usize = 1_000;
 pub(super) struct Question {
     /// Dress of the answer.
     pub(super) profile: Profile,
-    /// Where the client stopped; 0 starts now.
+    /// Where the client stopped; 0 starts now, with what is pending first.
     pub(super) last_poll_id: u64,
     /// How long it waits.
     pub(super) timeout: Duration,
