@@ -51,6 +51,7 @@ use crate::{
 };
 use arrivals::{Arriving, Departing, Queues};
 use cluster::Cluster;
+use crowd::Crowd;
 use dial::{DialError, Dialer};
 use endpoint::Endpoint;
 use health::{Board, Ears};
@@ -84,8 +85,8 @@ struct Inner {
     held: presence::Held,
     reported: application::Reported,
     queues: Queues,
-    counter: together::Counter,
-    keeper: mpsc::Sender<polls::Keeping>,
+    publishers: together::Publishers,
+    keepers: polls::Keepers,
     stop: CancellationToken,
 }
 
@@ -142,7 +143,8 @@ impl RedisBroker {
             Layout::Servers(Vec::new())
         });
         let (queues, carried) = arrivals::queues();
-        let ((counter, parcels), (keeper, pages)) = (crowd::crowd(), crowd::crowd());
+        let (publishers, published) = Crowd::new(settings.command_timeout);
+        let (keepers, kept) = Crowd::new(settings.command_timeout);
         let inner = Arc::new(Inner {
             shared,
             layout,
@@ -151,13 +153,13 @@ impl RedisBroker {
             held: presence::Held::default(),
             reported: application::Reported::default(),
             queues,
-            counter,
-            keeper,
+            publishers,
+            keepers,
             stop,
         });
         arrivals::spawn(&inner, carried);
-        together::spawn(&inner, parcels);
-        polls::spawn(&inner, pages);
+        together::spawn(&inner, published);
+        polls::spawn(&inner, kept);
         (Self { inner }, receiver)
     }
 

@@ -7,9 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use carillon_protocol::UserId;
 use redis::Value;
-use tokio::sync::{mpsc, oneshot};
 
-use super::crowd::carry;
+use super::crowd::{Asked, Crowd, Waiting, carry};
 use super::names::Names;
 use super::{Inner, RedisBroker, answer, scripts};
 use crate::polls::{
@@ -41,27 +40,38 @@ fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A page that is to be kept, and who waits for it.
+/// A page that is to be kept.
 pub(super) struct Keeping {
     user: UserId,
     limit: Option<PollLimit>,
     page: NewPollPage,
-    reply: oneshot::Sender<Result<CountedPage, BrokerError>>,
 }
 
+type Kept = Result<CountedPage, BrokerError>;
+
+/// Where callers ask for a page to be kept.
+pub(super) type Keepers = Crowd<Keeping, Kept>;
+
 impl Inner {
-    /// Keeps pages whose users' keys are on one server, in one step.
-    async fn keep_pages(&self, keeping: Vec<Keeping>) {
+    /// Keeps pages in one step.
+    async fn keep_asked(&self, asked: Vec<Asked<Keeping, Kept>>) {
+        let (keeping, replies): (Vec<_>, Vec<_>) = asked.into_iter().map(Asked::into_parts).unzip();
+        for (kept, reply) in self.keep_pages(keeping).await.into_iter().zip(replies) {
+            // Whoever gave up asks again with the same number.
+            let _gone = reply.send(kept);
+        }
+    }
+
+    /// Keeps pages whose users' keys are on one server.
+    async fn keep_pages(&self, keeping: Vec<Keeping>) -> Vec<Kept> {
         let kept = self.try_keep(&keeping).await;
         let mut kept = kept.map(Vec::into_iter);
-        for Keeping { limit, page, reply, .. } in keeping {
-            let kept = match &mut kept {
-                Ok(values) => one_kept(limit, page, values),
-                Err(error) => Err(error.clone()),
-            };
-            // Whoever gave up asks again with the same number.
-            let _ = reply.send(kept);
-        }
+        let keeping = keeping.into_iter();
+        let read = |Keeping { limit, page, .. }| match &mut kept {
+            Ok(values) => one_kept(limit, page, values),
+            Err(error) => Err(error.clone()),
+        };
+        keeping.map(read).collect()
     }
 
     async fn try_keep(&self, keeping: &[Keeping]) -> Result<Vec<Value>, BrokerError> {
@@ -89,7 +99,7 @@ fn one_kept(
     page: NewPollPage,
     values: &mut impl Iterator<Item = Value>,
 ) -> Result<CountedPage, BrokerError> {
-    let mut next = || values.next().ok_or_else(|| BrokerError::unavailable("an answer is missing"));
+    let mut next = || values.next().ok_or_else(missing);
     let (count, left, kept) = (answer::read(next()?)?, answer::read(next()?)?, next()?);
     let page = match kept {
         Value::Int(first) => {
@@ -101,16 +111,16 @@ fn one_kept(
     Ok(CountedPage { rate: limit.map(|_| rate(count, left)), page })
 }
 
-fn ended() -> BrokerError {
-    BrokerError::unavailable("the broker is closed")
+fn missing() -> BrokerError {
+    BrokerError::unavailable("an answer is missing")
 }
 
 /// Spawned under the broker's tasks; it must not keep the broker alive.
-pub(super) fn spawn(inner: &Arc<Inner>, waiting: mpsc::Receiver<Keeping>) {
+pub(super) fn spawn(inner: &Arc<Inner>, waiting: Waiting<Keeping, Kept>) {
     let weak = Arc::downgrade(inner);
-    let leave = move |keeping| {
+    let leave = move |asked| {
         let inner = weak.upgrade()?;
-        Some(async move { inner.keep_pages(keeping).await })
+        Some(async move { inner.keep_asked(asked).await })
     };
     inner.shared.tasks.spawn(carry(inner.stop.clone(), waiting, TOGETHER_MAX, leave));
 }
@@ -163,14 +173,11 @@ impl PollStore for RedisBroker {
         limit: Option<PollLimit>,
         page: NewPollPage,
     ) -> Result<CountedPage, BrokerError> {
-        let (reply, kept) = oneshot::channel();
-        let keeping = Keeping { user: user.clone(), limit, page, reply };
+        let keeping = Keeping { user: user.clone(), limit, page };
         if self.inner.layout.is_one_server() {
-            self.inner.keeper.send(keeping).await.map_err(|_| ended())?;
-        } else {
-            self.inner.keep_pages(vec![keeping]).await;
+            return self.inner.keepers.ask(keeping).await?;
         }
-        kept.await.map_err(|_| ended())?
+        self.inner.keep_pages(vec![keeping]).await.pop().unwrap_or_else(|| Err(missing()))
     }
 }
 

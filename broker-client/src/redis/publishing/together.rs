@@ -4,31 +4,24 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
-
 use super::super::Inner;
-use super::super::crowd::carry;
+use super::super::crowd::{Asked, Crowd, Waiting, carry};
 use super::{TOGETHER_MAX, TURN_MAX, may_join};
 use crate::{BrokerError, Publish, Receipt};
 
 type Receipts = Vec<Result<Receipt, BrokerError>>;
 
-/// What one caller wants published, in order, and who waits for it.
-pub(in crate::redis) struct Parcel {
-    requests: Vec<Publish>,
-    reply: oneshot::Sender<Receipts>,
-}
-
-/// Where parcels are given up.
-pub(in crate::redis) type Counter = mpsc::Sender<Parcel>;
+/// Where callers ask for what they want published, in order.
+pub(in crate::redis) type Publishers = Crowd<Vec<Publish>, Receipts>;
 
 impl Inner {
-    /// Publishes one. A caller who gives up does not know whether it happened.
+    /// Publishes one.
     pub(in crate::redis) async fn publish(&self, request: Publish) -> Result<Receipt, BrokerError> {
         if !self.layout.is_one_server() || !may_join(&request) {
             return super::publish(&self.layout, &self.shared.names, &request).await;
         }
-        self.give_up(vec![request]).await.pop().unwrap_or_else(|| Err(super::missing()))
+        let receipts = self.publishers.ask(vec![request]).await?;
+        receipts.into_iter().next().unwrap_or_else(|| Err(super::missing()))
     }
 
     /// Publishes several in their order; an answer each.
@@ -37,42 +30,35 @@ impl Inner {
         if !self.layout.is_one_server() || !is_small || requests.is_empty() {
             return super::publish_batch(&self.layout, &self.shared.names, &requests).await;
         }
-        self.give_up(requests).await
-    }
-
-    async fn give_up(&self, requests: Vec<Publish>) -> Receipts {
         let count = requests.len();
-        let ended = || (0..count).map(|_| Err(BrokerError::unavailable("the broker is closed")));
-        let (reply, answered) = oneshot::channel();
-        if self.counter.send(Parcel { requests, reply }).await.is_err() {
-            return ended().collect();
-        }
-        answered.await.unwrap_or_else(|_| ended().collect())
+        let receipts = self.publishers.ask(requests).await;
+        receipts.unwrap_or_else(|error| (0..count).map(|_| Err(error.clone())).collect())
     }
 
     /// One round trip for all of them.
-    async fn publish_parcels(&self, parcels: Vec<Parcel>) {
-        let mut requests = Vec::with_capacity(parcels.len());
-        let mut replies = Vec::with_capacity(parcels.len());
-        for parcel in parcels {
-            replies.push((parcel.requests.len(), parcel.reply));
-            requests.extend(parcel.requests);
+    async fn publish_asked(&self, asked: Vec<Asked<Vec<Publish>, Receipts>>) {
+        let mut requests = Vec::with_capacity(asked.len());
+        let mut replies = Vec::with_capacity(asked.len());
+        for one in asked {
+            let (own, reply) = one.into_parts();
+            replies.push((own.len(), reply));
+            requests.extend(own);
         }
         let (layout, names) = (&self.layout, &self.shared.names);
         let mut receipts = super::publish_batch(layout, names, &requests).await.into_iter();
         for (count, reply) in replies {
             // Whoever gave up needs no answer.
-            let _ = reply.send(receipts.by_ref().take(count).collect());
+            let _gone = reply.send(receipts.by_ref().take(count).collect());
         }
     }
 }
 
 /// Spawned under the broker's tasks; it must not keep the broker alive.
-pub(in crate::redis) fn spawn(inner: &Arc<Inner>, waiting: mpsc::Receiver<Parcel>) {
+pub(in crate::redis) fn spawn(inner: &Arc<Inner>, waiting: Waiting<Vec<Publish>, Receipts>) {
     let weak = Arc::downgrade(inner);
-    let leave = move |parcels| {
+    let leave = move |asked| {
         let inner = weak.upgrade()?;
-        Some(async move { inner.publish_parcels(parcels).await })
+        Some(async move { inner.publish_asked(asked).await })
     };
     inner.shared.tasks.spawn(carry(inner.stop.clone(), waiting, TURN_MAX, leave));
 }
