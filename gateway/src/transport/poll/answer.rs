@@ -255,12 +255,22 @@ async fn look(
     Ok(gathered)
 }
 
-async fn gather(node: &Node, seat: &Seat, look: Look) -> Result<Gathered, Refusal> {
+async fn gather(node: &Node, seat: &mut Seat, look: Look) -> Result<Gathered, Refusal> {
     let (connection, origin) = (seat.held.connection(), &seat.origin);
     let (channels, from) = (&seat.channels.heard, &origin.cursor);
     let most = (look, EVENTS_MAX);
     let gathered = gather::gather(node, connection, channels, from, &origin.twins, most).await;
-    gathered.map_err(|error| node.broker_refusal(&error))
+    let mut gathered = gathered.map_err(|error| node.broker_refusal(&error))?;
+    let is_moved = |event: &Event| matches!(event.step, Step::Moved(..));
+    if !seat.origin.recovered && gathered.events.iter().any(is_moved) {
+        // The answer says of all its channels that they begin. A `resync` in it would read as if it spoke of one: what was
+        // lost since the tops were read begins where it stands now, like the others.
+        let origin = &mut seat.origin;
+        (origin.cursor, gathered.twins) = (gathered.end.clone(), origin.twins.clone());
+        gathered.events.clear();
+        gathered.notifications.clear();
+    }
+    Ok(gathered)
 }
 
 /// Adds what was heard and keeps what the answer's numbers stand for. Until that is done, what was heard waits on: the same
