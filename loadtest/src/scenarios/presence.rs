@@ -14,8 +14,9 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// What is measured at least: figures of a percent need time.
-const REST_MIN: Duration = Duration::from_secs(10);
+/// What is measured at least: one round of the server's own pings (`heartbeat.interval`). All who connected together are pinged
+/// together; a shorter look has the round in it or not, and that is as much as what it is after.
+const REST_MIN: Duration = Duration::from_secs(30);
 /// Longest wait until everybody's join is acknowledged.
 const JOINED_MAX: Duration = Duration::from_secs(120);
 
