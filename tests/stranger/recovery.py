@@ -1,5 +1,8 @@
 """Who comes back hears exactly what was missed: by position, by cursor, after kill -9."""
 
+import socket
+import time
+
 from harness import wait_until
 
 
@@ -41,6 +44,43 @@ def facts(check, cluster):
             for letter in "xy":
                 heard = [p for p in again.payloads() if p.startswith(letter)]
                 assert heard == [f"{letter}{n}" for n in range(1, 21)] + [f"{letter}-end"], heard
+
+    def more_than_a_queue_holds_is_recovered():
+        # A queue holds 256 KiB; what answers the handshake must not wait until all of this is queued.
+        texts = [f"{n} {'x' * 8000}" for n in range(100)]
+        with cluster.sse(a, "lea", "room:r10") as one:
+            cluster.publish(b, "room:r10", "first")
+            one.wait_payload("first")
+            cursor = one.heard[-1]["_id"]
+        for n in (0, 50):
+            messages = [{"channel": "room:r10", "type": "message", "payload": text} for text in texts[n:n + 50]]
+            assert cluster.post(b, "/publish/batch", {"messages": messages}).status == 200
+        for node in (b, c):
+            with cluster.sse(node, "lea", "room:r10", last_event_id=cursor) as again:
+                again.wait_payload(texts[-1])
+                assert again.payloads() == texts, len(again.payloads())
+            with cluster.ws(node, "lea", "room:r10", since=cursor) as again:
+                again.wait_payload(texts[-1])
+                assert again.payloads() == texts, len(again.payloads())
+        with socket.create_connection(("127.0.0.1", b.port), timeout=60) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            head = (f"GET /ws?token={cluster.token('lea')}&channel=room:r10&since={cursor} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+            # Comes in pieces, and is read by another way in.
+            connection.sendall(head[:50].encode())
+            time.sleep(0.02)
+            connection.sendall(head[50:].encode())
+            heard = b""
+            while texts[-1].encode() not in heard:
+                more = connection.recv(65536)
+                assert more, heard[-300:]
+                heard += more
+            assert all(heard.count(b'"payload":"' + text.encode()) == 1 for text in texts)
+        # Who goes away before reading it stays nowhere.
+        for path in ("/api/realtime/events", "/ws"):
+            with socket.create_connection(("127.0.0.1", b.port)) as connection:
+                connection.sendall(f"GET {path}?token={cluster.token('max')}&channel=room:r10&since={cursor} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        wait_until("no connection of max", lambda: not cluster.get(b, "/connections?user_id=max").json["connections"], 60)
 
     def a_cursor_is_answered_once():
         for profile in ("social", "uno", "dnr", "excore"):
@@ -152,6 +192,7 @@ def facts(check, cluster):
           position_recovers_on_another_node)
     check("Last-Event-ID recovers all channels of a stream on another node",
           cursor_recovers_all_channels_of_a_stream)
+    check("more than a queue holds is recovered by every way in", more_than_a_queue_holds_is_recovered)
     check("every channel of a cursor is answered by one subscribed, in every profile", a_cursor_is_answered_once)
     check("a user's own stream comes once, whichever of its names it is resumed under", own_stream_is_replayed_once)
     check("an entity event comes once to who resumes both of its channels", entity_event_is_replayed_once)

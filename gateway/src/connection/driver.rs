@@ -18,6 +18,7 @@ use carillon_protocol::session::{Request, Session, SessionLimits};
 use carillon_protocol::websocket::Assembler;
 use carillon_protocol::{CloseCode, Cursor, Position};
 pub use goodbye::disconnect;
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use super::Connection;
@@ -71,6 +72,8 @@ pub(super) struct Rare {
     pub(super) stream_resumed: Option<(Box<str>, Position)>,
     /// Bytes that came with the handshake, until they are heard.
     early: Vec<u8>,
+    /// The head of the answer waits for this; nothing that is queued can leave before it.
+    head: Option<oneshot::Sender<()>>,
 }
 
 /// Why a connection ended: a label of `connections_closed_total`.
@@ -173,6 +176,20 @@ impl Driver {
     pub fn heard_early(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
             self.rare.get_or_insert_default().early = bytes.to_vec();
+        }
+    }
+
+    /// `head` is told when the head of the answer may leave: when the channels are heard, or when what they missed is more than
+    /// may wait behind it.
+    pub(crate) fn holds_back(&mut self, head: oneshot::Sender<()>) {
+        self.rare.get_or_insert_default().head = Some(head);
+    }
+
+    /// Lets the head of the answer leave.
+    pub(crate) fn let_head_out(&mut self) {
+        if let Some(head) = self.rare.as_mut().and_then(|rare| rare.head.take()) {
+            // Whoever waited for it may be gone.
+            let _ = head.send(());
         }
     }
 
@@ -285,6 +302,9 @@ impl Driver {
 
     /// Waits until the outbox has room for a page of history. `false` when the connection ends.
     pub(super) async fn drained(&mut self) -> bool {
+        if !self.connection.outbox.has_room() {
+            self.let_head_out();
+        }
         let socket = self.socket.as_deref();
         loop {
             self.connection.outbox.flush();

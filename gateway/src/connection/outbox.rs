@@ -128,6 +128,8 @@ impl Outbox {
     pub fn release(&self) {
         self.state.lock().held = false;
         self.flush();
+        // Whoever waits for room has waited for this.
+        signal(self.state.lock());
     }
 
     /// Queues a publication of a channel. `conflate` is a hash of what it replaces, 0 for nothing.

@@ -10,9 +10,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use carillon_protocol::Profile;
 use carillon_protocol::codec::gzip;
 use carillon_protocol::envelope::Refusal;
+use carillon_protocol::{CloseCode, Profile};
 use http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, VARY,
 };
@@ -139,15 +139,32 @@ async fn start(
     channels: Vec<String>,
     resume: crate::connection::welcome::Resume,
     greeted: oneshot::Sender<()>,
-    gone: oneshot::Receiver<()>,
+    mut gone: oneshot::Receiver<()>,
 ) {
     // The welcome is queued; the gate lets it out behind the response's head.
-    Box::pin(driver.welcome(&channels, resume)).await;
+    driver.holds_back(greeted);
+    let connection = Arc::clone(&driver.connection);
+    let mut is_gone = false;
+    {
+        let mut welcome = Box::pin(driver.welcome(&channels, resume));
+        tokio::select! {
+            biased;
+            () = &mut welcome => {}
+            // Dropped with the body when hyper sees the peer go.
+            _ = &mut gone => {
+                is_gone = true;
+                // Nobody makes room any more.
+                connection.outbox.close(CloseCode::Normal);
+                welcome.await;
+            }
+        }
+    }
     drop(doorway);
-    let _ = greeted.send(());
+    driver.let_head_out();
     node.tasks.spawn(driver.run_listener(async move {
-        // Dropped with the body when hyper sees the peer go.
-        let _ = gone.await;
+        if !is_gone {
+            let _ = gone.await;
+        }
     }));
 }
 

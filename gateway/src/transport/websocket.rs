@@ -9,7 +9,7 @@ use base64::Engine;
 use bytes::Bytes;
 use carillon_protocol::envelope::Refusal;
 use carillon_protocol::websocket as framing;
-use carillon_protocol::{Codec, ErrorCode, Profile};
+use carillon_protocol::{CloseCode, Codec, ErrorCode, Profile};
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -23,6 +23,7 @@ use super::client_io::{ClientIo, Peer};
 use super::handshake::{BEARER_SUBPROTOCOL, Handshake, Query, subprotocols};
 use crate::connection::driver::Driver;
 use crate::connection::outbox::{Outbox, Wire};
+use crate::connection::welcome::Resume;
 use crate::connection::{Connection, Transport};
 use crate::dispatch::{Dress, Medium};
 use crate::node::{Admitted, Doorway, Node};
@@ -233,16 +234,30 @@ async fn open(
     doorway: Doorway,
     greeted: oneshot::Sender<()>,
 ) {
-    let mut driver = greet(&node, socket, Head::Hypers, &[], opening).await;
-    drop(doorway);
-    let _ = greeted.send(());
-    match upgrade.await {
+    let Seated { mut driver, channels, resume } = seat(&node, socket, Head::Hypers, opening);
+    driver.holds_back(greeted);
+    let connection = Arc::clone(&driver.connection);
+    let welcome = async {
+        driver.welcome(&channels, resume).await;
+        drop(doorway);
+        driver.let_head_out();
+    };
+    // The socket may come back before all that was missed is queued.
+    let upgraded = async {
+        let upgraded = upgrade.await;
+        match &upgraded {
+            Ok(_) => connection.outbox.release(),
+            Err(_) => connection.outbox.close(CloseCode::Normal),
+        }
+        upgraded
+    };
+    let ((), upgraded) = tokio::join!(welcome, upgraded);
+    match upgraded {
         Ok(upgraded) => {
             // hyper's read buffer would stay with the connection.
             if let Ok(parts) = upgraded.downcast::<ClientIo>() {
                 driver.heard_early(&parts.read_buf);
             }
-            driver.connection.outbox.release();
             node.tasks.spawn(driver.run_websocket());
         }
         Err(error) => {
@@ -268,6 +283,20 @@ async fn greet(
     early: &[u8],
     opening: Opening,
 ) -> Box<Driver> {
+    let Seated { mut driver, channels, resume } = seat(node, socket, head, opening);
+    driver.heard_early(early);
+    driver.welcome(&channels, resume).await;
+    driver
+}
+
+/// A client that was admitted, and what it is to be subscribed to.
+struct Seated {
+    driver: Box<Driver>,
+    channels: Vec<String>,
+    resume: Resume,
+}
+
+fn seat(node: &Arc<Node>, socket: Arc<Socket>, head: Head, opening: Opening) -> Seated {
     let Opening { handshake, admitted, dress, remote, name } = opening;
     let user = handshake.claims.as_ref().map(|claims| claims.user.clone());
     let outbox =
@@ -289,14 +318,12 @@ async fn greet(
         admitted,
         Some(socket),
     ));
-    driver.heard_early(early);
     driver.named = name.map(|name| {
         let config = node.config.load();
         let known = config.metrics.websocket_names.contains(&name);
         node.metrics.named(if known { &name } else { OTHER })
     });
-    driver.welcome(&handshake.channels, handshake.resume).await;
-    driver
+    Seated { driver, channels: handshake.channels, resume: handshake.resume }
 }
 
 /// The key of a correct opening handshake.
