@@ -1,9 +1,6 @@
 """What is told to any node is heard on every node: all kinds of delivery, all kinds of listener."""
 
-import socket
-import time
-
-from harness import SseListener, WsListener, wait_until
+from harness import SseListener, WsListener, ask_in_pieces, wait_until
 
 
 def facts(check, cluster):
@@ -120,15 +117,7 @@ def facts(check, cluster):
 
     def a_handshake_in_pieces_is_one_too():
         def ask(user, channel):
-            connection = socket.create_connection(("127.0.0.1", b.port), timeout=60)
-            # Without a delay of the kernel's own; the second piece comes when the first was read.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            head = (f"GET /ws?token={cluster.token(user)}&channel={channel} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-                    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-            connection.sendall(head[:50].encode())
-            time.sleep(0.02)
-            connection.sendall(head[50:].encode())
-            return connection
+            return ask_in_pieces(b, f"/ws?token={cluster.token(user)}&channel={channel}")
 
         def read(connection, what):
             heard = b""

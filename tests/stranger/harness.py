@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import urllib.parse
 
 import msgpack
@@ -123,6 +124,19 @@ def call(node, method, path, body=None, headers=None, base="/api/realtime"):
         return Answer(answer.status, answer.headers, answer.read())
     finally:
         connection.close()
+
+
+def ask_in_pieces(node, target):
+    """A WebSocket handshake that does not come at once: a node reads it by another way in. The socket, nothing read."""
+    connection = socket.create_connection(("127.0.0.1", node.port), timeout=60)
+    # Without a delay of the kernel's own; the second piece comes when the first was read.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head = (f"GET {target} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    connection.sendall(head[:50].encode())
+    time.sleep(0.02)
+    connection.sendall(head[50:].encode())
+    return connection
 
 
 class Listener:

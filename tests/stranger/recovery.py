@@ -1,9 +1,8 @@
 """Who comes back hears exactly what was missed: by position, by cursor, after kill -9."""
 
 import socket
-import time
 
-from harness import wait_until
+from harness import ask_in_pieces, wait_until
 
 
 def facts(check, cluster):
@@ -62,14 +61,7 @@ def facts(check, cluster):
             with cluster.ws(node, "lea", "room:r10", since=cursor) as again:
                 again.wait_payload(texts[-1])
                 assert again.payloads() == texts, len(again.payloads())
-        with socket.create_connection(("127.0.0.1", b.port), timeout=60) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            head = (f"GET /ws?token={cluster.token('lea')}&channel=room:r10&since={cursor} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-                    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-            # Comes in pieces, and is read by another way in.
-            connection.sendall(head[:50].encode())
-            time.sleep(0.02)
-            connection.sendall(head[50:].encode())
+        with ask_in_pieces(b, f"/ws?token={cluster.token('lea')}&channel=room:r10&since={cursor}") as connection:
             heard = b""
             while texts[-1].encode() not in heard:
                 more = connection.recv(65536)
