@@ -228,12 +228,12 @@ fn a_subscription_whose_node_died_before_it_could_say_so_acts_all_the_same() {
 }
 
 async fn poll(stage: &Stage, host: usize, last: &Value) -> Value {
-    poll_for(stage, host, last, FLEETING, 0).await
+    poll_for(stage, host, last, &[FLEETING], 0).await
 }
 
-async fn poll_for(stage: &Stage, host: usize, last: &Value, channel: &str, wait: u32) -> Value {
+async fn poll_for(stage: &Stage, host: usize, last: &Value, channels: &[&str], wait: u32) -> Value {
     let mut body = question(last, wait);
-    body["channels"] = json!([channel]);
+    body["channels"] = json!(channels);
     let polled = stage.poll(host, "ada", &body).expect("somebody listens");
     let (status, answer) = polled.answer.await.expect("an answer");
     assert_eq!(status, 200, "{answer}");
@@ -253,16 +253,16 @@ fn events(answer: &Value) -> Vec<&str> {
 #[test]
 fn a_poll_that_waits_while_storage_loses_everything_goes_on() {
     story(async |stage| {
-        let first = poll_for(&stage, 0, &json!(0), DEEP, 0).await;
+        let first = poll_for(&stage, 0, &json!(0), &[DEEP], 0).await;
         for index in 0..300 {
             tell(&stage, DEEP, &format!("m{index}")).await;
         }
         // A number an event: they are ahead of the clock now.
         let mut last = first["last_poll_id"].clone();
         for _ in 0..3 {
-            last = poll_for(&stage, 0, &last, DEEP, 0).await["last_poll_id"].clone();
+            last = poll_for(&stage, 0, &last, &[DEEP], 0).await["last_poll_id"].clone();
         }
-        let waits = async { poll_for(&stage, 0, &last, DEEP, 30).await };
+        let waits = async { poll_for(&stage, 0, &last, &[DEEP], 30).await };
         let loses = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             stage.cluster().set_available(false);
@@ -275,13 +275,44 @@ fn a_poll_that_waits_while_storage_loses_everything_goes_on() {
         let next = answer["last_poll_id"].clone();
         assert!(next.as_u64() > last.as_u64(), "{next} after {last}");
         tell(&stage, DEEP, "after").await;
-        let answer = poll_for(&stage, 0, &next, DEEP, 30).await;
+        let answer = poll_for(&stage, 0, &next, &[DEEP], 30).await;
         assert_eq!(events(&answer), ["after"], "{answer}");
         // Where nobody has the number, those that follow are behind it all the same.
         stage.cluster().lose_data();
-        let lost = poll_for(&stage, 0, &answer["last_poll_id"], DEEP, 0).await;
+        let lost = poll_for(&stage, 0, &answer["last_poll_id"], &[DEEP], 0).await;
         assert_eq!(lost["recovered"], false, "{lost}");
         assert!(lost["last_poll_id"].as_u64() > answer["last_poll_id"].as_u64(), "{lost}");
+    });
+}
+
+/// The history behind it holds the same messages under the same tags: they were told again, as those of an epoch that the
+/// client had never heard of. What only the answer held is told all the same.
+#[test]
+fn an_answer_is_not_repeated_out_of_another_epoch() {
+    story(async |stage| {
+        let first = poll_for(&stage, 0, &json!(0), &[DEEP, FLEETING], 0).await;
+        let ask = || poll_for(&stage, 0, &first["last_poll_id"], &[DEEP, FLEETING], 0);
+        tell(&stage, DEEP, "kept").await;
+        pass(&stage, "passing").await;
+        let lost = ask().await;
+        assert_eq!(events(&lost), ["kept", "passing"], "{lost}");
+        assert_eq!(ask().await["events"], lost["events"]);
+
+        tell(&stage, DEEP, "rolled back").await;
+        let (backend, _deaf) = stage.cluster().join(NodeId::random());
+        let channel = ChannelName::new(DEEP).expect("a channel name");
+        let known = backend.tops(std::slice::from_ref(&channel)).await.expect("storage is there");
+        stage.cluster().fork(&channel, 1);
+        let fenced = backend.fence(&[(channel, known[0])]).await;
+        assert_eq!(fenced.expect("storage is there"), [true]);
+        let again = ask().await;
+        let told = &again["events"][0];
+        assert_eq!(
+            (&told["type"], &told["payload"]["reason"], &again["recovered"]),
+            (&json!("resync"), &json!("epoch"), &json!(false)),
+            "{again}"
+        );
+        assert_eq!(again["events"][1]["message_id"], "passing", "{again}");
     });
 }
 

@@ -164,7 +164,8 @@ async fn lingering(node: &Node, user: &UserId, id: u64) -> Vec<Stretch> {
     stretches.map(|stretch| stretch.into_iter().flat_map(read).collect()).collect()
 }
 
-/// The answer that this question had before, if it had one and history still holds it.
+/// The answer that this question had before, if it had one and history still holds it; if not, what only that answer held
+/// is heard once more.
 async fn repeat(
     node: &Node,
     claims: &Claims,
@@ -177,6 +178,7 @@ async fn repeat(
     let Some(events) = events.map_err(|error| node.broker_refusal(&error))? else {
         // Its place is taken by the answer that is gone; this one cannot be asked for again.
         begin(node, origin, channels).await?;
+        seat.held.hear_first(vec![page.only_here(0)], channels);
         return Ok(None);
     };
     seat.goes_on = false;

@@ -349,7 +349,8 @@ fn resync(listener: &Connection, channel: &ChannelName, reason: &str, position: 
     encode(&message.envelope(id.as_str(), crate::clock::unix_ms()), listener.dress)
 }
 
-/// Makes the events of a kept page again; `None` when history no longer holds them all.
+/// Makes the events of a kept page again; `None` when history no longer holds them all, or holds them in another epoch, which
+/// the client must be told of.
 pub(super) async fn again(
     node: &Node,
     listener: &Connection,
@@ -387,12 +388,13 @@ pub(super) async fn again(
                 resync(listener, channel, reason, *position)
             }
             Step::Kept(index, offset, tag) => {
-                let Some(lane) = held.get_mut(*index) else { return Ok(None) };
-                let same = |publication: &Publication| {
-                    publication
-                        .position
-                        .is_some_and(|position| position.offset == *offset && position.tag == *tag)
+                let (Some(lane), Some((_, at))) =
+                    (held.get_mut(*index), from.positions().get(*index))
+                else {
+                    return Ok(None);
                 };
+                let expected = Position { epoch: at.epoch, offset: *offset, tag: *tag };
+                let same = |publication: &Publication| publication.position == Some(expected);
                 let Some(at) = lane.iter().position(same) else { return Ok(None) };
                 let Some(publication) = lane.drain(..=at).next_back() else { return Ok(None) };
                 let listened = channels

@@ -162,15 +162,21 @@ impl Page {
         }
         let events = usize::try_from(id.checked_sub(kept.first_id)?).ok()? + 1;
         let behind = self.steps.get(events..).unwrap_or_default();
-        let rest = behind.iter().filter_map(|step| match step {
-            Step::Heard(document) => Some(Heard::of(document.clone())),
-            Step::Passing(_, stamp, document) => Some(Heard::stamped(*stamp, document.clone())),
-            Step::Kept(..) | Step::Moved(..) => None,
-        });
         // Twins of what will be read again are not known yet.
         let is_kept = |step: &Step| matches!(step, Step::Kept(..));
         let twins = if behind.iter().any(is_kept) { Vec::new() } else { self.twins.clone() };
-        Some(Place { cursor: self.after(events)?, twins, rest: rest.collect() })
+        Some(Place { cursor: self.after(events)?, twins, rest: self.only_here(events) })
+    }
+
+    /// What it holds behind so many events that is nowhere else.
+    pub(super) fn only_here(&self, events: usize) -> Stretch {
+        let behind = self.steps.get(events..).unwrap_or_default();
+        let read = |step: &Step| match step {
+            Step::Heard(document) => Some(Heard::of(document.clone())),
+            Step::Passing(_, stamp, document) => Some(Heard::stamped(*stamp, document.clone())),
+            Step::Kept(..) | Step::Moved(..) => None,
+        };
+        behind.iter().filter_map(read).collect()
     }
 
     fn after(&self, events: usize) -> Option<Cursor> {
