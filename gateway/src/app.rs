@@ -37,7 +37,7 @@ use crate::pollers::{self, Pollers};
 use crate::presence::Presence;
 use crate::relay::{Relay, Told};
 use crate::revocations::{self, Revoked};
-use crate::socket::Tls;
+use crate::socket::{Tls, burst};
 use crate::{clock, operator, transport};
 
 #[cfg(test)]
@@ -197,6 +197,7 @@ pub fn assemble(
     let application = Application::new(&config, &metrics).map_err(|error| setting(&error))?;
     broker.tell_events(application.lifecycle.kinds());
     let courier = Courier::default();
+    burst::allow(config.server.io_uring);
     let hub = Hub::new(shards, &metrics, &courier, &tasks, &stop);
     let (relay, told) =
         Relay::start(Arc::clone(&broker), events, hub.clone(), Arc::clone(&metrics), &tasks, &stop);

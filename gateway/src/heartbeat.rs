@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::connection::outbox::Outbox;
 use crate::connection::{Connection, Transport};
 
 /// Resolution of the wheel.
@@ -97,9 +98,10 @@ impl Heartbeat {
                 let later = wheel.split_off(&(now / TICK.as_millis() as u64 + 1));
                 std::mem::replace(&mut *wheel, later)
             };
+            let mut pinged = Vec::new();
             for due in due.into_values().flatten() {
                 match due {
-                    Due::Ping(connection) => self.ping(&connection, now, &ping),
+                    Due::Ping(connection) => pinged.extend(self.ping(&connection, now, &ping)),
                     Due::Grant(connection) => {
                         if let Some(connection) = connection.upgrade() {
                             connection.doubt_grants();
@@ -114,18 +116,22 @@ impl Heartbeat {
                     }
                 }
             }
+            let outboxes: Vec<&Outbox> =
+                pinged.iter().map(|connection| &connection.outbox).collect();
+            Outbox::flush_all(&outboxes);
         }
     }
 
-    fn ping(&self, weak: &Weak<Connection>, now: u64, ping: &Bytes) {
-        let Some(connection) = weak.upgrade() else { return };
+    /// Queues a ping, unless the peer was silent for too long; whom, to be flushed.
+    fn ping(&self, weak: &Weak<Connection>, now: u64, ping: &Bytes) -> Option<Arc<Connection>> {
+        let connection = weak.upgrade()?;
         match connection.transport {
             Transport::WebSocket => {
                 if self.timeout_ms > 0
                     && now.saturating_sub(connection.heard_at_ms()) >= self.timeout_ms
                 {
                     connection.outbox.close(CloseCode::HeartbeatTimeout);
-                    return;
+                    return None;
                 }
                 connection.outbox.push_raw(ping.clone());
             }
@@ -136,12 +142,12 @@ impl Heartbeat {
             Transport::Sse => connection.outbox.push_sse_text(b": ping\n\n"),
             Transport::Poll => {}
         }
-        connection.outbox.flush();
         // Look again when silence would be over its bound, if that is before the next ping.
         let silent_at = connection.heard_at_ms() + self.timeout_ms;
         let judged =
             connection.transport == Transport::WebSocket && self.timeout_ms > 0 && silent_at > now;
         let next = now + self.interval_ms;
         self.arm(if judged { next.min(silent_at) } else { next }, Due::Ping(weak.clone()));
+        Some(connection)
     }
 }

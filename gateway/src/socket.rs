@@ -4,6 +4,7 @@
 //!
 //! It must not know: HTTP, frames, connections.
 
+pub mod burst;
 mod certificates;
 mod pipe;
 mod session;

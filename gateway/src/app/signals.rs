@@ -10,6 +10,7 @@ use super::App;
 use super::reload::reload;
 use crate::config::Config;
 use crate::logging::Log;
+use crate::socket::burst;
 
 /// Runs a node until it is told to end; a reload may change the level of `log`.
 ///
@@ -22,7 +23,8 @@ pub async fn run(config: Config, log: Log) -> anyhow::Result<()> {
         address.map_or_else(String::new, |address| address.to_string())
     };
     let (client, operator) = (shown(app.client_address()), shown(app.operator_address()));
-    tracing::info!(node = %node.name, client, operator, version = env!("CARGO_PKG_VERSION"), "listening");
+    let (version, io_uring) = (env!("CARGO_PKG_VERSION"), burst::is_possible());
+    tracing::info!(node = %node.name, client, operator, version, io_uring, "listening");
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;

@@ -92,6 +92,7 @@ fn server(section: &Section<'_>) -> Server {
         listen: address(section, "0.0.0.0:8082"),
         trusted_proxies: section.list("trusted_proxies", Network::from_str).unwrap_or_default(),
         tls,
+        io_uring: section.flag("io_uring").unwrap_or(true),
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Server {
     pub trusted_proxies: Vec<Network>,
     /// TLS on the client port.
     pub tls: Option<Tls>,
+    /// Many sockets are written to by one system call where the kernel lets us.
+    pub io_uring: bool,
 }
 
 /// `server.tls.*`: PEM files, read again when they change.

@@ -5,6 +5,7 @@
 //! is woken to wait for room. Everything queued goes out in one vectored write.
 //! Source: `channels.md` 7, ruling R15; figures in `docs/benchmarks.md`.
 
+mod burst;
 mod event_stream;
 mod queue;
 #[cfg(test)]

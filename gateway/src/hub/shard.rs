@@ -18,6 +18,7 @@ use super::Notice;
 use super::channel::{Behind, Channel, Next, Subscription, SubscriptionKey};
 use super::delivery::{deliver, resync};
 use crate::connection::Connection;
+use crate::connection::outbox::Outbox;
 use crate::dispatch::Dispatch;
 use crate::metrics::Metrics;
 use crate::notifications::{Courier, is_notification};
@@ -118,9 +119,9 @@ impl Shard {
             stretch.extend(ring.waiting.drain(..count));
             ring.taken += count as u64;
         }
-        for connection in &stretch {
-            connection.outbox.flush();
-        }
+        let outboxes: SmallVec<[&Outbox; STRETCH]> =
+            stretch.iter().map(|connection| &connection.outbox).collect();
+        Outbox::flush_all(&outboxes);
         let mut ring = self.ring.lock();
         while let Some((_, made_at)) =
             ring.unmeasured.front().filter(|(ends_at, _)| *ends_at <= ring.taken)
