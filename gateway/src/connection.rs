@@ -9,6 +9,7 @@ mod interests;
 pub(crate) mod notifications;
 pub mod outbox;
 pub mod requests;
+pub mod subscribing;
 pub mod subscriptions;
 pub mod welcome;
 

@@ -7,6 +7,7 @@
 
 mod burst;
 mod event_stream;
+mod pulled;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -18,11 +19,11 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use carillon_protocol::codec::gzip::Sum;
-use carillon_protocol::{CloseCode, Position, Publication};
+use carillon_protocol::{CloseCode, Position};
 use event_stream::EventStream;
 use parking_lot::{Mutex, MutexGuard};
 use queue::Queue;
-use twice::{Rare, TOLD_MAX, Told, hash};
+use twice::Rare;
 
 use crate::dispatch::{Dispatch, Dress};
 use crate::socket::Socket;
@@ -182,29 +183,6 @@ impl Outbox {
         if std::mem::replace(&mut state.dirty, true) { Pushed::Queued } else { Pushed::First }
     }
 
-    /// Wakes who pulls although nothing is queued; whether the pusher must flush.
-    pub fn nudge(&self) -> bool {
-        let mut state = self.state.lock();
-        let rare = state.rare.get_or_insert_default();
-        if std::mem::replace(&mut rare.nudged, true) || state.close.is_some() || state.failed {
-            return false;
-        }
-        !std::mem::replace(&mut state.dirty, true)
-    }
-
-    /// Whether something came since who pulls looked.
-    #[must_use]
-    pub fn was_nudged(&self) -> bool {
-        self.state.lock().is_nudged()
-    }
-
-    /// Who pulls is about to look: only what comes from now on is worth waking for.
-    pub fn looks(&self) {
-        if let Some(rare) = &mut self.state.lock().rare {
-            rare.nudged = false;
-        }
-    }
-
     /// Marks that a subscription fell behind: the task is woken when there is room.
     pub fn mark_behind(&self) {
         let mut state = self.state.lock();
@@ -271,53 +249,6 @@ impl Outbox {
         }
     }
 
-    /// From now on live notifications are remembered, until [`Outbox::end_pending`].
-    pub fn expect_pending(&self) {
-        let told = Told { heard: Some(Vec::new()), sent: Vec::new() };
-        self.state.lock().rare.get_or_insert_default().told = Some(told);
-    }
-
-    /// Queues a pending notification, unless it came live already; its live message, should it still
-    /// come, is dropped. Admitted beyond the bound: the caller waits for room.
-    pub fn push_pending(&self, id: &str, bytes: &Bytes, dress: Dress) {
-        let mut state = self.state.lock();
-        if state.failed {
-            return;
-        }
-        if let Some(told) = state.told() {
-            let id = hash(id);
-            if told.heard.as_ref().is_some_and(|heard| heard.contains(&id))
-                || told.sent.contains(&id)
-            {
-                return;
-            }
-            if told.sent.len() < TOLD_MAX {
-                told.sent.push(id);
-            }
-        }
-        state.enqueue_dressed(bytes, dress, 0);
-    }
-
-    /// Everything pending was sent.
-    pub fn end_pending(&self) {
-        let mut state = self.state.lock();
-        let Some(told) = state.told() else { return };
-        told.heard = None;
-        if told.sent.is_empty() {
-            state.forget_told();
-        }
-    }
-
-    /// Remembers an entity event that the client has from an earlier connection.
-    pub fn remember_twin(&self, publication: &Publication) {
-        self.state.lock().is_twin(publication);
-    }
-
-    /// Begins to remember entity events so that a twin on the other channel is dropped (R14).
-    pub fn watch_twins(&self) {
-        self.state.lock().rare.get_or_insert_default().twins.get_or_insert_default();
-    }
-
     /// Writes as much as the socket takes now. Never waits.
     pub fn flush(&self) {
         let mut state = self.state.lock();
@@ -339,36 +270,6 @@ impl Outbox {
                 }
             }
         }
-    }
-
-    /// For a long poll: takes everything queued.
-    pub fn take(&self) -> Vec<Bytes> {
-        let mut state = self.state.lock();
-        state.dirty = false;
-        state.drain()
-    }
-
-    /// For a body that carries the events itself: what is queued, or wakes the body when something is;
-    /// `None` ends the response.
-    pub fn poll_pulled(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut state = self.state.lock();
-        state.held = false;
-        if state.queue.is_empty() && !state.is_nudged() {
-            if state.failed || state.ended {
-                return Poll::Ready(None);
-            }
-            state.rare.get_or_insert_default().reader = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        state.dirty = false;
-        if let Some(rare) = &mut state.rare {
-            rare.nudged = false;
-        }
-        let bytes = state.drain().concat();
-        if state.behind {
-            signal(state);
-        }
-        Poll::Ready(Some(bytes.into()))
     }
 
     /// Asks the connection's task to close. The first code wins.

@@ -9,11 +9,12 @@ use carillon_protocol::session::Subscribe;
 use carillon_protocol::{ChannelName, Cursor, ErrorCode, Position, Profile, Publication};
 
 use super::Connection;
-use super::catch_up::{Beginning, NOWHERE, subscribed};
+use super::catch_up::NOWHERE;
 use super::driver::{Driver, RETRY};
 use super::interests::Active;
 use super::notifications::{PAGE, Pending};
 use super::requests::Named;
+use super::subscribing::{Beginning, subscribed};
 use super::subscriptions::Own;
 use crate::clock;
 use crate::dispatch::{Medium, NOTIFICATIONS};

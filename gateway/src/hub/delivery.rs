@@ -63,9 +63,7 @@ pub(super) fn deliver(
         }
         let connection = &subscription.connection;
         if subscription.wakes {
-            if connection.outbox.nudge() {
-                dirty.push(Arc::clone(connection));
-            }
+            nudge(connection, dirty);
             continue;
         }
         let conflate = if subscription.conflate {
@@ -95,6 +93,13 @@ pub(super) fn deliver(
     deliveries
 }
 
+/// Wakes who reads for itself.
+fn nudge(connection: &Arc<Connection>, dirty: &mut Vec<Arc<Connection>>) {
+    if connection.outbox.nudge() {
+        dirty.push(Arc::clone(connection));
+    }
+}
+
 /// What a conflated message replaces in a slow reader's queue: never 0.
 fn conflation(dispatch: &Dispatch) -> u64 {
     use std::hash::BuildHasher;
@@ -119,9 +124,7 @@ pub(super) fn resync(
         }
         let connection = &subscription.connection;
         if subscription.wakes {
-            if connection.outbox.nudge() {
-                dirty.push(Arc::clone(connection));
-            }
+            nudge(connection, dirty);
             continue;
         }
         if let Some(position) = position {

@@ -1,18 +1,19 @@
 //! What keeps a message from coming to a connection twice: entity events on two of its channels (R14), notifications both
 //! as pending and live. Few connections have any of it.
 //!
-//! It must not know: queues, sockets.
+//! It must not know: sockets.
 
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use bytes::Bytes;
 use carillon_protocol::Publication;
 
-use super::State;
-use crate::dispatch::Dispatch;
+use super::{Outbox, State};
+use crate::dispatch::{Dispatch, Dress};
 
 /// How many notification ids a connection remembers while pending ones are sent, and after.
-pub(super) const TOLD_MAX: usize = 10_000;
+const TOLD_MAX: usize = 10_000;
 /// How many entity event ids a connection remembers to drop twins (R14).
 const TWINS_MAX: usize = 1024;
 
@@ -38,7 +39,7 @@ pub(super) struct Told {
 }
 
 impl State {
-    pub(super) fn told(&mut self) -> Option<&mut Told> {
+    fn told(&mut self) -> Option<&mut Told> {
         self.rare.as_mut()?.told.as_mut()
     }
 
@@ -50,7 +51,7 @@ impl State {
         self.rare.as_ref().is_some_and(|rare| rare.nudged)
     }
 
-    pub(super) fn forget_told(&mut self) {
+    fn forget_told(&mut self) {
         if let Some(rare) = &mut self.rare {
             rare.told = None;
             if rare.twins.is_none() && rare.reader.is_none() && !rare.nudged {
@@ -99,7 +100,56 @@ impl State {
     }
 }
 
-pub(super) fn hash(id: &str) -> u64 {
+impl Outbox {
+    /// From now on live notifications are remembered, until [`Outbox::end_pending`].
+    pub fn expect_pending(&self) {
+        let told = Told { heard: Some(Vec::new()), sent: Vec::new() };
+        self.state.lock().rare.get_or_insert_default().told = Some(told);
+    }
+
+    /// Queues a pending notification, unless it came live already; its live message, should it still
+    /// come, is dropped. Admitted beyond the bound: the caller waits for room.
+    pub fn push_pending(&self, id: &str, bytes: &Bytes, dress: Dress) {
+        let mut state = self.state.lock();
+        if state.failed {
+            return;
+        }
+        if let Some(told) = state.told() {
+            let id = hash(id);
+            if told.heard.as_ref().is_some_and(|heard| heard.contains(&id))
+                || told.sent.contains(&id)
+            {
+                return;
+            }
+            if told.sent.len() < TOLD_MAX {
+                told.sent.push(id);
+            }
+        }
+        state.enqueue_dressed(bytes, dress, 0);
+    }
+
+    /// Everything pending was sent.
+    pub fn end_pending(&self) {
+        let mut state = self.state.lock();
+        let Some(told) = state.told() else { return };
+        told.heard = None;
+        if told.sent.is_empty() {
+            state.forget_told();
+        }
+    }
+
+    /// Remembers an entity event that the client has from an earlier connection.
+    pub fn remember_twin(&self, publication: &Publication) {
+        self.state.lock().is_twin(publication);
+    }
+
+    /// Begins to remember entity events so that a twin on the other channel is dropped (R14).
+    pub fn watch_twins(&self) {
+        self.state.lock().rare.get_or_insert_default().twins.get_or_insert_default();
+    }
+}
+
+fn hash(id: &str) -> u64 {
     use std::hash::BuildHasher;
     foldhash::fast::FixedState::default().hash_one(id)
 }
