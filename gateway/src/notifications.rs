@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_broker_client::{
-    BrokerError, Clock, Idempotency, NotificationId, OutboxEntry, Publish,
+    BrokerError, Clock, Idempotency, Moment, Notification, NotificationId, OutboxEntry, Publish,
 };
 use carillon_protocol::channel::unescape_segment;
 use carillon_protocol::publication::Exclude;
@@ -23,6 +23,7 @@ use carillon_protocol::{ChannelName, MessageId, Payload, Publication, UserId};
 use foldhash::HashMap;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +90,20 @@ pub fn is_notification(publication: &Publication) -> bool {
     &*publication.kind == NOTIFICATION && crate::dispatch::is_user_stream(&publication.channel)
 }
 
+/// Whether a publication is a stored notification that stopped mattering: who comes back later is not sent it, as who
+/// connects is not (`http-api.md` 3).
+#[must_use]
+pub fn is_expired(publication: &Publication) -> bool {
+    #[derive(Deserialize)]
+    struct Expiring {
+        expires_at: Moment,
+    }
+    is_notification(publication)
+        && memchr::memmem::find(publication.payload.json(), b"\"expires_at\"").is_some()
+        && serde_json::from_slice::<Expiring>(publication.payload.json())
+            .is_ok_and(|found| found.expires_at <= Clock::system().now())
+}
+
 /// Carries the outbox and marks deliveries until `stop`.
 pub async fn carry(node: Arc<Node>, stop: CancellationToken) {
     let mut backlog = HashMap::default();
@@ -130,6 +145,23 @@ async fn carry_outbox(node: &Node) {
             }
         }
     }
+}
+
+/// Publishes what was created just now before its creator is answered, so that what they do next comes behind it. What is for
+/// many, or fails, is left to the outbox; so is all of it where the caller is gone in the middle.
+pub async fn carry_now(node: &Node, notification: &Notification) {
+    let id = &notification.id;
+    if notification.recipients.len() <= BATCH && !notification.is_expired(Clock::system().now()) {
+        let payload = Payload::of(&notification.pushed(false));
+        let (_, whole) = publish_to(node, id, &payload, &notification.recipients).await;
+        if whole {
+            if let Err(error) = node.notifications.ack_outbox(id).await {
+                tracing::debug!(%error, "an outbox entry is done twice");
+            }
+            return;
+        }
+    }
+    node.courier.kick();
 }
 
 /// Publishes one entry to those who wait for it. What fails is tried again after [`PAUSE`], by

@@ -113,8 +113,8 @@ pub enum Step {
     Perform(Request, Correlation),
     /// Send an error, then close with the code (abuse).
     Close(CloseCode),
-    /// The client said goodbye: close with 1000.
-    Goodbye,
+    /// The client said goodbye: answer it if that was asked for, and close with 1000.
+    Goodbye(Correlation),
 }
 
 /// Session limits. Zero switches a limit off.
@@ -207,7 +207,7 @@ impl Session {
         match meaning(&message, unix_ms, user, routes) {
             Ok(Meaning::Own(reply)) => Step::Reply(own_reply(reply, &correlation)),
             Ok(Meaning::Request(request)) => Step::Perform(request, correlation),
-            Ok(Meaning::Goodbye) => Step::Goodbye,
+            Ok(Meaning::Goodbye) => Step::Goodbye(correlation),
             Err(refusal) => Step::Reply(vec![ServerMessage::error(correlation, &refusal)]),
         }
     }

@@ -136,6 +136,22 @@ def facts(check, cluster):
 
     def expiry_ends_it_everywhere():
         user = name("fay")
+        polls = f"/api/v1/realtime/poll?user_id={user}&timeout=0"
+        as_its = {"Authorization": f"Bearer {cluster.token(user)}"}
+
+        def shown(stream, last):
+            with stream:
+                stream.wait(its(last), "the last")
+                return told(stream.heard)
+
+        def told(messages):
+            return [m["payload"]["id"] for m in messages if m["type"] == "notification"]
+        with cluster.sse(a, user) as stream:
+            live(stream)
+            first = create(a, user)["id"]
+            left = stream.wait(its(first), "the first")["_id"]
+        polled = call(a, "GET", polls, None, as_its, base="").json["last_poll_id"]
+        cluster.post(a, f"/notifications/{first}/mark-read?user_id={user}", {})
         soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3))
         made = create(a, user, expires_at=soon)["id"]
         past = create(b, user, expires_at="2020-01-01T00:00:00Z")
@@ -148,6 +164,27 @@ def facts(check, cluster):
             end = create(a, user)["id"]
             one.wait(its(end), "the end")
             assert [m["payload"]["id"] for m in one.heard if m["type"] == "notification"] == [end]
+        # Whoever comes back to a stream that holds it is not sent it either.
+        assert shown(cluster.sse(b, user, last_event_id=left), end) == [end]
+        answer = call(b, "GET", f"{polls}&last_poll_id={polled}", None, as_its, base="").json
+        assert told(answer["events"]) == [end], answer
+        missed = call(c, "GET", f"/api/v1/realtime/poll/missed?user_id={user}&last_sequence=0", None, as_its, base="")
+        assert told(missed.json["messages"]) == [first, end], missed.json
+        assert cluster.get(a, f"/notifications/{made}").json["delivered_at"] is None
+
+    def its_creators_next_call_comes_behind_it():
+        user = name("kim")
+        with cluster.ws(c, user) as one:
+            live(one)
+            for turn in range(20):
+                made = create(cluster.nodes[turn % 2], user)["id"]
+                if turn % 3:
+                    cluster.post(b, f"/notifications/{made}/mark-read?user_id={user}", {})
+                cluster.post(a, f"/users/{user}/messages", {"type": "next", "payload": made})
+                one.wait(lambda m, made=made: m["type"] == "next" and m["payload"] == made, "the next")
+                kinds = [m["type"] for m in one.heard if made in json.dumps(m["payload"])]
+                read = ["notification_read"] if turn % 3 else []
+                assert kinds == ["notification", *read, "next"], kinds
 
     def lists_are_filtered_and_paged():
         user = name("gus")
@@ -250,6 +287,7 @@ def facts(check, cluster):
     check("reading on one device is told to the others", reading_is_told_to_the_other_devices)
     check("the status is the aggregate over recipients", the_status_is_the_aggregate)
     check("an expired notification is neither unread, pending nor delivered", expiry_ends_it_everywhere)
+    check("what a notification's creator does next comes behind it", its_creators_next_call_comes_behind_it)
     check("lists are filtered, and pages of one moment do not shift", lists_are_filtered_and_paged)
     check("ten thousand recipients in one call", ten_thousand_recipients_in_one_call)
     check("a foreign id answers like an unknown one, byte for byte", nobody_touches_what_is_not_theirs)

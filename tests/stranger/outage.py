@@ -1,4 +1,8 @@
-"""Redis that is not there yet, or goes away: nodes live on, say so, and come back by themselves."""
+"""Redis that is not there yet, or goes away: nodes live on, say so, and come back by themselves. A node that ends politely."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from harness import Cluster, wait_until
 
@@ -40,6 +44,28 @@ def facts(check, binary):
                 cluster.publish(b, "chat", "after")
                 one.wait_payload("after"), two.wait_payload("after")
 
+    def few_clients_leave_over_the_whole_period():
+        settings = '[drain]\nperiod = "4s"\ngrace = "0s"\n'
+        with Cluster(binary, nodes=1, extra_toml=settings) as cluster:
+            node = cluster.nodes[0]
+            listeners = [cluster.ws(node, f"user-{n}", "chat") for n in range(4)]
+            for listener in listeners:
+                listener.wait_type("connect")
+            node.send(signal.SIGTERM)
+
+            def sent_away(listener):
+                told = listener.wait_type("disconnect")
+                moment = time.monotonic()
+                listener.wait_closed()
+                assert told["payload"]["reconnect"] is True, told
+                return moment
+            with ThreadPoolExecutor(len(listeners)) as pool:
+                left = sorted(pool.map(sent_away, listeners))
+            assert node.child.wait(30) == 0
+            # One a second; nothing holds them back, but a busy machine may be late with the first.
+            assert left[-1] - left[0] > 2, [moment - left[0] for moment in left]
+
+    check("few clients leave a draining node over its whole period", few_clients_leave_over_the_whole_period)
     check("nodes started before Redis are live, not ready, and become ready", starts_before_redis)
     check("Redis killed: no client is cut, publishes answer 503, all is told when it is back",
           survives_redis)

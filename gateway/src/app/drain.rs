@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
-/// How often a few clients are sent away.
+/// How often some clients are sent away, at most.
 const STEP: Duration = Duration::from_millis(100);
 /// How long tasks may take to end after everything was told to stop.
 const LAST_WAIT: Duration = Duration::from_secs(3);
@@ -27,13 +27,15 @@ pub(super) async fn drain(node: &Arc<Node>, accepting: &CancellationToken) {
     node.closing.store(true, Ordering::Relaxed);
     accepting.cancel();
     let mut connections = node.hub.connections();
-    let steps = (config.drain.period.as_millis() / STEP.as_millis()).max(1) as usize;
-    let mut tick = tokio::time::interval(STEP);
+    let period = config.drain.period;
+    // A few clients are spread over the whole of it, too.
+    let steps = ((period.as_millis() / STEP.as_millis()) as usize).min(connections.len()).max(1);
+    let mut tick = tokio::time::interval((period / steps as u32).max(Duration::from_millis(1)));
     for step in 0..steps {
-        if connections.is_empty() {
+        tick.tick().await;
+        if node.metrics.connections_live() == 0 {
             break;
         }
-        tick.tick().await;
         let share = connections.len().div_ceil(steps - step);
         for connection in connections.drain(..share) {
             connection.outbox.close(CloseCode::Draining);

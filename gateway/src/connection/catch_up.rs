@@ -16,7 +16,7 @@ use crate::dispatch::Dispatch;
 use crate::filters::Verdicts;
 use crate::hub::Next;
 use crate::interests::matching;
-use crate::notifications::is_notification;
+use crate::notifications::{is_expired, is_notification};
 use crate::relay::{Bridge, PAGE};
 
 impl Driver {
@@ -131,7 +131,8 @@ impl Driver {
         let Some(own) = self.subscriptions.get(channel) else { return false };
         let publication = &dispatch.publication;
         let admitted = own.labels.admit(dispatch)
-            && !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref());
+            && !publication.exclude.covers(&self.connection.id, self.connection.user.as_ref())
+            && !is_expired(publication);
         if !admitted {
             return true;
         }

@@ -24,7 +24,7 @@ use super::owned::{self, Reach, refusal};
 use super::parameter::{Parameters, Search};
 use crate::auth::{Caller, Scope};
 use crate::node::Node;
-use crate::notifications::{Mark, tell_devices};
+use crate::notifications::{Mark, carry_now, tell_devices};
 
 /// A list's moment: given back as `as_of`, later pages do not shift while new ones arrive.
 const AS_OF: HeaderName = HeaderName::from_static("x-as-of");
@@ -57,7 +57,7 @@ pub(super) async fn create(
     caller.require(Scope::Manage)?;
     let new: NewNotification = body.read()?;
     let stored = node.notifications.create(new).await.map_err(|error| refusal(&node, error))?;
-    node.courier.kick();
+    carry_now(&node, &stored).await;
     Ok((StatusCode::CREATED, Json(stored)))
 }
 

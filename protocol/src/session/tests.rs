@@ -373,7 +373,9 @@ fn a_wrong_shape_is_refused_with_its_place_and_the_ack_id_comes_back() {
 
 #[test]
 fn r23_a_goodbye_ends_the_session() {
-    assert_eq!(step(&json!({"type": "disconnect"})), Step::Goodbye);
+    assert_eq!(step(&json!({"type": "disconnect"})), Step::Goodbye(Correlation::default()));
+    let asks = json!({"type": "disconnect", "ack_id": "a1"});
+    assert_eq!(step(&asks), Step::Goodbye(correlation(Some("a1"), None)));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 
-use carillon_protocol::session::{Request, Step};
+use carillon_protocol::session::{Request, Session, Step};
 use carillon_protocol::websocket::{Incoming, Opcode, close_frame, frame};
 use carillon_protocol::{ClientMessage, CloseCode, Codec};
 
@@ -180,7 +180,11 @@ impl Driver {
             }
             Step::Perform(request, correlation) => self.perform(request, correlation).await,
             Step::Close(code) => return Some(Ending::Said(code)),
-            Step::Goodbye => return Some(Ending::Said(CloseCode::Normal)),
+            Step::Goodbye(correlation) => {
+                let done = Session::done(correlation, &serde_json::json!({}));
+                done.iter().for_each(|message| self.say(message));
+                return Some(Ending::Said(CloseCode::Normal));
+            }
         }
         None
     }

@@ -16,7 +16,7 @@ use crate::dispatch::{Dispatch, encode};
 use crate::filters::Verdicts;
 use crate::interests::{Interests, matching};
 use crate::node::Node;
-use crate::notifications::is_notification;
+use crate::notifications::{is_expired, is_notification};
 use crate::relay::{Bridge, PAGE};
 
 /// Most events of an answer.
@@ -227,6 +227,9 @@ async fn read_lane(
 
 /// Whether a publication is for this listener (R9, R17).
 pub(super) fn hears(listener: &Connection, publication: &Publication) -> bool {
+    if is_expired(publication) {
+        return false;
+    }
     let exclude = &publication.exclude;
     if exclude.is_empty() {
         return true;

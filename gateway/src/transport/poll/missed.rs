@@ -12,7 +12,7 @@ use super::question::{check_user, id, wrong};
 use crate::auth::Claims;
 use crate::dispatch::Dispatch;
 use crate::node::Node;
-use crate::notifications::is_notification;
+use crate::notifications::{is_expired, is_notification};
 use crate::relay::Bridge;
 use crate::transport::handshake::Query;
 
@@ -57,7 +57,7 @@ pub(super) async fn read(
                 break;
             }
             at = publication.position.map_or(at, |position| position.offset);
-            if publication.exclude.users.contains(&claims.user) {
+            if publication.exclude.users.contains(&claims.user) || is_expired(publication) {
                 continue;
             }
             if written > 0 {

@@ -47,7 +47,8 @@ impl Sender<'_> {
             match self.held.driver.interpret(message) {
                 Step::Reply(replies) => replies.iter().for_each(|reply| self.say(reply)),
                 Step::Perform(request, correlation) => self.perform(request, correlation).await,
-                Step::Close(_) | Step::Goodbye => {}
+                Step::Goodbye(correlation) => self.done(correlation, &json!({})),
+                Step::Close(_) => {}
             }
         }
         self.held.driver.calls_answered().await;
