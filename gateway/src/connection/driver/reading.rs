@@ -57,7 +57,16 @@ impl Driver {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(_) => Some(Err(Ending::Failed)),
         })?;
-        (!happenings.is_empty() || heard.is_err()).then_some((happenings, heard))
+        // What those who are present say at rest: that it came is noted already, and nothing is to be performed.
+        let is_done = match &happenings[..] {
+            [] => true,
+            [Happening::Step(Step::Perform(Request::PresenceHeartbeat(resource), correlation))] => {
+                correlation.is_empty()
+                    && self.node.presence.is_surely_held(&self.connection, resource)
+            }
+            _ => false,
+        };
+        (!is_done || heard.is_err()).then_some((happenings, heard))
     }
 
     /// Turns bytes into happenings; pure but for the session's clock.
@@ -153,12 +162,6 @@ impl Driver {
                     }
                     requests::publish_all(self, run).await;
                 }
-                // What those who are present say at rest: that it came is noted already.
-                Happening::Step(Step::Perform(
-                    Request::PresenceHeartbeat(resource),
-                    correlation,
-                )) if correlation.is_empty()
-                    && self.node.presence.is_surely_held(&self.connection, &resource) => {}
                 Happening::Step(step) => {
                     if let Some(ending) = self.perform_step(step).await {
                         return Some(ending);
