@@ -26,6 +26,7 @@ fn publish(channel: &ChannelName, kept: bool) -> Publish {
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::from_json(format!("{{\"text\":\"{}\"}}", "x".repeat(128))),
     };

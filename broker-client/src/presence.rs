@@ -206,6 +206,7 @@ pub(crate) fn announcement(
         user_id: Some(user.clone()),
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::from_json(payload),
     }

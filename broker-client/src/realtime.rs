@@ -270,6 +270,7 @@ impl Core {
             user_id: None,
             meta: None,
             exclude,
+            expires_at_ms: None,
             traceparent: None,
             payload,
         };

@@ -157,6 +157,7 @@ mod tests {
             user_id: None,
             meta: None,
             exclude: Exclude::default(),
+            expires_at_ms: None,
             traceparent: None,
             payload: Payload::of(&"x".repeat(1_000)),
         };

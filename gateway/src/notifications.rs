@@ -23,7 +23,6 @@ use carillon_protocol::{ChannelName, MessageId, Payload, Publication, UserId};
 use foldhash::HashMap;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -90,18 +89,10 @@ pub fn is_notification(publication: &Publication) -> bool {
     &*publication.kind == NOTIFICATION && crate::dispatch::is_user_stream(&publication.channel)
 }
 
-/// Whether a publication is a stored notification that stopped mattering: who comes back later is not sent it, as who
-/// connects is not (`http-api.md` 3).
+/// Whether a publication stopped mattering: who comes back later is not sent it, as who connects is not (`http-api.md` 3).
 #[must_use]
 pub fn is_expired(publication: &Publication) -> bool {
-    #[derive(Deserialize)]
-    struct Expiring {
-        expires_at: Moment,
-    }
-    is_notification(publication)
-        && memchr::memmem::find(publication.payload.json(), b"\"expires_at\"").is_some()
-        && serde_json::from_slice::<Expiring>(publication.payload.json())
-            .is_ok_and(|found| found.expires_at <= Clock::system().now())
+    publication.expires_at_ms.is_some_and(|expires_at_ms| expires_at_ms <= clock::unix_ms())
 }
 
 /// Carries the outbox and marks deliveries until `stop`.
@@ -153,7 +144,7 @@ pub async fn carry_now(node: &Node, notification: &Notification) {
     let id = &notification.id;
     if notification.recipients.len() <= BATCH && !notification.is_expired(Clock::system().now()) {
         let payload = Payload::of(&notification.pushed(false));
-        let (_, whole) = publish_to(node, id, &payload, &notification.recipients).await;
+        let (_, whole) = publish_to(node, notification, &payload, &notification.recipients).await;
         if whole {
             if let Err(error) = node.notifications.ack_outbox(id).await {
                 tracing::debug!(%error, "an outbox entry is done twice");
@@ -173,7 +164,7 @@ async fn carry_entry(node: &Node, entry: &OutboxEntry) {
     if !notification.is_expired(Clock::system().now()) {
         let payload = Payload::of(&notification.pushed(false));
         for recipients in entry.waiting().chunks(BATCH) {
-            let (served, whole) = publish_to(node, id, &payload, recipients).await;
+            let (served, whole) = publish_to(node, notification, &payload, recipients).await;
             published += served;
             let lease = if whole { LEASE } else { PAUSE };
             match node.notifications.advance_outbox(id, published, lease).await {
@@ -195,10 +186,11 @@ async fn carry_entry(node: &Node, entry: &OutboxEntry) {
 /// How many of these, from the first, have it; and whether all of them do.
 async fn publish_to(
     node: &Node,
-    id: &NotificationId,
+    notification: &Notification,
     payload: &Payload,
     recipients: &[UserId],
 ) -> (usize, bool) {
+    let id = &notification.id;
     let message = MessageId::new(id.as_str()).unwrap_or_else(|_| crate::ids::message_id());
     let requests: Vec<Publish> = recipients
         .iter()
@@ -206,6 +198,7 @@ async fn publish_to(
             let mut request =
                 to_user(node, user, NOTIFICATION, payload.clone(), Exclude::default())?;
             request.publication.id = message.clone();
+            request.publication.expires_at_ms = notification.expires_at.map(Moment::unix_ms);
             // No caller's key begins so: see `Caller::sender_key`.
             request.idempotency = Some(Idempotency::new("n:notifications", id.as_str()));
             Some(request)
@@ -252,6 +245,7 @@ fn to_user(
             user_id: None,
             meta: None,
             exclude,
+            expires_at_ms: None,
             traceparent: None,
             payload,
         },

@@ -14,7 +14,8 @@ const HAS_META: u8 = 2;
 const HAS_EXCLUDE: u8 = 4;
 const HAS_MSGPACK: u8 = 8;
 const HAS_TRACE: u8 = 16;
-const FLAGS_KNOWN: u8 = HAS_USER | HAS_META | HAS_EXCLUDE | HAS_MSGPACK | HAS_TRACE;
+const HAS_EXPIRY: u8 = 32;
+const FLAGS_KNOWN: u8 = HAS_USER | HAS_META | HAS_EXCLUDE | HAS_MSGPACK | HAS_TRACE | HAS_EXPIRY;
 
 /// Who must not hear a publication, live or on recovery (R17).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +64,8 @@ pub struct Publication {
     pub meta: Option<Bytes>,
     /// Who must not hear it.
     pub exclude: Exclude,
+    /// When it stops mattering, Unix milliseconds: later it is not sent to who comes back. Nobody is told of it.
+    pub expires_at_ms: Option<i64>,
     /// W3C trace context of the publishing call.
     pub traceparent: Option<Box<str>>,
     /// Opaque payload.
@@ -113,6 +116,7 @@ impl Publication {
         flags |= if self.meta.is_some() { HAS_META } else { 0 };
         flags |= if self.exclude.is_empty() { 0 } else { HAS_EXCLUDE };
         flags |= if self.payload.msgpack().is_some() { HAS_MSGPACK } else { 0 };
+        flags |= if self.expires_at_ms.is_some() { HAS_EXPIRY } else { 0 };
         flags |= if self.traceparent.is_some() { HAS_TRACE } else { 0 };
         out.extend_from_slice(&[VERSION, flags]);
         push_bytes(&mut out, self.id.as_str().as_bytes());
@@ -133,6 +137,9 @@ impl Publication {
             for user in &self.exclude.users {
                 push_bytes(&mut out, user.as_str().as_bytes());
             }
+        }
+        if let Some(expires_at_ms) = self.expires_at_ms {
+            push_varint(&mut out, expires_at_ms.max(0) as u64);
         }
         if let Some(trace) = &self.traceparent {
             push_bytes(&mut out, trace.as_bytes());
@@ -180,6 +187,11 @@ impl Publication {
                 exclude.users.push(UserId::new(reader.text()?).map_err(|_| InvalidBody)?);
             }
         }
+        let expires_at_ms = if flags & HAS_EXPIRY != 0 {
+            Some(i64::try_from(reader.varint()?).map_err(|_| InvalidBody)?)
+        } else {
+            None
+        };
         let traceparent = if flags & HAS_TRACE != 0 { Some(reader.text()?.into()) } else { None };
         let msgpack = if flags & HAS_MSGPACK != 0 { Some(reader.bytes()?) } else { None };
         let json = body.slice(reader.at..);
@@ -198,6 +210,7 @@ impl Publication {
             user_id,
             meta,
             exclude,
+            expires_at_ms,
             traceparent,
             payload,
         })
@@ -285,6 +298,7 @@ mod tests {
             meta in prop::option::of(Just(Bytes::from_static(b"{\"conflate_key\":\"k\"}"))),
             connections in ids(ConnectionId::new),
             users in ids(UserId::new),
+            expires_at_ms in prop::option::of(0..i64::MAX),
             traceparent in prop::option::of("[0-9a-f-]{55}"),
             json in prop::collection::vec(any::<u8>(), 0..300),
             msgpack in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
@@ -300,6 +314,7 @@ mod tests {
                 user_id: user.map(|user| UserId::new(&user).expect("allowed")),
                 meta,
                 exclude: Exclude { connections, users },
+                expires_at_ms,
                 traceparent: traceparent.map(Into::into),
                 payload: match msgpack {
                     Some(msgpack) => Payload::with_msgpack(json, msgpack),

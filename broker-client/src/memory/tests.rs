@@ -35,6 +35,7 @@ fn publish(id: &str) -> Publish {
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::NULL,
     };

@@ -281,7 +281,7 @@ impl Notification {
     }
 
     /// What is pushed to one recipient (R34): the record less `recipients` and `read_by`, plus
-    /// `read`, and `expires_at` where it was given: whoever holds the message later can tell.
+    /// `read`.
     #[must_use]
     pub fn pushed_to(&self, user: &UserId) -> Value {
         self.pushed(self.is_read_by(user))
@@ -290,7 +290,7 @@ impl Notification {
     /// The same for a recipient whose `read` is known.
     #[must_use]
     pub fn pushed(&self, read: bool) -> Value {
-        let mut pushed = serde_json::json!({
+        serde_json::json!({
             "id": self.id,
             "title": self.title,
             "message": self.message,
@@ -305,10 +305,6 @@ impl Notification {
             "resource_id": self.resource_id,
             "metadata": self.metadata,
             "read": read,
-        });
-        if let Some(expires_at) = self.expires_at {
-            pushed["expires_at"] = serde_json::json!(expires_at);
-        }
-        pushed
+        })
     }
 }

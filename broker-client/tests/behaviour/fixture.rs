@@ -112,6 +112,7 @@ pub(crate) fn publication(channel: &ChannelName, id: &str) -> Publication {
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::from_json(format!("{{\"id\":\"{id}\"}}")),
     }

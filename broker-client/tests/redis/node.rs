@@ -139,6 +139,7 @@ pub(crate) fn kept(name: &ChannelName, id: &str) -> Publish {
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::from_json(r#"{"n":1}"#.to_owned()),
     };

@@ -265,6 +265,7 @@ impl Node {
                 user_id: outgoing.user_id,
                 meta: outgoing.meta,
                 exclude: outgoing.exclude,
+                expires_at_ms: None,
                 traceparent: outgoing.traceparent,
                 payload: outgoing.payload,
             },

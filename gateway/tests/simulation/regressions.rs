@@ -148,6 +148,7 @@ async fn publish_kept(stage: &Stage, channel: &str, id: &str, retention: Option<
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::from_json("1".to_owned()),
     };

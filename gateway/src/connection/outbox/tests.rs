@@ -20,6 +20,7 @@ fn dispatch(number: usize, bytes: usize) -> Dispatch {
         user_id: None,
         meta: None,
         exclude: Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::of(&format!("{number}:{}", "x".repeat(bytes))),
     })

@@ -28,6 +28,7 @@ fn publication(position: Position, previous: Tag) -> Publication {
         user_id: None,
         meta: None,
         exclude: carillon_protocol::publication::Exclude::default(),
+        expires_at_ms: None,
         traceparent: None,
         payload: Payload::of(&1),
     }
